@@ -1,0 +1,64 @@
+"""Files that are whole or absent: written beside and renamed. And what a file is: its SHA-256."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(parts: Iterable[str]) -> str:
+    """12 hexadecimal digits that change when any part does."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` by rename, so that a reader or a crash meets the old file or the new one, never a part."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)  # mkstemp gives 0600: the server may run as another user
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes ``target`` by rename when the block ends well, and vanishes when it does not.
+
+    Its name starts with a dot and is not a number, so Triton takes it for no version. What an earlier, killed run
+    left beside the target is removed first.
+
+    Raises:
+        FileExistsError: ``target`` exists.
+    """
+    if target.exists():
+        raise FileExistsError(f"{target} exists; a version folder is never changed, choose the next number")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in target.parent.glob(".new-*"):
+        shutil.rmtree(stale)
+    fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
+    try:
+        yield fresh
+        fresh.chmod(0o755)
+        fresh.rename(target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise

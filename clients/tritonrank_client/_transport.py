@@ -1,0 +1,181 @@
+"""The door to the server, and the only module that calls tritonclient and grpc or knows their errors.
+
+`Transport` is what RankClient needs of a server; `GrpcTransport` is the real one, `MockTransport` (in `_mock.py`) the
+one to test through. Sends each request once: knows nothing of retries, of several servers, or of what tensors mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from ._contract import ModelSpec, TensorSpec
+from ._deadline import Deadline
+from ._errors import DeadlineExceeded, InvalidRequest, Overloaded, ServerError, TritonRankError, Unavailable
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """One inference.
+
+    Attributes:
+        model: the model's name.
+        inputs: arrays by name; text as object arrays of bytes.
+        outputs: names of the wanted outputs.
+        timeout_s: seconds until the answer is of no more use, on the wire and in the server's queue.
+    """
+
+    model: str
+    inputs: Mapping[str, np.ndarray]
+    outputs: tuple[str, ...]
+    timeout_s: float
+
+
+class Transport(Protocol):
+    """A way to a server, used from many threads at once. Every method but `close` raises a TritonRankError."""
+
+    def infer(self, request: InferRequest) -> Mapping[str, np.ndarray]:
+        """The outputs of the request, by name; those that the server left out are missing."""
+
+    def served_model(self, model: str, timeout_s: float) -> ModelSpec:
+        """The model's interface, as the server describes it."""
+
+    def is_ready(self, model: str, timeout_s: float) -> bool:
+        """Whether the server takes requests for the model."""
+
+    def close(self) -> None:
+        """Give the connection back; later calls raise Unavailable."""
+
+
+# After an outage grpc would wait up to two minutes before it tries to connect again.
+_CHANNEL_OPTIONS = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+
+
+class GrpcTransport:
+    """A gRPC channel to one Triton; connects when first used, and again after a loss.
+
+    url: host and gRPC port ("localhost:8001"), or another gRPC target ("unix:/run/triton.sock").
+    """
+
+    def __init__(self, url: str):
+        self._url = url
+        self._client = triton.InferenceServerClient(url, channel_args=_CHANNEL_OPTIONS)
+
+    def infer(self, request: InferRequest) -> dict[str, np.ndarray]:
+        """See Transport."""
+        with _translated_errors(self._url, request.timeout_s):
+            result = self._client.infer(
+                request.model,
+                [_infer_input(name, array) for name, array in request.inputs.items()],
+                outputs=[triton.InferRequestedOutput(name) for name in request.outputs],
+                timeout=_queue_timeout_microseconds(request.timeout_s),
+                client_timeout=request.timeout_s,
+            )
+        return _arrays(self._url, result, request.outputs)
+
+    def served_model(self, model: str, timeout_s: float) -> ModelSpec:
+        """See Transport."""
+        deadline = Deadline(timeout_s)
+        with _translated_errors(self._url, timeout_s):
+            # Only the metadata has the shapes as requests have them; only the configuration says what is optional.
+            metadata = self._client.get_model_metadata(model, client_timeout=deadline.remaining_s())
+            config = self._client.get_model_config(model, client_timeout=deadline.remaining_s()).config
+        optional = {tensor.name for tensor in config.input if tensor.optional}
+        return ModelSpec(_served_tensors(metadata.inputs, optional), _served_tensors(metadata.outputs, set()))
+
+    def is_ready(self, model: str, timeout_s: float) -> bool:
+        """See Transport."""
+        with _translated_errors(self._url, timeout_s):
+            return bool(self._client.is_model_ready(model, client_timeout=timeout_s))
+
+    def close(self) -> None:
+        """See Transport."""
+        self._client.close()
+
+
+def _infer_input(name: str, array: np.ndarray) -> triton.InferInput:
+    tensor = triton.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def _queue_timeout_microseconds(timeout_s: float) -> int:
+    """At least 1: Triton reads 0 as the model's own default."""
+    return max(1, int(timeout_s * 1e6))
+
+
+def _arrays(url: str, result: triton.InferResult, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    try:
+        arrays = {name: result.as_numpy(name) for name in names}
+    except (ValueError, struct.error) as error:  # bytes that do not fit the shape or the lengths they announce
+        raise ServerError(f"{url}: the answer cannot be decoded ({error})") from error
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _served_tensors(tensors: Iterable[Any], optional: set[str]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(tensor.name, tensor.datatype, tuple(tensor.shape), tensor.name in optional) for tensor in tensors
+    )
+
+
+# ---------------------------------------------------------------- errors
+ERROR_OF_STATUS: dict[str, type[TritonRankError]] = {
+    "CANCELLED": Unavailable,  # the channel was closed under the call, or the server is going down
+    "UNKNOWN": ServerError,
+    "INVALID_ARGUMENT": InvalidRequest,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "NOT_FOUND": Unavailable,  # Triton's word for a model that is not loaded
+    "ALREADY_EXISTS": ServerError,
+    "PERMISSION_DENIED": ServerError,
+    "RESOURCE_EXHAUSTED": Overloaded,
+    "FAILED_PRECONDITION": ServerError,
+    "ABORTED": ServerError,
+    "OUT_OF_RANGE": ServerError,
+    "UNIMPLEMENTED": ServerError,
+    "INTERNAL": ServerError,
+    "UNAVAILABLE": Unavailable,
+    "DATA_LOSS": ServerError,
+    "UNAUTHENTICATED": ServerError,
+}
+"""Every gRPC status that is an error."""
+
+# Triton refuses these with UNAVAILABLE, the status of a server that is not there; only the text tells them apart.
+_QUEUE_REFUSALS = ("Exceeds maximum queue size", "Request timeout expired")
+
+_NEXT_STEP: dict[type[TritonRankError], str] = {
+    InvalidRequest: "the server refused the request; a newer tritonrank-client may say more",
+    Unavailable: "is Triton running there, is this its gRPC port (8001 unless set), and is the model loaded?",
+    Overloaded: "send less, or raise the server's capacity",
+    DeadlineExceeded: "raise timeout_s, send fewer items, or look at the server's load",
+    ServerError: "see the server's log",
+}
+
+
+def translated(error: InferenceServerException, url: str, timeout_s: float) -> TritonRankError:
+    """The error of this package that says what tritonclient's `error` means."""
+    status = str(error.status()).removeprefix("StatusCode.")
+    kind = ERROR_OF_STATUS.get(status, ServerError)
+    if status == "UNAVAILABLE" and any(text in str(error.message()) for text in _QUEUE_REFUSALS):
+        kind = Overloaded
+    if kind is DeadlineExceeded:
+        return kind(f"{url}: no answer within {timeout_s:.3f} s; {_NEXT_STEP[kind]}")
+    return kind(f"{url}: {str(error.message()).strip()} ({status}); {_NEXT_STEP[kind]}")
+
+
+@contextlib.contextmanager
+def _translated_errors(url: str, timeout_s: float) -> Iterator[None]:
+    try:
+        yield
+    except InferenceServerException as error:
+        raise translated(error, url, timeout_s) from error
+    except ValueError as error:  # grpc's only word for a channel that was closed before the call
+        if "closed channel" not in str(error):
+            raise
+        raise Unavailable(f"{url}: this client is closed; make a new one") from error

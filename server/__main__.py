@@ -1,0 +1,97 @@
+"""`python -m server`: serves a model repository until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from server.errors import ServerError
+from server.triton import DEFAULT_MODEL, DEFAULT_REPOSITORY, DEFAULT_STORE, TritonServer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until stopped; return the exit code: 0 after a clean stop, 1 where the server could not start or died."""
+    options = _parse(arguments)
+    try:
+        server = _server(options)
+        _stop_on_signals(server)
+        with server:
+            return _serve(server)
+    except _StopRequested:
+        return 0
+    except ServerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
+    parser.add_argument("--repository", type=Path, default=DEFAULT_REPOSITORY, help="model repository (%(default)s)")
+    parser.add_argument("--store", type=Path, default=DEFAULT_STORE, help="item-store folder (%(default)s)")
+    parser.add_argument(
+        "--server-env", type=Path, help="the server's Python environment ($TRITONRANK_SERVER_ENV, .venv-server)"
+    )
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument("--load", action="append", metavar="MODEL", help=f"model to load; repeatable ({DEFAULT_MODEL})")
+    models.add_argument("--all", action="store_true", help="load every model of the repository")
+    parser.add_argument("--config-name", help="use <model>/configs/<CONFIG_NAME>.pbtxt where a model has it")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--grpc-port", type=int, default=8001, help="0 picks a free one (%(default)s)")
+    parser.add_argument("--http-port", type=int, default=8000, help="0 picks a free one (%(default)s)")
+    parser.add_argument("--metrics-port", type=int, default=8002, help="0 picks a free one (%(default)s)")
+    parser.add_argument("--ready-timeout-s", type=float, default=120.0, help="longest start-up (%(default)s)")
+    parser.add_argument("--log-verbose", type=int, default=0, help="Triton's verbosity (%(default)s)")
+    return parser.parse_args(arguments)
+
+
+def _server(options: argparse.Namespace) -> TritonServer:
+    return TritonServer(
+        options.repository,
+        None if options.all else options.load or [DEFAULT_MODEL],
+        store=options.store,
+        environment=options.server_env,
+        config_name=options.config_name,
+        host=options.host,
+        grpc_port=options.grpc_port,
+        http_port=options.http_port,
+        metrics_port=options.metrics_port,
+        log_verbose=options.log_verbose,
+        log_to_terminal=True,
+        ready_timeout_s=options.ready_timeout_s,
+    )
+
+
+class _StopRequested(BaseException):
+    """SIGINT or SIGTERM came. Not an Exception, for the same reason as KeyboardInterrupt."""
+
+
+def _stop_on_signals(server: TritonServer) -> None:
+    """Raise _StopRequested in the main thread at the first SIGINT or SIGTERM; kill the server at the second."""
+    requested = False
+
+    def handle(signal_number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        if requested:
+            server.kill()
+            return
+        requested = True
+        raise _StopRequested
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+
+
+def _serve(server: TritonServer) -> int:
+    print(f"ready: gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}", flush=True)
+    print(f"       tritonserver {server.pid}; Ctrl-C stops it, a second one at once", flush=True)
+    code = server.wait()
+    print(f"error: tritonserver ended by itself with code {code}; see its log above.", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

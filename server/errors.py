@@ -1,0 +1,46 @@
+"""What can go wrong before a server is ready.
+
+    ServerError
+    +-- EnvironmentUnfit   the server's Python environment is missing, or cannot run this Triton
+    +-- RepositoryError    the repository is missing or empty, or does not hold the wanted model
+    +-- PortInUse          another process listens on a wanted port
+    +-- ServerNotReady     tritonserver ended, or was not ready in time
+        +-- ModelsNotReady tritonserver runs, a model could not be loaded
+
+Each message says what was found, what was wanted and what to run next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class ServerError(RuntimeError):
+    """Base of every error of this package."""
+
+
+class EnvironmentUnfit(ServerError):
+    """The server's Python environment is missing, or cannot run this Triton."""
+
+
+class RepositoryError(ServerError):
+    """The model repository is missing or empty, or does not hold the wanted model."""
+
+
+class PortInUse(ServerError):
+    """Another process listens on a wanted port."""
+
+
+class ServerNotReady(ServerError):
+    """tritonserver ended before it was ready, or was not ready in time."""
+
+
+class ModelsNotReady(ServerNotReady):
+    """tritonserver runs, but wanted models could not be loaded.
+
+    `reasons`: model name => Triton's reason.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[str, str]):
+        super().__init__(message)
+        self.reasons = dict(reasons)

@@ -1,0 +1,273 @@
+"""TritonServer: one tritonserver process, from start to a clean end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from server import health, process, self_test
+from server.backend_directory import DROP_INS, assemble_backends
+from server.environment import REPOSITORY_ROOT, ServerEnvironment, find_environment
+from server.errors import ModelsNotReady, ServerNotReady
+from server.ports import port_to_bind
+from server.repository import check_models_exist, model_names
+from server.triton_log import reasons_in
+
+DEFAULT_REPOSITORY = REPOSITORY_ROOT / "model_repository"
+DEFAULT_STORE = REPOSITORY_ROOT / "item_store"
+DEFAULT_MODEL = "rank"
+STORE_VARIABLE = "TRITONRANK_ITEM_STORE"
+POLL_S = 0.05
+EXIT_TIMEOUT_S = 10
+LOG_LINES_IN_ERRORS = 30
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class TritonServer:
+    """A running tritonserver; a context manager that starts it, waits until it is ready, and stops it.
+
+    repository     Triton model repository
+    load           models to load, with what they depend on; None loads all
+    store          item-store folder, told to the models as $TRITONRANK_ITEM_STORE
+    config_name    <model>/configs/<config_name>.pbtxt takes the place of config.pbtxt where it exists
+    host, *_port   where HTTP, gRPC and metrics listen; port 0 picks a free one
+    log_to_terminal  writes Triton's log to this process's output instead of keeping it for `log()`
+    backends       folder of drop-in backends, each NAME/model.py
+    extra_arguments  more options of tritonserver
+    run_self_test  send one tensor through the stub the first time this environment is used
+
+    Enter it in a thread that lives as long as the server shall: Linux ends the server when that thread ends.
+    Raises a ServerError, see server/errors.py.
+    """
+
+    def __init__(
+        self,
+        repository: str | os.PathLike[str] = DEFAULT_REPOSITORY,
+        load: Sequence[str] | None = (DEFAULT_MODEL,),
+        *,
+        store: str | os.PathLike[str] = DEFAULT_STORE,
+        environment: str | os.PathLike[str] | None = None,
+        config_name: str | None = None,
+        host: str = "127.0.0.1",
+        grpc_port: int = 8001,
+        http_port: int = 8000,
+        metrics_port: int = 8002,
+        log_verbose: int = 0,
+        log_to_terminal: bool = False,
+        ready_timeout_s: float = 120.0,
+        backends: str | os.PathLike[str] = DROP_INS,
+        extra_arguments: Sequence[str] = (),
+        run_self_test: bool = True,
+    ):
+        self.repository = Path(repository).absolute()
+        self.models = list(load) if load is not None else None
+        self.store = Path(store).absolute()
+        self.environment: ServerEnvironment = find_environment(environment)
+        self.config_name = config_name
+        self.host = host
+        self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
+        self.log_verbose = log_verbose
+        self.log_to_terminal = log_to_terminal
+        self.ready_timeout_s = ready_timeout_s
+        self.backends = Path(backends).absolute()
+        self.extra_arguments = list(extra_arguments)
+        self.run_self_test = run_self_test
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+        self._log = ""
+
+    @property
+    def grpc_url(self) -> str:
+        return f"{self.host}:{self.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        return f"{self.host}:{self.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.host}:{self.metrics_port}/metrics"
+
+    @property
+    def pid(self) -> int:
+        return self._running().pid
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start tritonserver and wait until every wanted model takes requests."""
+        self._check_repository()
+        self._check_environment()
+        self._choose_ports()
+        try:
+            self._start_process()
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self, timeout_s: float = EXIT_TIMEOUT_S + 5) -> None:
+        """Let running requests end, then the server; kill what is left after `timeout_s`. Safe to call again."""
+        if self._process is not None:
+            process.stop(self._process, timeout_s)
+        self._clean_up()
+
+    def kill(self) -> None:
+        """End the server and its stubs at once."""
+        if self._process is not None:
+            process.kill(self._process)
+
+    def wait(self) -> int:
+        """Wait until tritonserver ends, by itself or killed; return its exit code."""
+        return self._running().wait()
+
+    def log(self) -> str:
+        """Return what Triton and the models have written so far; empty where it went to the terminal."""
+        if self._folder is not None and self._log_file.exists():
+            self._log = self._log_file.read_text(errors="replace")
+        return self._log
+
+    @property
+    def _work_folder(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="tritonrank_"))
+        return self._folder
+
+    @property
+    def _log_file(self) -> Path:
+        return self._work_folder / "triton.log"
+
+    @property
+    def _shared_memory_prefix(self) -> str:
+        return f"{self._work_folder.name}_"
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise ServerNotReady("the server was not started; enter it with 'with TritonServer(...) as server'.")
+        return self._process
+
+    def _check_repository(self) -> None:
+        if self.models is None:
+            self._wanted = model_names(self.repository)
+        else:
+            check_models_exist(self.repository, self.models)
+            self._wanted = self.models
+
+    def _check_environment(self) -> None:
+        if not self.run_self_test or self_test.has_passed(self.environment):
+            return
+        with tempfile.TemporaryDirectory(prefix="tritonrank_") as folder:
+            self_test.write_repository(Path(folder))
+            with TritonServer(
+                folder,
+                [self_test.MODEL],
+                environment=self.environment.root,
+                grpc_port=0,
+                http_port=0,
+                metrics_port=0,
+                run_self_test=False,
+            ) as server:
+                self_test.check_tensor_returns(server.host, server.http_port, self.environment)
+        self_test.remember_pass(self.environment)
+
+    def _choose_ports(self) -> None:
+        self.grpc_port = port_to_bind(self.host, self.grpc_port, "--grpc-port")
+        self.http_port = port_to_bind(self.host, self.http_port, "--http-port")
+        self.metrics_port = port_to_bind(self.host, self.metrics_port, "--metrics-port")
+
+    def _start_process(self) -> None:
+        assemble_backends(self.environment, self._work_folder / "backends", self.backends)
+        with self._log_file.open("wb") as log:
+            output = None if self.log_to_terminal else log
+            self._process = process.start(self._command(), self._environ(), self._work_folder, output)
+
+    def _command(self) -> list[str]:
+        models = ["*"] if self.models is None else self.models
+        return [
+            str(self.environment.tritonserver),
+            f"--model-repository={self.repository}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in models),
+            *([f"--model-config-name={self.config_name}"] if self.config_name else []),
+            # Stays up when a model fails, so that the repository index can be asked which one and why.
+            "--exit-on-error=false",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+            f"--backend-directory={self._work_folder / 'backends'}",
+            f"--backend-config=python,shm-region-prefix-name={self._shared_memory_prefix}",
+            f"--cache-directory={self.environment.caches}",
+            f"--http-address={self.host}",
+            f"--http-port={self.http_port}",
+            f"--grpc-address={self.host}",
+            f"--grpc-port={self.grpc_port}",
+            f"--metrics-address={self.host}",
+            f"--metrics-port={self.metrics_port}",
+            f"--log-verbose={self.log_verbose}",
+            *self.extra_arguments,
+        ]
+
+    def _environ(self) -> dict[str, str]:
+        """The caller's variables, with the server's environment in the place of the caller's."""
+        environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
+        environ["VIRTUAL_ENV"] = str(self.environment.root)
+        environ["PATH"] = os.pathsep.join([str(self.environment.bin), environ.get("PATH", os.defpath)])
+        environ["LD_LIBRARY_PATH"] = str(self.environment.libraries)
+        environ[STORE_VARIABLE] = str(self.store)
+        # The repository is data that a manifest lists file by file, and may be mounted read-only.
+        environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        return environ
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self.ready_timeout_s
+        while not health.is_live(self.host, self.http_port):
+            self._check_still_starting(deadline)
+            time.sleep(POLL_S)
+        self._check_models()
+
+    def _check_still_starting(self, deadline: float) -> None:
+        code = self._running().poll()
+        if code is not None:
+            raise ServerNotReady(f"tritonserver ended with code {code} before it was ready.{self._end_of_log()}")
+        if time.monotonic() > deadline:
+            raise ServerNotReady(
+                f"tritonserver was not ready after {self.ready_timeout_s:g} s; give it longer with "
+                f"--ready-timeout-s, or see what it is doing with --log-verbose 1.{self._end_of_log()}"
+            )
+
+    def _check_models(self) -> None:
+        failed = [model for model in self._wanted if not health.is_ready(self.host, self.http_port, model)]
+        if not failed:
+            return
+        reasons = {model: "see Triton's log" for model in failed}
+        reasons |= reasons_in(self.log()) | health.reasons_not_ready(self.host, self.http_port)
+        listed = "".join(f"\n  {model}: {reason}" for model, reason in sorted(reasons.items()))
+        raise ModelsNotReady(
+            f"{len(reasons)} of the models in {self.repository} could not be loaded:{listed}\nMend what the "
+            "reason names, or run 'make repository' to write them anew.",
+            reasons,
+        )
+
+    def _end_of_log(self) -> str:
+        lines = self.log().splitlines()[-LOG_LINES_IN_ERRORS:]
+        return "\nThe end of Triton's log:\n  " + "\n  ".join(lines) if lines else "\nTriton's log is above."
+
+    def _clean_up(self) -> None:
+        if self._folder is None:
+            return
+        self.log()
+        for region in SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):
+            region.unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None

@@ -1,0 +1,98 @@
+"""A small `rank` model for a real Triton: answers, fails or waits as the query says."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Words of the query say what the model does:
+#   hold NAME   writes NAME.held into the folder of gates, then waits until NAME.open is there
+#   fail CODE   answers with that Triton error;  crash raises;  nan scores NaN;  timeout scores the request's own
+# Otherwise an item's score is its number, and 'unknown' has none.
+MODEL_PY = """
+import json, os, time
+import numpy as np
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.gates = json.loads(args["model_config"])["parameters"]["gates"]["string_value"]
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        word, _, rest = pb.get_input_tensor_by_name(request, "query").as_numpy()[0].decode().partition(" ")
+        if word == "fail":
+            return pb.InferenceResponse(error=pb.TritonError("as asked", getattr(pb.TritonError, rest)))
+        if word == "crash":
+            raise RuntimeError("as asked")
+        if word == "hold":
+            self.hold(os.path.join(self.gates, rest))
+        ids = pb.get_input_tensor_by_name(request, "item_ids").as_numpy()
+        scores = np.array([self.score(word, item, request) for item in ids], dtype=np.float32)
+        top_k = pb.get_input_tensor_by_name(request, "top_k")
+        count = int(top_k.as_numpy()[0]) if top_k is not None else 0
+        order = np.argsort(-scores, kind="stable")[:count or len(ids)]
+        return pb.InferenceResponse([pb.Tensor("ranked_ids", ids[order]), pb.Tensor("scores", scores[order])])
+
+    def hold(self, gate):
+        open(gate + ".held", "w").close()
+        end_s = time.monotonic() + 60  # a test that fails to open its gate shall fail, not hang
+        while not os.path.exists(gate + ".open") and time.monotonic() < end_s:
+            time.sleep(0.005)
+
+    def score(self, word, item, request):
+        if word == "nan":
+            return np.nan
+        if word == "timeout":
+            return request.timeout()
+        return np.finfo(np.float32).min if item == b"unknown" else float(item)
+"""
+
+CONFIG_PBTXT = """
+backend: "python"
+max_batch_size: 0
+input [ { name: "query" data_type: TYPE_STRING dims: [ 1 ] },
+        { name: "item_ids" data_type: TYPE_STRING dims: [ -1 ] },
+        { name: "top_k" data_type: %(top_k_type)s dims: [ 1 ] optional: %(top_k_optional)s } ]
+output [ { name: "ranked_ids" data_type: TYPE_STRING dims: [ -1 ] },
+         { name: "%(scores)s" data_type: TYPE_FP32 dims: [ -1 ] } ]
+parameters { key: "gates" value { string_value: "%(gates)s" } }
+%(more)s
+"""
+
+# Without a default timeout Triton ignores the request's own.
+QUEUE_OF_TWO = """dynamic_batching { default_queue_policy {
+    default_timeout_microseconds: 60000000 allow_timeout_override: true max_queue_size: 2 } }"""
+
+
+@dataclass
+class Gates:
+    """Holds requests inside the model, and lets them go."""
+
+    folder: Path
+    names: list[str] = field(default_factory=list)
+
+    def query(self) -> str:
+        """A query that the model holds until `open`."""
+        self.names.append(uuid.uuid4().hex)
+        return f"hold {self.names[-1]}"
+
+    def is_held(self, query: str) -> bool:
+        return (self.folder / f"{query.removeprefix('hold ')}.held").exists()
+
+    def open(self) -> None:
+        for name in self.names:
+            (self.folder / f"{name}.open").touch()
+
+
+def write_model(repository: Path, name: str, gates: Path, more: str = "", **changes: str) -> None:
+    """Write a model whose interface is the contract's, but for the `changes`."""
+    folder = repository / name / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(MODEL_PY)
+    as_agreed = {"top_k_type": "TYPE_INT32", "top_k_optional": "true", "scores": "scores"}
+    config = CONFIG_PBTXT % {**as_agreed, **changes, "gates": gates, "more": more}
+    (repository / name / "config.pbtxt").write_text(config)
