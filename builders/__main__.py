@@ -17,6 +17,7 @@ from rich.table import Table
 
 from builders import build
 from builders.backbone import CheckpointError
+from builders.build_engine import TensorRTMissing, skipped_engines
 from builders.contract import ContractError
 from builders.datasets import DatasetError, DataSource, find_data, load_judged
 from builders.item_store import ItemStoreError
@@ -26,7 +27,7 @@ from builders.recipe import Recipe, RecipeError, load_recipe, load_recipes
 from builders.repository import RepositoryError, point_rank_at, tune_machine
 from builders.text import TokenizerError
 
-Data = Annotated[Path | None, typer.Option("--data", help="Folder with the data; else TRITONRANK_DATA, ../shared/data, ...")]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder with the data.")]
 Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipes; all of recipes/ when none is given.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -41,7 +42,9 @@ def data(data: Data = None) -> None:
     console.print(source.note)
     pairs = sum(map(len, judged.judgements.values()))
     test = len(judged.subset("test").queries)
-    console.print(f"{len(judged.products)} products, {len(judged.queries)} queries ({test} for test), {pairs} judged pairs")
+    console.print(
+        f"{len(judged.products)} products, {len(judged.queries)} queries ({test} for test), {pairs} judged pairs"
+    )
 
 
 @app.command()
@@ -51,7 +54,7 @@ def train(recipe: Path = Path("recipes/cross_encoder.toml"), data: Data = None) 
 
     loaded = load_recipe(recipe)
     if loaded.checkpoint is None:
-        raise RecipeError(f"{recipe}: no checkpoint to write; wanted checkpoint = \"<folder>\"")
+        raise RecipeError(f'{recipe}: no checkpoint to write; wanted checkpoint = "<folder>"')
     train_cross_encoder(_data(data).folder, build.in_project(loaded.checkpoint), loaded.training)
 
 
@@ -61,6 +64,12 @@ def export(recipes: Recipes = None, data: Data = None) -> None:
     judged = load_judged(_data(data).folder)
     for recipe in _recipes(recipes):
         build.build_variants(recipe, build.load_ranker(recipe), judged, console.print)
+
+
+@app.command()
+def engines(require_tensorrt: bool = False) -> None:
+    """Build TensorRT engines where there is a TensorRT; elsewhere say what was skipped."""
+    console.print(skipped_engines(require_tensorrt))
 
 
 @app.command()
@@ -100,7 +109,7 @@ def repository(recipes: Recipes = None, data: Data = None, published: str | None
 @app.command()
 def publish(variant: str) -> None:
     """Point the endpoint `rank` at a variant, such as cross_encoder_int8_onnx: one rename. Rolls back likewise."""
-    point_rank_at(build.REPOSITORY, "rank", f"rank_{variant}")
+    point_rank_at(build.PROJECT.repository, "rank", f"rank_{variant}")
     console.print(f"rank = {variant}; a running server takes it up when it loads 'rank' anew")
 
 
@@ -117,7 +126,7 @@ def add_items(corpus: Path, recipes: Recipes = None) -> None:
 @app.command()
 def tune(machine: str, instances: int = 1, threads: int = os.cpu_count() or 1) -> None:
     """Write configs/MACHINE.pbtxt beside every model; serve them with `make serve CONFIG=MACHINE`."""
-    written = tune_machine(build.REPOSITORY, machine, instances, threads)
+    written = tune_machine(build.PROJECT.repository, machine, instances, threads)
     console.print(f"{len(written)} configurations for '{machine}': {instances} instances of {threads} threads")
 
 
@@ -135,7 +144,7 @@ def main() -> None:
     """Run a verb; an error that the kit raises on purpose is one line, without a trace."""
     expected = (
         CheckpointError, ContractError, DatasetError, ItemStoreError, QualityError, QuantizationError, RecipeError,
-        RepositoryError, TokenizerError,
+        RepositoryError, TensorRTMissing, TokenizerError,
     )  # fmt: skip
     try:
         app()

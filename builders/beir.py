@@ -101,7 +101,7 @@ def load_judged(folder: Path) -> JudgedQueries:
         raise DatasetError(
             f"{folder}: no {CORPUS} here nor in esci/ below it; wanted {CORPUS}, {QUERIES} and {QRELS} in BEIR's layout"
         )
-    products = _read_corpus(place / CORPUS)
+    products = read_corpus(place / CORPUS)
     queries = _read_queries(place / QUERIES)
     judgements = _read_qrels(place / QRELS, queries, products)
     return JudgedQueries(queries, products, judgements)
@@ -122,7 +122,8 @@ def write_judged(judged: JudgedQueries, folder: Path) -> None:
 
 
 # ---------------------------------------------------------------- the three files
-def _read_corpus(path: Path) -> dict[str, Product]:
+def read_corpus(path: Path) -> dict[str, Product]:
+    """Item id to product, of one ``corpus.jsonl``. Raises: DatasetError."""
     products: dict[str, Product] = {}
     for where, row in _json_rows(path):
         product = _product(where, row)

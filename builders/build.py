@@ -16,8 +16,7 @@ import numpy as np
 import onnxruntime
 
 from builders import model_config, quality
-from builders.contract import ITEM_IDS, KNOWN, MAX_ROWS_PER_RUN, RANK, RANKED_IDS, SCORE, SCORES, TOP_K
-from builders.contract import Contract
+from builders.contract import ITEM_IDS, KNOWN, MAX_ROWS_PER_RUN, RANK, RANKED_IDS, SCORE, SCORES, TOP_K, Contract
 from builders.datasets import JudgedQueries, Product
 from builders.export_onnx import OPSET, check_onnx, onnx_from_ranker, run_onnx
 from builders.files import fingerprint, sha256, write_atomically
@@ -25,12 +24,11 @@ from builders.first_stage import first_stage
 from builders.item_store import ItemStore
 from builders.quantize import int8_from_onnx
 from builders.ranker import Graph, Ranker, Sample
-from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, Serving, Variant
+from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, Variant
 from builders.repository import Ensemble, RepositoryError, ServedModel, publish_models, served_variant
 
-BUILD = REPOSITORY_ROOT / "build"
-REPOSITORY = REPOSITORY_ROOT / "model_repository"
-ITEM_STORE = REPOSITORY_ROOT / "item_store"
+SERVED_CODE = REPOSITORY_ROOT / "model_repository"
+"""The hand-written ``model.py`` files and what they share."""
 USUAL_CANDIDATES = 40
 DEFAULT_PUBLISHED = "cross_encoder_int8_onnx"
 """Of the kit's own rankers the best within a 200 ms budget on two cores."""
@@ -45,6 +43,22 @@ POSTPROCESS = Contract(
     outputs=(RANKED_IDS, SCORES),
     parameters={"unscored": RANK.parameters["unscored"]},
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Folders that a build writes: ONNX files and figures, Triton's repository, the item store."""
+
+    build: Path = REPOSITORY_ROOT / "build"
+    repository: Path = REPOSITORY_ROOT / "model_repository"
+    item_store: Path = REPOSITORY_ROOT / "item_store"
+
+    def ranker_folder(self, recipe: Recipe) -> Path:
+        """ONNX files and figures of one recipe."""
+        return self.build / "rankers" / recipe.ranker
+
+
+PROJECT = Places()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +94,22 @@ def load_ranker(recipe: Recipe) -> Ranker:
         raise RecipeError(f"recipe of {recipe.ranker}: module '{path}' is not there; wanted <file>.py:<class>")
     loaded = getattr(_import_file(path), class_name, None)
     if not (isinstance(loaded, type) and issubclass(loaded, Ranker)):
-        raise RecipeError(f"recipe of {recipe.ranker}: '{recipe.module}' is no class derived from builders.ranker.Ranker")
-    return loaded(checkpoint=recipe.checkpoint and in_project(recipe.checkpoint), backbone=recipe.backbone and in_project(recipe.backbone))  # type: ignore[call-arg]
+        raise RecipeError(
+            f"recipe of {recipe.ranker}: '{recipe.module}' is no class derived from builders.ranker.Ranker"
+        )
+    return loaded(
+        checkpoint=recipe.checkpoint and in_project(recipe.checkpoint),
+        backbone=recipe.backbone and in_project(recipe.backbone),
+    )  # type: ignore[call-arg]
 
 
-def build_variants(recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print) -> list[BuiltVariant]:
+def build_variants(
+    recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print, places: Places = PROJECT
+) -> list[BuiltVariant]:
     """Export, check, quantize and gate every variant; what is built already is taken as it is."""
-    folder = BUILD / "rankers" / recipe.ranker
+    folder = places.ranker_folder(recipe)
     evaluated = judged.subset("test" if recipe.trained_on_judgements else "all")
-    wanted = torch_scores(recipe, ranker, evaluated, say)
+    wanted = torch_scores(recipe, ranker, evaluated, say, places)
     built: list[BuiltVariant] = []
     reference: dict[str, list[str]] | None = None
     for variant in recipe.variants:
@@ -96,7 +117,9 @@ def build_variants(recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: S
             graph.name: _built_graph(recipe, ranker, graph, variant, judged, folder, say) for graph in ranker.graphs
         }
         state = folder / f"{variant.name}.json"
-        inputs = fingerprint([*(sha256(path) for _, path in models.values()), recipe.gate.model_dump_json(), _digest(evaluated)])
+        inputs = fingerprint(
+            [*(sha256(path) for _, path in models.values()), recipe.gate.model_dump_json(), _digest(evaluated)]
+        )
         figures = _stored(state, inputs)
         if figures is None:
             say(f"{recipe.model_name(variant)}: quality over {len(evaluated.queries)} queries")
@@ -108,15 +131,18 @@ def build_variants(recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: S
     return built
 
 
-def torch_scores(recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print) -> Scores:
+def torch_scores(
+    recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print, places: Places = PROJECT
+) -> Scores:
     """The torch module's own score of every judged candidate, computed once and kept under ``build/``."""
-    state = BUILD / "rankers" / recipe.ranker / "torch_scores.json"
+    state = places.ranker_folder(recipe) / "torch_scores.json"
     inputs = fingerprint([*map(sha256, ranker.checkpoint_files), _code_of(ranker), _digest(judged)])
     stored = _stored(state, inputs)
     if stored is None:
         say(f"{recipe.ranker}: scoring {len(judged.queries)} queries with torch")
         scores = {
-            query_id: _scores_of(ranker, judged, query_id, list(grades)) for query_id, grades in judged.judgements.items()
+            query_id: _scores_of(ranker, judged, query_id, list(grades))
+            for query_id, grades in judged.judgements.items()
         }
         stored = {"inputs": inputs, "scores": scores}
         write_atomically(state, json.dumps(stored) + "\n")
@@ -124,7 +150,11 @@ def torch_scores(recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say
 
 
 def publish_rankers(
-    rankers: Sequence[tuple[Recipe, Ranker, Sequence[BuiltVariant]]], published: str, data_note: str, say: Say = print
+    rankers: Sequence[tuple[Recipe, Ranker, Sequence[BuiltVariant]]],
+    published: str,
+    data_note: str,
+    say: Say = print,
+    places: Places = PROJECT,
 ) -> dict[str, int]:
     """Write all rankers' models and endpoints; ``rank`` points at the variant called ``published``.
 
@@ -141,24 +171,27 @@ def publish_rankers(
                 ensembles.append(_ensemble(f"rank_{recipe.model_name(built.variant)}", steps))
     chosen = next((ensemble for ensemble in ensembles if ensemble.name == f"rank_{published}"), None)
     if chosen is None:
-        raise RecipeError(f"'{published}' is no variant that passed its gate; wanted one of {', '.join(_variants(ensembles))}")
+        passed = ", ".join(ensemble.name.removeprefix("rank_") for ensemble in ensembles)
+        raise RecipeError(f"'{published}' is no variant that passed its gate; wanted one of {passed or 'none'}")
     ensembles.append(dataclasses.replace(chosen, name=RANK.name))
-    versions = publish_models(REPOSITORY, list(models.values()), ensembles, libraries())
+    versions = publish_models(places.repository, list(models.values()), ensembles, libraries())
     say(f"published {len(models)} models and {len(ensembles)} endpoints; rank = {published}")
     return versions
 
 
-def published_variant() -> str:
+def published_variant(places: Places = PROJECT) -> str:
     """The variant that ``rank`` serves now; the kit's default where there is no ``rank`` yet."""
     try:
-        return served_variant(REPOSITORY)
+        return served_variant(places.repository)
     except RepositoryError:
         return DEFAULT_PUBLISHED
 
 
-def fill_item_store(rankers: Sequence[Ranker], products: Sequence[Product], say: Say = print) -> None:
+def fill_item_store(
+    rankers: Sequence[Ranker], products: Sequence[Product], say: Say = print, places: Places = PROJECT
+) -> None:
     """Compute and store the features of the products that the store does not hold in these rankers' versions."""
-    with ItemStore(ITEM_STORE) as store:
+    with ItemStore(places.item_store) as store:
         for ranker in rankers:
             version = ranker.preprocess.parameters["item_features_version"]
             there = store.ids(ranker.name, version)
@@ -168,9 +201,9 @@ def fill_item_store(rankers: Sequence[Ranker], products: Sequence[Product], say:
                 store.put(ranker.name, version, ranker.item_features(missing))
 
 
-def add_items(rankers: Sequence[Ranker], products: Sequence[Product]) -> None:
+def add_items(rankers: Sequence[Ranker], products: Sequence[Product], places: Places = PROJECT) -> None:
     """Add or replace products while the store is being served; the next request sees them."""
-    with ItemStore(ITEM_STORE) as store:
+    with ItemStore(places.item_store) as store:
         for ranker in rankers:
             version = ranker.preprocess.parameters["item_features_version"]
             store.put(ranker.name, version, ranker.item_features(products))
@@ -216,7 +249,13 @@ def _built_graph(
 def _exported(ranker: Ranker, graph: Graph, model: str, judged: JudgedQueries, folder: Path, say: Say) -> Path:
     target = folder / f"{model}.onnx"
     inputs = fingerprint(
-        [*map(sha256, ranker.checkpoint_files), _code_of(graph.module), graph.contract.to_json(), str(OPSET), str(libraries())]
+        [
+            *map(sha256, ranker.checkpoint_files),
+            _code_of(graph.module),
+            graph.contract.to_json(),
+            str(OPSET),
+            str(libraries()),
+        ]
     )
     if not _is_current(target, inputs):
         say(f"{model}: exporting to ONNX")
@@ -309,7 +348,10 @@ def _gate(
         return {"gate": f"NDCG@10 {figures['ndcg_at_10']:.4f}, the reference", "passed": True}
     comparison = quality.compare(judged, rankings, reference)
     try:
-        return {"gate": quality.gate(recipe.model_name(variant), comparison, recipe.gate.min_ndcg_ratio), "passed": True}
+        return {
+            "gate": quality.gate(recipe.model_name(variant), comparison, recipe.gate.min_ndcg_ratio),
+            "passed": True,
+        }
     except quality.GateFailed as failure:
         return {"gate": str(failure), "passed": False}
 
@@ -319,27 +361,23 @@ def _served_steps(recipe: Recipe, ranker: Ranker, built: BuiltVariant, data_note
     serving = recipe.serving
     common = {"recipe": f"recipes/{recipe.ranker}.toml", "data": data_note}
     checkpoint = {path.name: sha256(path) for path in ranker.checkpoint_files}
-    steps = [_python_model(ranker.preprocess, serving, {"tokenizer.json": ranker.tokenizer_file}, common)]
+    steps = [_python_model(ranker.preprocess, {"tokenizer.json": ranker.tokenizer_file}, common)]
     for graph in ranker.graphs:
         name, path = built.models[graph.name]
         config = model_config.onnx_config(graph, name, serving)
         contract = dataclasses.replace(graph.contract, name=name)
         built_from = {**common, "checkpoint": checkpoint, "variant": built.variant.model_dump(), "opset": OPSET}
         steps.append(ServedModel(config, contract, {"model.onnx": path}, built_from))
-    return [*steps, _python_model(POSTPROCESS, Serving(), {}, {})]
+    return [*steps, _python_model(POSTPROCESS, {}, {})]
 
 
-def _python_model(contract: Contract, serving: Serving, files: Mapping[str, Path], built_from: Mapping[str, Any]) -> ServedModel:
-    code = {"model.py": REPOSITORY / contract.name / "model.py", "served.py": REPOSITORY / "served.py"}
-    return ServedModel(model_config.python_config(contract, serving), contract, {**code, **files}, built_from)
+def _python_model(contract: Contract, files: Mapping[str, Path], built_from: Mapping[str, Any]) -> ServedModel:
+    code = {"model.py": SERVED_CODE / contract.name / "model.py", "served.py": SERVED_CODE / "served.py"}
+    return ServedModel(model_config.python_config(contract), contract, {**code, **files}, built_from)
 
 
 def _ensemble(name: str, steps: Sequence[ServedModel]) -> Ensemble:
     return Ensemble(name, [step.name for step in steps], dataclasses.replace(RANK, name=name))
-
-
-def _variants(ensembles: Sequence[Ensemble]) -> list[str]:
-    return [ensemble.name.removeprefix("rank_") for ensemble in ensembles]
 
 
 def _import_file(path: Path) -> Any:
@@ -351,8 +389,6 @@ def _import_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
 
 
 def _digest(judged: JudgedQueries) -> str:

@@ -118,12 +118,12 @@ class Contract:
             return cls(**fields)
         except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
             raise ContractError(
-                f"contract.json is not a contract ({type(error).__name__}: {error}); run 'make repository' to write it anew"
+                f"contract.json is not a contract ({type(error).__name__}: {error}); run 'make repository'"
             ) from error
 
 
 def padded_length(longest: int) -> int:
-    """The length bucket of a batch whose longest sequence has ``longest`` tokens: the next multiple of LENGTH_BUCKET."""
+    """The length bucket of a batch whose longest sequence has ``longest`` tokens."""
     return max(-(-longest // LENGTH_BUCKET), 1) * LENGTH_BUCKET
 
 
@@ -155,7 +155,11 @@ ITEM_IDS = Tensor(
 TOP_K = Tensor("top_k", "INT32", (1,), "how many items to return; absent or 0 = all", optional=True)
 RANKED_IDS = Tensor("ranked_ids", "BYTES", ("ranked",), "item ids, best first", "per_candidate")
 SCORES = Tensor(
-    "scores", "FP32", ("ranked",), "score of each ranked id, highest first; lowest finite FP32 = not scored", "per_candidate"
+    "scores",
+    "FP32",
+    ("ranked",),
+    "score of each ranked id, highest first; lowest finite FP32 = not scored",
+    "per_candidate",
 )
 INPUT_IDS = Tensor("input_ids", "INT32", ("rows", "length"), "token ids, padded", "per_candidate")
 ATTENTION_MASK = Tensor("attention_mask", "INT32", ("rows", "length"), "1 = token, 0 = padding", "per_candidate")

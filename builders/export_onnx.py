@@ -73,7 +73,9 @@ def check_tensors(model: onnx.ModelProto, contract: Contract) -> None:
         *_disagreements("output", model.graph.output, contract.outputs),
     ]
     if faults:
-        raise ContractError(f"{contract.name}: " + "; ".join(faults) + ". Mend forward() or the contract, then 'make export'")
+        raise ContractError(
+            f"{contract.name}: " + "; ".join(faults) + ". Mend forward() or the contract, then 'make export'"
+        )
 
 
 def check_onnx(graph: Graph, path: Path, samples: Sequence[Sample]) -> list[ParityReport]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
@@ -70,7 +71,7 @@ class ItemStore:
                 pending = []
         return count + self._commit(table, pending)
 
-    def _commit(self, table: object, items: list[tuple[bytes, bytes]]) -> int:
+    def _commit(self, table: Any, items: list[tuple[bytes, bytes]]) -> int:
         with self._environment.begin(write=True, db=table) as transaction, transaction.cursor() as cursor:
             cursor.putmulti(items)
         return len(items)

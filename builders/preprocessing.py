@@ -7,12 +7,28 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from builders.contract import ITEM_IDS, KNOWN, LENGTH_BUCKET, MAX_LENGTH, MAX_QUERY_TOKENS, QUERY, RANK, Contract, Tensor
+from builders.contract import (
+    ITEM_IDS,
+    KNOWN,
+    LENGTH_BUCKET,
+    MAX_LENGTH,
+    MAX_QUERY_TOKENS,
+    QUERY,
+    RANK,
+    Contract,
+    Tensor,
+)
 from builders.text import padding_id
 
 
 def preprocess_contract(
-    ranker: str, outputs: Sequence[Tensor], tokenizer: Tokenizer, *, pair: bool, features_version: str, **parameters: Any
+    ranker: str,
+    outputs: Sequence[Tensor],
+    tokenizer: Tokenizer,
+    *,
+    pair: bool,
+    features_version: str,
+    **parameters: Any,
 ) -> Contract:
     """Contract of ``<ranker>_preprocess``.
 

@@ -1,4 +1,4 @@
-"""Recipes: one TOML a ranker says which network, from which checkpoint, in which variants, behind which gate, how served.
+"""Recipes: one TOML a ranker says which network, which checkpoint, which variants, behind which gate, how served.
 
 Turned into arguments at the door; nothing below the command line reads a TOML.
 """
@@ -56,14 +56,13 @@ class Serving(_Table):
     Attributes:
         instances: processes a scorer runs in.
         threads: of one run, in each instance.
-        max_queue_size: requests that wait before a step; one more is refused at once.
-        queue_timeout_ms: longest wait in a queue; a request may ask for less.
+        max_queue_size: requests that wait before a scorer; one more is refused at once. From measured capacity: what
+            the scorer answers within the longest wait that is still of use.
     """
 
     instances: int = pydantic.Field(1, ge=1)
     threads: int = pydantic.Field(2, ge=1)
     max_queue_size: int = pydantic.Field(16, ge=1)
-    queue_timeout_ms: int = pydantic.Field(1000, ge=1)
 
 
 class Gate(_Table):

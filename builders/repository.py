@@ -2,7 +2,9 @@
 
 A version folder is complete in itself and never changed: it is filled under a name that Triton ignores and renamed to
 the next number. ``config.pbtxt`` is replaced by rename, the ensembles' last. Between any two steps of
-:func:`publish_models` the repository can be loaded, and what was served before still can.
+:func:`publish_models` the repository can be loaded, and what was served before still can. The one exception: a model
+has one configuration, so where its tensors change under the same name, its old version cannot be loaded from the
+moment of that rename to the ensembles' own; a build killed between them is mended by the next.
 """
 
 from __future__ import annotations
@@ -74,6 +76,8 @@ def publish_models(
     Returns:
         Model name => version now served. A model whose files did not change keeps its version.
     """
+    for served in (*models, *ensembles):
+        _remove_unfinished(repository / served.name)
     versions = {model.name: publish_version(repository / model.name, model) for model in models}
     for model in models:  # old and new side by side: the ensembles still name the old ones
         _write_step(repository, model, {versions[model.name], *_compatible_versions(repository, model)})
@@ -196,6 +200,13 @@ def _replace(path: Path, text: str) -> None:
         write_atomically(path, text)
 
 
+def _remove_unfinished(folder: Path) -> None:
+    """What a killed build left under temporary names, see ``builders/files.py``."""
+    for pattern in (".new-*", f".{CONFIG}.*", f".{CONTRACT}.*", "configs/.*.pbtxt.*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _drop_old_versions(folder: Path) -> None:
     for number in version_numbers(folder)[:-KEPT_VERSIONS]:
         shutil.rmtree(folder / str(number))
@@ -211,14 +222,16 @@ def _write_manifest(
     entries = {model.name: _manifest_entry(repository, model, versions[model.name]) for model in models}
     steps = {ensemble.name: {name: versions[name] for name in ensemble.steps} for ensemble in ensembles}
     manifest = {"libraries": dict(libraries), "models": entries, "ensembles": steps}
+    for unfinished in repository.glob(f".{MANIFEST}.*"):
+        unfinished.unlink()
     write_atomically(repository / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def _manifest_entry(repository: Path, model: ServedModel, version: int) -> dict[str, Any]:
     folder = repository / model.name
-    files = [folder / CONFIG, *sorted((folder / str(version)).iterdir())]
+    in_version = sorted(path for path in (folder / str(version)).iterdir() if path.is_file())  # Triton adds __pycache__
     return {
         "version": version,
         "built_from": dict(model.built_from),
-        "sha256": {str(path.relative_to(folder)): sha256(path) for path in files},
+        "sha256": {str(path.relative_to(folder)): sha256(path) for path in (folder / CONFIG, *in_version)},
     }

@@ -6,13 +6,17 @@ BERT, ``<s> q </s></s> t </s>`` for XLM-R). Knows nothing of torch or of any ran
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from builders.beir import Product
 from builders.contract import LENGTH_BUCKET, MAX_LENGTH, MAX_QUERY_TOKENS
+
+ITEM_TEXT_FORM = "title and brand 1"
+"""Changes when :func:`item_text` does: features stored from another form do not belong to the ranker."""
 
 
 class TokenizerError(ValueError):
@@ -24,6 +28,11 @@ def item_text(title: str, brand: str) -> str:
     if brand and brand.casefold() not in title.casefold():
         return f"{title} {brand}".strip()
     return title
+
+
+def item_texts(products: Iterable[Product]) -> list[str]:
+    """:func:`item_text` of each product."""
+    return [item_text(product.title, product.brand) for product in products]
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -133,13 +133,22 @@ class ItemReader:
             )
         if not os.access(folder / "lock.mdb", os.W_OK):
             # On a read-only mount LMDB would silently read without a lock, and a writer could reuse pages in use.
-            raise RuntimeError(f"'{folder / 'lock.mdb'}' is not writable: mount the item store writable (the models need not be)")
+            raise RuntimeError(
+                f"'{folder / 'lock.mdb'}' is not writable: mount the item store writable (the models need not be)"
+            )
         self._environment = lmdb.open(str(folder), readonly=True, max_dbs=64, create=False, readahead=False)
         self._table = self._open_table(folder, f"{table}@{version}", table)
 
     def _open_table(self, folder: Path, name: str, table: str) -> Any:
-        with self._environment.begin() as transaction:
-            present = sorted(key.decode() for key, _ in transaction.cursor() if key.decode().startswith(f"{table}@"))
+        try:
+            with self._environment.begin() as transaction:
+                tables = [key.decode() for key, _ in transaction.cursor()]
+        except lmdb.LockError as error:  # LMDB tells its readers apart by process id
+            raise RuntimeError(
+                f"item store '{folder}' has a reader with this process id already ({error}): containers that share a "
+                "store must share a PID namespace (--pid=host), or have a store each"
+            ) from error
+        present = sorted(present for present in tables if present.startswith(f"{table}@"))
         if name not in present:
             raise RuntimeError(
                 f"item store '{folder}' has {', '.join(present) or f'no features of {table}'}; "

@@ -219,15 +219,14 @@ class TritonServer:
         ]
 
     def _environ(self) -> dict[str, str]:
-        """The caller's variables, with the server's environment in the place of the caller's."""
-        environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
-        environ["VIRTUAL_ENV"] = str(self.environment.root)
-        environ["PATH"] = os.pathsep.join([str(self.environment.bin), environ.get("PATH", os.defpath)])
-        environ["LD_LIBRARY_PATH"] = str(self.environment.libraries)
-        environ[STORE_VARIABLE] = str(self.store)
-        # The repository is data that a manifest lists file by file, and may be mounted read-only.
-        environ["PYTHONDONTWRITEBYTECODE"] = "1"
-        return environ
+        """The caller's variables; the stub finds its Python by PATH, and reads no PYTHON* variable."""
+        path = os.pathsep.join([str(self.environment.bin), os.environ.get("PATH", os.defpath)])
+        return {
+            **os.environ,
+            "PATH": path,
+            "LD_LIBRARY_PATH": str(self.environment.libraries),
+            STORE_VARIABLE: str(self.store),
+        }
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.ready_timeout_s
@@ -250,7 +249,7 @@ class TritonServer:
         failed = [model for model in self._wanted if not health.is_ready(self.host, self.http_port, model)]
         if not failed:
             return
-        reasons = {model: "see Triton's log" for model in failed}
+        reasons = dict.fromkeys(failed, "see Triton's log")
         reasons |= reasons_in(self.log()) | health.reasons_not_ready(self.host, self.http_port)
         listed = "".join(f"\n  {model}: {reason}" for model, reason in sorted(reasons.items()))
         raise ModelsNotReady(

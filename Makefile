@@ -1,0 +1,93 @@
+# tritonrank: 'make help' lists the targets. Everything is set up on first use; nothing is installed outside this folder.
+
+PYTHON  ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV    := .venv
+SERVER_VENV := .venv-server
+RUN     := $(VENV)/bin/python
+export HF_HUB_OFFLINE := 1
+
+CONFIG    ?=
+ALL       ?=
+SERVE     ?=
+QUERIES   ?=
+REQUIRE_TENSORRT ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check setup data train export build-engines quality repository serve perf bench report lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup ## everything from a fresh clone to ranked lists and a report
+	@$(RUN) -m builders repository
+	@$(RUN) -m perf demo $(if $(QUERIES),--queries $(QUERIES))
+
+test: setup ## the tests, on the real Triton
+	@$(RUN) -m pytest $(ARGS)
+
+check: setup ## lint and types
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+	@$(VENV)/bin/hadolint Dockerfile
+
+setup: $(VENV)/.ready $(SERVER_VENV)/.ready ## make the two environments (part of every target that needs them)
+
+$(VENV)/.ready: requirements/builders.txt clients/pyproject.toml
+	@$(call make_environment,$(VENV),builders,$<)
+	@$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable clients
+	@touch $@
+
+$(SERVER_VENV)/.ready: requirements/server.txt
+	@$(call make_environment,$(SERVER_VENV),server,$<)
+	@touch $@
+
+# $(call make_environment,FOLDER,WHAT,REQUIREMENTS)
+define make_environment
+$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else "Python %d.%d found, 3.11 or 3.12 wanted: make PYTHON=/path/to/python3.11" % v)'
+echo "installing the $(2)' environment into $(1) (one to three minutes, once)"
+$(PYTHON) -m venv --clear $(1)
+$(1)/bin/pip install --quiet --progress-bar=on --disable-pip-version-check --requirement $(3)
+endef
+
+data: setup ## find, fetch or generate the data, and say which
+	@$(RUN) -m builders data
+
+train: setup ## train the cross-encoder's adapter (committed under checkpoints/)
+	@$(RUN) -m builders train
+
+export: setup ## rankers => ONNX, FP32 and INT8, checked and gated
+	@$(RUN) -m builders export
+
+build-engines: export ## ... and TensorRT engines, on a machine that has TensorRT (REQUIRE_TENSORRT=1: fail where not)
+	@$(RUN) -m builders engines $(if $(REQUIRE_TENSORRT),--require-tensorrt)
+
+quality: setup ## quality and parity of every variant, offline
+	@$(RUN) -m builders quality
+
+repository: setup ## ... => item store and model_repository/
+	@$(RUN) -m builders repository
+
+serve: setup ## start Triton on model_repository/ (SERVE="rank_two_tower_fp32_onnx ...": those too; ALL=1; CONFIG=machine)
+	@$(RUN) -m server $(if $(ALL),--all,--load rank $(foreach model,$(SERVE),--load $(model))) $(if $(CONFIG),--config-name $(CONFIG))
+
+perf: setup ## perf_analyzer sweep with real requests against every endpoint
+	@$(RUN) -m perf sweep
+
+bench: setup ## the ratios that the README states
+	@$(RUN) -m perf bench
+
+report: setup ## the report, from the figures that are there
+	@$(RUN) -m perf report
+
+lock: ## resolve requirements/*.in anew into requirements/*.txt
+	@for name in builders server; do \
+	    $(PYTHON) -m venv --clear build/lock && build/lock/bin/pip install --quiet -r requirements/$$name.in && \
+	    { echo "# Every package of the environment, pinned. Made from $$name.in by 'make lock'; edit that one."; \
+	      build/lock/bin/pip freeze | sed 's/+cpu$$//'; } > requirements/$$name.txt; done; rm -rf build/lock
+
+clean: ## remove everything that make made
+	rm -rf $(VENV) $(SERVER_VENV) build item_store model_repository/manifest.json .pytest_cache .ruff_cache .mypy_cache
+	find model_repository -mindepth 2 -maxdepth 2 -type d \( -name '[0-9]*' -o -name '.new-*' -o -name configs \) -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf clients/*.egg-info

@@ -1,0 +1,4 @@
+"""What is served, measured: quality, load, the figures to reach, and the report. Drives what users drive.
+
+`python -m perf --help`.
+"""

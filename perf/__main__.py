@@ -1,0 +1,108 @@
+"""`python -m perf`: quality and speed of what is served, as users meet it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from tritonrank_client import TritonRankError
+
+from builders.backbone import CheckpointError
+from builders.datasets import DatasetError, find_data, load_judged
+from builders.quality import QualityError
+from builders.recipe import RecipeError, load_recipes
+from builders.repository import RepositoryError
+from perf.endpoints import published_endpoints
+from perf.errors import PerfError
+from server.errors import ServerError
+
+SWEEP = Path(__file__).parent / "sweeps" / "cpu.toml"
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder with the data; else TRITONRANK_DATA, ../shared/data, ...")
+]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console()
+
+
+@app.command()
+def demo(
+    queries: Annotated[
+        int | None, typer.Option(min=2, envvar="DEMO_QUERIES", help="Only the first so many test queries.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Serve all queries, changed or not.")] = False,
+    data: Data = None,
+) -> None:
+    """Show real queries ranked by the real server, judge all of them through it, check, and write the report."""
+    from perf.demo import run_demo  # torch takes seconds to import
+
+    failed = run_demo(queries=queries, fresh=fresh, data=data, console=console)
+    if failed:
+        raise PerfError(f"{len(failed)} checks failed: {'; '.join(failed)}. Their figures stand above")
+
+
+@app.command()
+def sweep(
+    sweep: Annotated[Path, typer.Option(help="TOML with endpoints, concurrencies, window_ms, rounds.")] = SWEEP,
+    endpoint: Annotated[list[str] | None, typer.Option(help="Measure only this; repeatable.")] = None,
+    data: Data = None,
+) -> None:
+    """Load every endpoint with real requests by perf_analyzer; print and write the figures."""
+    from perf import sweep as sweeps
+    from perf.tables import perf_table, steps_table
+
+    chosen = sweeps.load_sweep(sweep)
+    if endpoint:
+        chosen = chosen.model_copy(update={"endpoints": tuple(endpoint)})
+    endpoints = published_endpoints(load_recipes())
+    found = sweeps.run_sweep(chosen, load_judged(find_data(data).folder), endpoints, console=console)
+    console.print(perf_table(found), steps_table(found))
+    for path in sweeps.write_perf(found):
+        console.print(f"written: {path}", soft_wrap=True)
+
+
+@app.command()
+def bench(
+    part: Annotated[list[str] | None, typer.Option(help="preprocess, latency, int8, memory; repeatable.")] = None,
+    data: Data = None,
+) -> None:
+    """Measure the figures to reach; the last line is JSON."""
+    from perf.bench import run_bench
+    from perf.served_quality import load_rankers
+
+    recipes = load_recipes()
+    endpoints = published_endpoints(recipes)
+    judged = load_judged(find_data(data).folder)
+    run_bench(part or [], judged, endpoints, load_rankers(recipes, endpoints), console=console)
+
+
+@app.command()
+def report(data: Data = None) -> None:
+    """Write the HTML report anew from the figures kept last."""
+    from perf.report import write_report
+    from perf.served_quality import read_quality
+
+    found = read_quality()
+    if found is None:
+        raise PerfError("no figures yet; run 'make demo'")
+    console.print(f"report: {write_report(load_judged(find_data(data).folder), found)}", soft_wrap=True)
+
+
+def main() -> None:
+    """Run a verb; an error that the kit raises on purpose is one line, without a trace."""
+    expected = (
+        CheckpointError, DatasetError, PerfError, QualityError, RecipeError, RepositoryError, ServerError,
+        TritonRankError,
+    )  # fmt: skip
+    try:
+        app()
+    except expected as error:
+        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The real perf_analyzer: found in the server's environment, run once a measurement, its files read.
+
+It is an old binary that asks for two libraries under names that they do not have in the environment, writes a file for
+each composing model beside its own, and goes on with fewer requests when one fails. Knows nothing of sweeps.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from perf.errors import PerfError
+from server.environment import ServerEnvironment, find_environment
+
+LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
+"""Name that perf_analyzer asks for => pattern in ``nvidia_pytriton.libs``."""
+CSV_FILE, EXPORT_FILE = "measured.csv", "requests.json"
+COMPOSING_SUFFIX = f"_v*.{CSV_FILE}"
+WINDOWS = 3
+"""perf_analyzer stops when this many windows in a row agree; any three do, since the rounds show the spread."""
+ATTEMPTS = 3
+QUEUE = ("Server Queue",)
+COMPUTE = ("Server Compute Input", "Server Compute Infer", "Server Compute Output")
+MICROSECONDS_PER_MS, NANOSECONDS_PER_MS = 1e3, 1e6
+
+
+class AnalyzerError(PerfError):
+    """perf_analyzer is missing, failed, or measured requests that failed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A composing model's share of a request, means over the requests."""
+
+    model: str
+    queue_ms: float
+    compute_ms: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One run.
+
+    Attributes:
+        latencies_ms: float64 [requests], client side.
+        requests_per_s: completed.
+        steps: composing models, from their own files: in the ensemble's, queue and compute are wrong.
+        repeated: earlier runs thrown away because a request failed.
+    """
+
+    latencies_ms: np.ndarray
+    requests_per_s: float
+    steps: tuple[Step, ...]
+    repeated: int = 0
+
+
+def find_analyzer(environment: ServerEnvironment | None = None) -> Path:
+    """The binary in the server's environment. Raises: AnalyzerError."""
+    binary = (environment or find_environment()).bin / "perf_analyzer"
+    if not binary.is_file():
+        raise AnalyzerError(
+            f"{binary} is not there; wanted the one of the package tritonclient==2.50.0, which 'make setup' installs "
+            "into the server's environment"
+        )
+    return binary
+
+
+def measure(
+    url: str,
+    model: str,
+    requests_file: Path,
+    *,
+    concurrency: int,
+    window_ms: int,
+    environment: ServerEnvironment | None = None,
+) -> Measurement:
+    """Send the requests in turn over gRPC, ``concurrency`` at a time, for three windows.
+
+    Raises:
+        AnalyzerError: it failed, or a request failed in every one of ``ATTEMPTS`` runs.
+    """
+    environment = environment or find_environment()
+    for repeated in range(ATTEMPTS):
+        with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as name:
+            folder = Path(name)
+            output = _run(folder, environment, _arguments(url, model, requests_file, concurrency, window_ms))
+            failure = request_failure(output)
+            if failure is None:
+                return dataclasses.replace(read_measurement(folder), repeated=repeated)
+    raise AnalyzerError(
+        f"perf_analyzer, {model} at concurrency {concurrency}: in {ATTEMPTS} runs a request failed, the last with: "
+        f"{failure}. If the queue is too short or its timeout too small for this load, see [serving] of the recipe"
+    )
+
+
+def read_measurement(folder: Path) -> Measurement:
+    """What perf_analyzer left in ``folder``. Raises: AnalyzerError when a file is missing or holds no request."""
+    try:
+        export = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+        [row] = read_csv(folder / CSV_FILE)
+    except (FileNotFoundError, ValueError) as error:
+        raise AnalyzerError(f"perf_analyzer left no whole measurement ({error}); give it a longer window_ms") from error
+    latencies_ms = latencies_of(export)
+    if not latencies_ms.size:
+        raise AnalyzerError("perf_analyzer completed no request within its windows; give it a longer window_ms")
+    return Measurement(latencies_ms, float(row["Inferences/Second"]), tuple(composing_steps(folder)))
+
+
+def latencies_of(export: dict) -> np.ndarray:
+    """float64 [requests], milliseconds, of perf_analyzer's ``--profile-export-file``."""
+    requests = [request for experiment in export["experiments"] for request in experiment["requests"]]
+    spans = [(request["response_timestamps"][-1] - request["timestamp"]) for request in requests]
+    return np.array(spans, dtype=np.float64) / NANOSECONDS_PER_MS
+
+
+def composing_steps(folder: Path) -> Iterator[Step]:
+    """Queue and compute of every composing model, from ``<model>_v<version>.<csv>``."""
+    for path in sorted(folder.glob(f"*{COMPOSING_SUFFIX}")):
+        [row] = read_csv(path)
+        yield Step(path.name.rsplit("_v", 1)[0], _sum_ms(row, QUEUE), _sum_ms(row, COMPUTE))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV with a header."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def request_failure(output: str) -> str | None:
+    """perf_analyzer ends with 0 although a worker gave up after a failed request: the line that says so."""
+    return next((line.strip() for line in output.splitlines() if "had error" in line), None)
+
+
+def _arguments(url: str, model: str, requests_file: Path, concurrency: int, window_ms: int) -> list[str]:
+    return [
+        *("-m", model, "-i", "grpc", "-u", url, "--input-data", str(requests_file.absolute())),
+        *("--concurrency-range", str(concurrency), "--measurement-interval", str(window_ms)),
+        *("--stability-percentage", "1000", "--max-trials", str(WINDOWS)),
+        # A relative name: the composing models' files are called <model>_v<version>.<this>, path and all.
+        *("-f", CSV_FILE, "--profile-export-file", EXPORT_FILE),
+    ]
+
+
+def _run(folder: Path, environment: ServerEnvironment, arguments: list[str]) -> str:
+    """Standard output and error. Raises: AnalyzerError when it fails for another reason than a refused request."""
+    binary = find_analyzer(environment)
+    environ = {**os.environ, "LD_LIBRARY_PATH": str(_libraries(folder, environment))}
+    ended = subprocess.run([str(binary), *arguments], cwd=folder, env=environ, capture_output=True, text=True)
+    output = ended.stdout + ended.stderr
+    if ended.returncode != 0 and request_failure(output) is None:
+        raise AnalyzerError(f"perf_analyzer ended with code {ended.returncode}: {output.strip()[-600:]}")
+    return output
+
+
+def _libraries(folder: Path, environment: ServerEnvironment) -> Path:
+    """A folder that holds the two libraries under the names that perf_analyzer asks for."""
+    links = folder / "libraries"
+    links.mkdir()
+    for name, pattern in LIBRARIES.items():
+        found = sorted(environment.libraries.glob(pattern))
+        if not found:
+            raise AnalyzerError(
+                f"{environment.libraries}: no {pattern}, wanted nvidia-pytriton==0.7.0; run 'make setup'"
+            )
+        (links / name).symlink_to(found[0])
+    return links
+
+
+def _sum_ms(row: dict[str, str], columns: tuple[str, ...]) -> float:
+    return sum(float(row[column]) for column in columns) / MICROSECONDS_PER_MS

@@ -1,0 +1,385 @@
+"""The figures to reach, each with its limit: pre-processing, what serving costs, what INT8 gives, memory.
+
+preprocess  median of the pre-processing of 40 and of 1,024 candidates, from the server's own statistics
+latency     a served request over the same model in this process: ONNX Runtime, same threads and padded shape, in turn
+int8        requests/s of a variant over its fp32 reference, both as served, rounds in turn; and what NDCG@10 it keeps
+memory      of the server's process tree with two endpoints: idle, at 1,024 candidates, and over 5,000 requests
+
+A ratio is of two things measured next to one another in one run, so a busy machine moves both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+import tritonclient.grpc as triton
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from tritonrank_client import RankClient
+
+from builders.build import PROJECT, Places
+from builders.contract import MAX_CANDIDATES
+from builders.datasets import JudgedQueries
+from builders.export_onnx import run_onnx
+from builders.first_stage import first_stage
+from builders.quality import Rankings
+from builders.ranker import Ranker
+from perf.endpoints import Endpoint, rank_patiently, served_onnx_files, serving
+from perf.errors import PerfError
+from perf.inputs import requests_json, write_requests
+from perf.served_quality import in_process_sessions, offline_ndcg
+from perf.sweep import Sweep, measure_rounds, points_of, reference_endpoints
+
+PARTS = ("preprocess", "latency", "int8", "memory")
+USUAL_CANDIDATES = 40
+USUAL_LIMIT_MS, LARGEST_LIMIT_MS = 2.0, 20.0
+LATENCY_RATIO_LIMIT = 1.10
+INT8_SPEEDUP_LIMIT, INT8_NDCG_LIMIT = 1.8, 0.99
+MEMORY_LIMIT_GIB, GROWTH_LIMIT = 1.5, 0.03
+
+USUAL_REQUESTS, LARGEST_REQUESTS = 100, 10
+PAIRS = 60
+SETTLE_S = 0.05
+"""Between two runs: ONNX Runtime's threads spin on for a while after a run, and would slow the other process."""
+INT8_SWEEP = Sweep(concurrencies=(2,), window_ms=2000, rounds=5)
+GROWTH_REQUESTS, GROWTH_FROM, GROWTH_CANDIDATES = 5000, 1000, 8
+SAMPLE_EVERY_S = 0.05
+STATISTICS_TIMEOUT_S = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One measured figure; ``limit`` is None where it is told for information."""
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None = None
+    at_least: bool = False
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether it keeps its limit; None without one."""
+        if self.limit is None:
+            return None
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What every part needs."""
+
+    judged: JudgedQueries
+    order: Rankings
+    endpoints: Sequence[Endpoint]
+    rankers: Mapping[str, Ranker]
+    places: Places
+    console: Console
+
+    def track(self, items: Sequence[object], label: str) -> Iterator:
+        """With a progress bar."""
+        return iter(track(items, label, console=self.console, transient=True))
+
+    def requests(self, candidates: int) -> Iterator[tuple[str, list[str]]]:
+        """Test queries in turn without end, with their own candidates first, filled up from the corpus."""
+        for query_id, query in itertools.cycle(self.judged.subset("test").queries.items()):
+            ids = dict.fromkeys([*self.order[query_id], *itertools.islice(self.judged.products, candidates)])
+            yield query, list(ids)[:candidates]
+
+
+def run_bench(
+    parts: Sequence[str],
+    judged: JudgedQueries,
+    endpoints: Sequence[Endpoint],
+    rankers: Mapping[str, Ranker],
+    *,
+    places: Places = PROJECT,
+    console: Console | None = None,
+) -> list[Figure]:
+    """Measure the parts in order; print each, and one JSON line last.
+
+    Raises:
+        PerfError: a part is not known, or there is nothing to measure it on.
+    """
+    strangers = [part for part in parts if part not in PARTS]
+    if strangers:
+        raise PerfError(f"part {', '.join(strangers)} is not known; wanted of {', '.join(PARTS)}")
+    console = console or Console()
+    bench = Bench(judged, first_stage(judged), endpoints, rankers, places, console)
+    measures: dict[str, Callable[[Bench], list[Figure]]] = {
+        "preprocess": bench_preprocess,
+        "latency": bench_latency,
+        "int8": bench_int8,
+        "memory": bench_memory,
+    }
+    figures = [figure for part in parts or PARTS for figure in measures[part](bench)]
+    console.print(figures_table(figures))
+    print(json.dumps([{**dataclasses.asdict(figure), "passed": figure.passed} for figure in figures]))
+    return figures
+
+
+def figures_table(figures: Sequence[Figure]) -> Table:
+    """Figure, limit, verdict."""
+    table = Table(title="Figures to reach", title_justify="left")
+    for heading in ("figure", "found", "limit", "", "how"):
+        table.add_column(heading, justify="right" if heading in ("found", "limit") else "left")
+    for figure in figures:
+        sign = "at least" if figure.at_least else "at most"
+        limit = "" if figure.limit is None else f"{sign} {figure.limit:g}"
+        verdict = {True: "[green]reached[/]", False: "[bold red]missed[/]", None: ""}[figure.passed]
+        table.add_row(figure.name, f"{figure.value:.3f} {figure.unit}", limit, verdict, figure.detail)
+    return table
+
+
+# ---------------------------------------------------------------- pre-processing
+def bench_preprocess(bench: Bench) -> list[Figure]:
+    """Each ranker's pre-processing within whole requests to its quickest endpoint."""
+    quickest = {endpoint.recipe.ranker: endpoint for endpoint in bench.endpoints}  # its last variant
+    figures = []
+    with serving([endpoint.name for endpoint in quickest.values()], bench.places) as server:
+        for ranker, endpoint in quickest.items():
+            for candidates, count, limit_ms in (
+                (USUAL_CANDIDATES, USUAL_REQUESTS, USUAL_LIMIT_MS),
+                (MAX_CANDIDATES, LARGEST_REQUESTS, LARGEST_LIMIT_MS),
+            ):
+                label = f"{ranker}_preprocess, {candidates:,} candidates"
+                spans_ms = _preprocess_ms(bench, server.grpc_url, endpoint, candidates, count, label)
+                figures.append(
+                    Figure(label, float(np.median(spans_ms)), "ms", limit_ms, detail=_spread(spans_ms, "ms"))
+                )
+    return figures
+
+
+def _preprocess_ms(bench: Bench, url: str, endpoint: Endpoint, candidates: int, count: int, label: str) -> np.ndarray:
+    """float64 [count]: what the server's statistics gained with each request."""
+    statistics = ServerStatistics(url, f"{endpoint.recipe.ranker}_preprocess")
+    spans_ms = []
+    with RankClient(url, model=endpoint.name) as client:
+        requests = bench.requests(candidates)
+        rank_patiently(client, *next(requests))  # the first one opens the item store and fills caches
+        for _ in bench.track(range(count), label):
+            before = statistics.compute()
+            rank_patiently(client, *next(requests))
+            spans_ms.append(statistics.compute_ms_since(before))
+    return np.array(spans_ms)
+
+
+class ServerStatistics:
+    """Compute times of one model, as the server counts them: input, infer and output together."""
+
+    def __init__(self, url: str, model: str) -> None:
+        self._client, self._model = triton.InferenceServerClient(url), model
+
+    def compute(self) -> tuple[int, int]:
+        """(requests, nanoseconds) since the server started, over all versions."""
+        stats = [version.inference_stats for version in self._client.get_inference_statistics(self._model).model_stats]
+        spans = [span for stat in stats for span in (stat.compute_input, stat.compute_infer, stat.compute_output)]
+        return sum(stat.success.count for stat in stats), sum(span.ns for span in spans)
+
+    def compute_ms_since(self, before: tuple[int, int]) -> float:
+        """Mean over the requests since ``before``; waits for the first, which is counted after it is answered."""
+        end_s = time.monotonic() + STATISTICS_TIMEOUT_S
+        while (now := self.compute())[0] == before[0]:
+            if time.monotonic() > end_s:
+                raise PerfError(f"{self._model}: its statistics count no request; is it a step of that endpoint?")
+            time.sleep(0.001)
+        return (now[1] - before[1]) / (now[0] - before[0]) / 1e6
+
+
+# ---------------------------------------------------------------- served over in-process
+def bench_latency(bench: Bench) -> list[Figure]:
+    """Every endpoint with one network: a request through Triton and a run in this process, in turn."""
+    chosen = [endpoint for endpoint in bench.endpoints if len(served_onnx_files(endpoint, bench.places)) == 1]
+    with serving([endpoint.name for endpoint in chosen], bench.places) as server:
+        return [_latency_figure(bench, server.grpc_url, endpoint) for endpoint in chosen]
+
+
+def _latency_figure(bench: Bench, url: str, endpoint: Endpoint) -> Figure:
+    ranker = bench.rankers[endpoint.recipe.ranker]
+    [(graph, session)] = in_process_sessions(endpoint, ranker, bench.places).items()
+    pairs_ms = []
+    with RankClient(url, model=endpoint.name) as client:
+        requests = bench.requests(USUAL_CANDIDATES)
+        for index in bench.track(range(PAIRS + 1), f"{endpoint.model}, served and in process"):
+            query, ids = next(requests)
+            sample = ranker.sample(query, [bench.judged.products[item_id] for item_id in ids])[graph]
+            served, in_process = _paired_ms(
+                lambda query=query, ids=ids: rank_patiently(client, query, ids),  # type: ignore[misc]
+                lambda sample=sample: run_onnx(session, sample),  # type: ignore[misc]
+                swap=bool(index % 2),
+            )
+            pairs_ms.append((served, in_process))
+    spans_ms = np.array(pairs_ms[1:])  # the first pair warms up
+    ratios = spans_ms[:, 0] / spans_ms[:, 1]
+    medians = np.median(spans_ms, axis=0)
+    detail = f"served {medians[0]:.1f} ms, in process {medians[1]:.1f} ms, {_spread(ratios, '')}"
+    name = f"{endpoint.model}: served over in-process, {USUAL_CANDIDATES} candidates"
+    return Figure(name, float(np.median(ratios)), "x", LATENCY_RATIO_LIMIT, detail=detail)
+
+
+def _paired_ms(first: Callable[[], object], second: Callable[[], object], *, swap: bool) -> tuple[float, float]:
+    """Milliseconds of each; ``swap`` runs the second one first, so that neither always follows the other."""
+    if swap:
+        second_ms, first_ms = _timed_ms(second), _timed_ms(first)
+    else:
+        first_ms, second_ms = _timed_ms(first), _timed_ms(second)
+    return first_ms, second_ms
+
+
+def _timed_ms(call: Callable[[], object]) -> float:
+    time.sleep(SETTLE_S)
+    start_s = time.perf_counter()
+    call()
+    return (time.perf_counter() - start_s) * 1e3
+
+
+# ---------------------------------------------------------------- INT8
+def bench_int8(bench: Bench) -> list[Figure]:
+    """Every variant that is not fp32 against its reference, by perf_analyzer."""
+    references = reference_endpoints(bench.endpoints, published="")
+    variants = [endpoint for endpoint in bench.endpoints if endpoint.name in references]
+    if not variants:
+        raise PerfError("no variant besides the references is published; 'make quality' says which failed its gate")
+    names = list(dict.fromkeys([*(references[endpoint.name] for endpoint in variants), *(e.name for e in variants)]))
+    test = bench.judged.subset("test")
+    with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as folder, serving(names, bench.places) as server:
+        requests_file = Path(folder) / "requests.json"
+        write_requests(requests_json(test.queries, bench.order), requests_file)
+        rounds = measure_rounds(server.grpc_url, names, requests_file, INT8_SWEEP, bench.console)
+    figures = []
+    for point in points_of(rounds, references, candidates=0):
+        if point.speedup is not None:
+            endpoint = next(endpoint for endpoint in variants if endpoint.name == point.endpoint)
+            figures += [_speedup_figure(endpoint, point.speedup), _ndcg_figure(bench, endpoint)]
+    return figures
+
+
+def _speedup_figure(endpoint: Endpoint, speedup: tuple[float, float, float]) -> Figure:
+    concurrency, rounds = INT8_SWEEP.concurrencies[0], INT8_SWEEP.rounds
+    detail = f"{rounds} rounds {speedup[1]:.2f} to {speedup[2]:.2f}, {concurrency} requests at once"
+    return Figure(f"{endpoint.model}: requests/s over fp32", speedup[0], "x", INT8_SPEEDUP_LIMIT, True, detail)
+
+
+def _ndcg_figure(bench: Bench, endpoint: Endpoint) -> Figure:
+    """Offline figures; that the served ones equal them is a check of the demo."""
+    reference = Endpoint(endpoint.recipe, endpoint.recipe.variants[0])
+    found, wanted = (offline_ndcg(each, bench.places) for each in (endpoint, reference))
+    if not found or not wanted:
+        raise PerfError(f"{endpoint.model}: no offline NDCG@10 of it or of {reference.model}; run 'make quality'")
+    means = [float(np.mean(list(ndcg.values()))) for ndcg in (found, wanted)]
+    detail = f"{means[0]:.4f} over {means[1]:.4f}, {len(found)} queries"
+    return Figure(f"{endpoint.model}: NDCG@10 over fp32", means[0] / means[1], "x", INT8_NDCG_LIMIT, True, detail)
+
+
+# ---------------------------------------------------------------- memory
+def bench_memory(bench: Bench) -> list[Figure]:
+    """For each one-network endpoint a server with it and the others' references, as the limit asks.
+
+    The limit is on the sum of RSS over the process tree, which counts shared pages once a process; PSS, which shares
+    them out, is told beside it.
+    """
+    heavy = [endpoint for endpoint in bench.endpoints if len(served_onnx_files(endpoint, bench.places)) == 1]
+    light = [endpoint for endpoint in bench.endpoints if endpoint not in heavy and endpoint.is_reference]
+    return [figure for endpoint in heavy for figure in _memory_figures(bench, endpoint, light)]
+
+
+def _memory_figures(bench: Bench, endpoint: Endpoint, others: Sequence[Endpoint]) -> list[Figure]:
+    names = [endpoint.name, *(other.name for other in others)]
+    with serving(names, bench.places) as server:
+        idle = tree_memory_gib(server.pid)
+        peak = _peak_memory(bench, server.grpc_url, server.pid, names)
+        early, late = _growth_memory(bench, server.grpc_url, server.pid, names)
+    growth = late.rss / early.rss - 1
+    return [
+        _memory_figure(f"{endpoint.model}: memory when idle", idle),
+        _memory_figure(f"{endpoint.model}: highest memory at {MAX_CANDIDATES:,} candidates", peak),
+        Figure(
+            f"{endpoint.model}: growth from request {GROWTH_FROM:,} to {GROWTH_REQUESTS:,}",
+            growth,
+            "of RSS",
+            GROWTH_LIMIT,
+            detail=f"RSS {early.rss:.3f} to {late.rss:.3f} GiB, PSS {early.pss:.3f} to {late.pss:.3f} GiB",
+        ),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeMemory:
+    """Sums over a process tree, GiB."""
+
+    rss: float
+    pss: float
+    processes: int
+
+
+def tree_memory_gib(pid: int) -> TreeMemory:
+    """Of a process and all its descendants, now."""
+    root = psutil.Process(pid)
+    spaces = []
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            spaces.append(process.memory_full_info())
+        except psutil.NoSuchProcess:
+            continue
+    return TreeMemory(
+        sum(space.rss for space in spaces) / 2**30, sum(space.pss for space in spaces) / 2**30, len(spaces)
+    )
+
+
+def _memory_figure(name: str, memory: TreeMemory) -> Figure:
+    detail = f"sum of RSS of {memory.processes} processes; PSS {memory.pss:.3f} GiB"
+    return Figure(name, memory.rss, "GiB", MEMORY_LIMIT_GIB, detail=detail)
+
+
+def _peak_memory(bench: Bench, url: str, pid: int, names: Sequence[str]) -> TreeMemory:
+    """Highest of the samples taken while each endpoint ranks the largest request twice."""
+    samples: list[TreeMemory] = []
+    done = threading.Event()
+
+    def sample() -> None:
+        while not done.wait(SAMPLE_EVERY_S):
+            samples.append(tree_memory_gib(pid))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        requests = bench.requests(MAX_CANDIDATES)
+        for name in bench.track([*names, *names], f"{names[0]}, {MAX_CANDIDATES:,} candidates"):
+            with RankClient(url, model=name) as client:
+                rank_patiently(client, *next(requests))
+    finally:
+        done.set()
+        sampler.join()
+    return max([*samples, tree_memory_gib(pid)], key=lambda memory: memory.rss)
+
+
+def _growth_memory(bench: Bench, url: str, pid: int, names: Sequence[str]) -> tuple[TreeMemory, TreeMemory]:
+    """After GROWTH_FROM requests to every endpoint, and after GROWTH_REQUESTS."""
+    requests = bench.requests(GROWTH_CANDIDATES)
+    clients = [RankClient(url, model=name) for name in names]
+    memory = {}
+    for index in bench.track(range(1, GROWTH_REQUESTS + 1), f"{names[0]}, {GROWTH_REQUESTS:,} requests"):
+        query, ids = next(requests)
+        for client in clients:
+            rank_patiently(client, query, ids)
+        if index in (GROWTH_FROM, GROWTH_REQUESTS):
+            memory[index] = tree_memory_gib(pid)
+    for client in clients:
+        client.close()
+    return memory[GROWTH_FROM], memory[GROWTH_REQUESTS]
+
+
+def _spread(values: np.ndarray, unit: str) -> str:
+    low, high = np.percentile(values, (10, 90))
+    return f"10th to 90th percentile {low:.2f} to {high:.2f} {unit}".rstrip() + f", n {values.size}"

@@ -1,0 +1,378 @@
+"""Quality as served: every judged query ranked through its endpoint, and checked against torch and the offline figure.
+
+Knows nothing of speed. Metrics, intervals and parity are those of :mod:`builders.quality`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pydantic
+from rich.console import Console
+from rich.progress import track
+from tritonrank_client import RankClient
+
+from builders import build, quality
+from builders.beir import judged_folder
+from builders.build import PROJECT, Places, Scores
+from builders.datasets import DataSource, JudgedQueries
+from builders.files import fingerprint, sha256, write_atomically
+from builders.first_stage import first_stage
+from builders.quality import Interval
+from builders.ranker import Ranker
+from builders.recipe import Recipe
+from builders.repository import MANIFEST
+from perf.endpoints import RANK, Endpoint, first_queries, published_model, rank_patiently, served_onnx_files
+
+TORCH_ATOL = 1e-4
+"""Of an fp32 score."""
+IN_PROCESS_ATOL = 1e-5
+"""Of a score of any other variant against ONNX Runtime on the same file, batch and padding."""
+NDCG_ATOL = 1e-3
+RANK_QUERIES = 10
+"""Queries on which ``rank`` is compared with the variant that it serves."""
+FIRST_STAGE = "first_stage"
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One claim with its verdict; ``detail`` holds the figures."""
+
+    name: str
+    passed: bool
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{'pass' if self.passed else 'FAIL'}  {self.name}: {self.detail}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RankerQuality:
+    """One way to order the candidates.
+
+    Attributes:
+        name: model name, or FIRST_STAGE.
+        split: "test" or "all" judged queries.
+        ndcg: query id => NDCG@10.
+        rankings: query id => item ids, best first.
+    """
+
+    name: str
+    split: str
+    ndcg: dict[str, float]
+    rankings: dict[str, list[str]]
+
+    @property
+    def mean_ndcg(self) -> float:
+        """Over its queries."""
+        return float(np.mean(list(self.ndcg.values())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """NDCG@10 of ``found`` minus ``reference`` over the queries that both may be judged on."""
+
+    found: str
+    reference: str
+    interval: Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedQuality:
+    """What :func:`measure_served_quality` found.
+
+    Attributes:
+        inputs: fingerprint of what was served and judged.
+        limit: queries it was limited to; None = all.
+        generated: the data is made up and the figures mean nothing.
+        published: the model that ``rank`` serves.
+        rankers: the first stage, then every endpoint.
+    """
+
+    inputs: str
+    limit: int | None
+    generated: bool
+    published: str
+    rankers: list[RankerQuality]
+    differences: list[Difference]
+    checks: list[Check]
+
+    @property
+    def failed(self) -> list[Check]:
+        """Checks that did not pass."""
+        return [check for check in self.checks if not check.passed]
+
+    def ranker(self, name: str) -> RankerQuality:
+        """The ranker called ``name``. Raises: KeyError."""
+        return {ranker.name: ranker for ranker in self.rankers}[name]
+
+    def difference(self, found: str, reference: str) -> Difference | None:
+        """Of these two, where it was measured."""
+        pairs = {(difference.found, difference.reference): difference for difference in self.differences}
+        return pairs.get((found, reference))
+
+
+def measure_served_quality(
+    url: str,
+    judged: JudgedQueries,
+    endpoints: Sequence[Endpoint],
+    rankers: Mapping[str, Ranker],
+    *,
+    source: DataSource,
+    limit: int | None = None,
+    places: Places = PROJECT,
+    console: Console | None = None,
+) -> ServedQuality:
+    """Rank the judged queries through every endpoint of the server at ``url``.
+
+    Args:
+        url: of the server's gRPC.
+        judged: all judged queries.
+        endpoints: what the server serves besides ``rank``.
+        rankers: ranker name => loaded ranker, for torch's scores and in-process runs.
+        limit: use only the first so many test queries, for all.
+        console: shows progress.
+
+    Raises:
+        TritonRankError: an endpoint does not answer.
+    """
+    console = console or Console(quiet=True)
+    order = first_stage(judged)
+    rows, checks = [_first_stage_quality(judged, order, limit)], []
+    for endpoint in endpoints:
+        asked = _asked(judged, endpoint.split, limit)
+        scores = served_scores(url, endpoint.name, asked, order, console)
+        row = _ranker_quality(endpoint.model, endpoint.split, asked, order, scores)
+        rows.append(row)
+        checks.append(_check_scores(endpoint, rankers, judged, asked, order, scores, places, console))
+        checks.append(check_ndcg(endpoint.model, row.ndcg, offline_ndcg(endpoint, places)))
+    published = published_model(places)
+    checks.append(_check_rank(url, published, rows, judged, order))
+    return ServedQuality(
+        inputs=inputs_fingerprint(source.folder, places),
+        limit=limit,
+        generated=source.generated,
+        published=published,
+        rankers=rows,
+        differences=paired_differences(rows, endpoints),
+        checks=checks,
+    )
+
+
+def served_scores(
+    url: str, endpoint: str, asked: JudgedQueries, order: quality.Rankings, console: Console | None = None
+) -> Scores:
+    """Query id => item id => score that ``endpoint`` answers, item ids best first."""
+    console = console or Console(quiet=True)
+    with RankClient(url, model=endpoint) as client:
+        return {
+            query_id: dict(rank_patiently(client, query, order[query_id]))
+            for query_id, query in track(asked.queries.items(), f"{endpoint:<34}", console=console, transient=True)
+        }
+
+
+def paired_differences(rows: Sequence[RankerQuality], endpoints: Sequence[Endpoint]) -> list[Difference]:
+    """Every ranker against the first stage, trained ones against untrained, variants against their reference."""
+    by_name = {row.name: row for row in rows}
+    untrained = [endpoint for endpoint in endpoints if endpoint.split == "all" and endpoint.is_reference]
+    pairs = []
+    for endpoint in endpoints:
+        others = [other for other in untrained if other.recipe.ranker != endpoint.recipe.ranker]
+        own = [other for other in endpoints if other.recipe == endpoint.recipe and other.is_reference]
+        baselines = [FIRST_STAGE, *(other.model for other in [*others, *own] if other != endpoint)]
+        pairs += [(endpoint.model, baseline) for baseline in baselines]
+    return [
+        Difference(found, reference, _interval(by_name[found], by_name[reference]))
+        for found, reference in pairs
+        if found in by_name and reference in by_name
+    ]
+
+
+def inputs_fingerprint(data: Path, places: Places = PROJECT) -> str:
+    """Changes when the served models, the judged data, the offline figures or the way of judging do."""
+    folder = judged_folder(data) or data
+    files = [
+        places.repository / MANIFEST,
+        places.repository / RANK / "config.pbtxt",
+        *sorted(folder.glob("*.jsonl")),
+        *sorted(folder.glob("*.tsv")),
+        *sorted(places.build.glob("rankers/*/*.json")),
+        Path(__file__),
+        Path(quality.__file__),
+    ]
+    return fingerprint([sha256(path) if path.is_file() else "" for path in files])
+
+
+def quality_file(places: Places = PROJECT) -> Path:
+    """Where :func:`write_quality` puts the figures."""
+    return places.build / "report" / "quality.json"
+
+
+def write_quality(found: ServedQuality, places: Places = PROJECT) -> Path:
+    """Keep the figures as JSON."""
+    path = quality_file(places)
+    write_atomically(path, json.dumps(dataclasses.asdict(found), ensure_ascii=False) + "\n")
+    return path
+
+
+def read_quality(places: Places = PROJECT) -> ServedQuality | None:
+    """The figures kept last; None where there are none, or none of this form."""
+    try:
+        text = quality_file(places).read_text(encoding="utf-8")
+        return pydantic.TypeAdapter(ServedQuality).validate_python(json.loads(text))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+# ---------------------------------------------------------------- one ranker
+def _asked(judged: JudgedQueries, split: str, limit: int | None) -> JudgedQueries:
+    if limit is not None:
+        return first_queries(judged, limit)
+    return judged.subset("test" if split == "test" else "all")
+
+
+def _first_stage_quality(judged: JudgedQueries, order: quality.Rankings, limit: int | None) -> RankerQuality:
+    asked = _asked(judged, "all", limit)
+    rankings = {query_id: list(order[query_id]) for query_id in asked.queries}
+    return RankerQuality(FIRST_STAGE, "all", quality.ndcg_of_rankings(asked, rankings), rankings)
+
+
+def _ranker_quality(
+    name: str, split: str, asked: JudgedQueries, order: quality.Rankings, scores: Scores
+) -> RankerQuality:
+    """The order is the server's own; that its scores would give the same is ``postprocess``'s business."""
+    rankings = {query_id: list(of_query) for query_id, of_query in scores.items()}
+    return RankerQuality(name, split, quality.ndcg_of_rankings(asked, rankings), rankings)
+
+
+def _interval(found: RankerQuality, reference: RankerQuality) -> Interval:
+    shared = [query_id for query_id in found.ndcg if query_id in reference.ndcg]
+    return quality.paired_interval(
+        {query_id: found.ndcg[query_id] for query_id in shared},
+        {query_id: reference.ndcg[query_id] for query_id in shared},
+    )
+
+
+# ---------------------------------------------------------------- checks
+def _check_scores(
+    endpoint: Endpoint,
+    rankers: Mapping[str, Ranker],
+    judged: JudgedQueries,
+    asked: JudgedQueries,
+    order: quality.Rankings,
+    served: Scores,
+    places: Places,
+    console: Console,
+) -> Check:
+    """fp32 against torch, anything else against its own in-process run."""
+    ranker = rankers[endpoint.recipe.ranker]
+    if endpoint.is_fp32:
+        evaluated = judged.subset("test" if endpoint.split == "test" else "all")  # as the build kept them
+        wanted = build.torch_scores(endpoint.recipe, ranker, evaluated, console.print, places)
+        return check_parity(endpoint.model, "torch's", served, wanted, TORCH_ATOL)
+    wanted = in_process_scores(endpoint, ranker, asked, order, places, console)
+    return check_parity(endpoint.model, "its in-process run's", served, wanted, IN_PROCESS_ATOL)
+
+
+def in_process_scores(
+    endpoint: Endpoint,
+    ranker: Ranker,
+    asked: JudgedQueries,
+    order: quality.Rankings,
+    places: Places = PROJECT,
+    console: Console | None = None,
+) -> Scores:
+    """Scores of ONNX Runtime in this process, from the very files that are served, each query one batch."""
+    sessions = in_process_sessions(endpoint, ranker, places)
+    scores: Scores = {}
+    label = f"{endpoint.model} in process"
+    for query_id, query in track(
+        asked.queries.items(), f"{label:<34}", console=console or Console(quiet=True), transient=True
+    ):
+        products = [asked.products[item_id] for item_id in order[query_id]]
+        found = build.score_in_process(ranker, sessions, query, products)
+        scores[query_id] = dict(zip(order[query_id], map(float, found), strict=True))
+    return scores
+
+
+def in_process_sessions(
+    endpoint: Endpoint, ranker: Ranker, places: Places = PROJECT
+) -> dict[str, onnxruntime.InferenceSession]:
+    """Graph name => session with the threads that the recipe gives the server."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = endpoint.recipe.serving.threads
+    options.inter_op_num_threads = 1
+    files = served_onnx_files(endpoint, places)
+    return {
+        graph.name: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        for graph, path in zip(ranker.graphs, files, strict=True)
+    }
+
+
+def check_parity(model: str, whose: str, served: Scores, wanted: Scores, atol: float) -> Check:
+    """Whether every served score is within ``atol`` of the wanted one; NaN and missing items fail."""
+    name = f"{model}: scores equal {whose}"
+    try:
+        reports = [
+            quality.check_parity(*_aligned(wanted.get(query_id, {}), found, query_id), atol)
+            for query_id, found in served.items()
+        ]
+    except quality.ParityError as error:
+        return Check(name, False, str(error))
+    worst = max(difference for report in reports for difference in report.max_abs_difference.values())
+    count = sum(map(len, served.values()))
+    return Check(name, True, f"largest difference {worst:.1e} over {count:,} scores, limit {atol:g}")
+
+
+def _aligned(
+    wanted: Mapping[str, float], found: Mapping[str, float], query_id: str
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """float64 [candidates] of both in the wanted one's order, named by the query; a missing item is NaN."""
+    ids = list(wanted) + [item_id for item_id in found if item_id not in wanted]
+    reference = np.array([wanted.get(item_id, np.nan) for item_id in ids])
+    served = np.array([found.get(item_id, np.nan) for item_id in ids])
+    return {query_id: reference}, {query_id: served}
+
+
+def offline_ndcg(endpoint: Endpoint, places: Places = PROJECT) -> dict[str, float]:
+    """Query id => NDCG@10 that the build measured without a server; empty where it did not."""
+    path = places.ranker_folder(endpoint.recipe) / f"{endpoint.variant.name}.json"
+    figures = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return dict(figures.get("ndcg_at_10_by_query", {}))
+
+
+def check_ndcg(model: str, served: Mapping[str, float], offline: Mapping[str, float]) -> Check:
+    """Whether the mean NDCG@10 as served is within NDCG_ATOL of the offline one of the same queries."""
+    name = f"{model}: NDCG@10 equals the offline figure"
+    missing = [query_id for query_id in served if query_id not in offline]
+    if missing:
+        return Check(name, False, f"no offline figure of {len(missing)} of {len(served)} queries; run 'make quality'")
+    found = float(np.mean(list(served.values())))
+    wanted = float(np.mean([offline[query_id] for query_id in served]))
+    detail = f"served {found:.4f}, offline {wanted:.4f}, difference {abs(found - wanted):.1e}, limit {NDCG_ATOL:g}"
+    return Check(name, abs(found - wanted) <= NDCG_ATOL, detail)
+
+
+def _check_rank(
+    url: str, published: str, rows: Sequence[RankerQuality], judged: JudgedQueries, order: quality.Rankings
+) -> Check:
+    """``rank`` is the endpoint that users call: it must answer as the variant that it names."""
+    name = f"{RANK}: answers as {published}"
+    row = next((row for row in rows if row.name == published), None)
+    if row is None:
+        return Check(name, False, f"{published} is no variant of a recipe; run 'make repository'")
+    asked = first_queries(judged, RANK_QUERIES)
+    found = served_scores(url, RANK, asked, order)
+    same = [query_id for query_id in found if list(found[query_id]) == row.rankings.get(query_id)]
+    return Check(name, len(same) == len(found), f"the same order for {len(same)} of {len(found)} queries")
+
+
+def load_rankers(recipes: Mapping[str, Recipe], endpoints: Sequence[Endpoint]) -> dict[str, Ranker]:
+    """Ranker name => ranker, of those that have an endpoint."""
+    wanted = {endpoint.recipe.ranker for endpoint in endpoints}
+    return {name: build.load_ranker(recipe) for name, recipe in recipes.items() if name in wanted}

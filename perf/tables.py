@@ -1,0 +1,129 @@
+"""Figures as tables on a terminal. Computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from builders.datasets import GRADES, JudgedQueries
+from perf.served_quality import FIRST_STAGE, Check, Difference, RankerQuality, ServedQuality
+from perf.sweep import PerfReport, Point
+
+ROWS = 10
+GRADE_STYLES = {3: "bold green", 2: "yellow", 1: "blue", 0: "red"}
+
+
+def readable(name: str) -> str:
+    """A ranker's name for a reader."""
+    return "first stage (BM25)" if name == FIRST_STAGE else name
+
+
+def quality_table(found: ServedQuality) -> Table:
+    """NDCG@10 of every ranker, as served."""
+    table = Table(title="NDCG@10 through the served endpoint", title_justify="left")
+    table.add_column("ranker")
+    table.add_column("queries", justify="right")
+    table.add_column("NDCG@10", justify="right")
+    table.add_column("minus first stage, 95% interval", justify="right")
+    for row in found.rankers:
+        name = readable(row.name) + ("  = rank" if row.name == found.published else "")
+        difference = found.difference(row.name, FIRST_STAGE)
+        queries = f"{len(row.ndcg)} {'test' if row.split == 'test' else 'judged'}"
+        table.add_row(name, queries, f"{row.mean_ndcg:.4f}", interval_text(difference) if difference else "")
+    return table
+
+
+def differences_table(found: ServedQuality) -> Table:
+    """Paired differences between rankers; those to the first stage stand in :func:`quality_table`."""
+    table = Table(title="Paired differences, query by query", title_justify="left")
+    table.add_column("ranker")
+    table.add_column("minus")
+    table.add_column("NDCG@10, 95% interval", justify="right")
+    table.add_column("queries", justify="right")
+    for difference in found.differences:
+        if difference.reference != FIRST_STAGE:
+            queries = str(difference.interval.queries)
+            table.add_row(difference.found, difference.reference, interval_text(difference), queries)
+    return table
+
+
+def interval_text(difference: Difference) -> str:
+    """Mean and its interval."""
+    interval = difference.interval
+    return f"{interval.mean_difference:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+
+
+def check_lines(checks: Iterable[Check]) -> Text:
+    """One line a check, its verdict first."""
+    lines = Text()
+    for check in checks:
+        lines.append(" pass " if check.passed else " FAIL ", "bold green" if check.passed else "bold white on red")
+        lines.append(f" {check.name}: ").append(f"{check.detail}\n", "dim" if check.passed else "red")
+    return lines
+
+
+def side_by_side(judged: JudgedQueries, query_id: str, before: RankerQuality, after: RankerQuality) -> Table:
+    """The first items of two orders of one query, with their grades."""
+    table = Table(title=f"'{escape(judged.queries[query_id])}'", title_justify="left", expand=True)
+    for row in (before, after):
+        heading = f"{readable(row.name)}  NDCG@10 {row.ndcg[query_id]:.3f}"
+        table.add_column(heading, ratio=1, no_wrap=True, overflow="ellipsis")
+    for pair in zip(before.rankings[query_id][:ROWS], after.rankings[query_id][:ROWS], strict=True):
+        table.add_row(*(_graded_title(judged, query_id, item_id) for item_id in pair))
+    return table
+
+
+def legend() -> str:
+    """What the letters of :func:`side_by_side` mean."""
+    return "  ".join(f"[{GRADE_STYLES[grade]}]{name[0]}[/] {name}" for grade, name in GRADES.items())
+
+
+def perf_table(report: PerfReport) -> Table:
+    """Latency and rate of every endpoint at every concurrency."""
+    title = f"perf_analyzer, closed loop, {report.candidates:.0f} candidates a request on average"
+    table = Table(title=title, title_justify="left")
+    table.add_column("endpoint")
+    for heading in ("at once", "requests", "p50 ms", "p90 ms", "p99 ms", "requests/s", "candidates/s", "x fp32"):
+        table.add_column(heading, justify="right")
+    for previous, point in zip([None, *report.points], report.points, strict=False):
+        if previous and previous.concurrency != point.concurrency:
+            table.add_section()
+        table.add_row(*_perf_row(point, report.published))
+    return table
+
+
+def steps_table(report: PerfReport) -> Table:
+    """Queue and compute of the composing models."""
+    table = Table(title="Where a request's time goes: means a composing model, ms", title_justify="left")
+    for heading in ("endpoint", "at once", "composing model", "queue", "compute"):
+        table.add_column(heading, justify="right" if heading in ("at once", "queue", "compute") else "left")
+    for point in report.points:
+        for step in point.steps:
+            concurrency = str(point.concurrency)
+            table.add_row(point.endpoint, concurrency, step.model, f"{step.queue_ms:.2f}", f"{step.compute_ms:.2f}")
+        table.add_section()
+    return table
+
+
+def speedup_text(point: Point) -> str:
+    """Median ratio with the lowest and highest round."""
+    if point.speedup is None:
+        return ""
+    middle, low, high = point.speedup
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+
+
+def _perf_row(point: Point, published: str) -> Sequence[str]:
+    name = f"{point.endpoint} = {published}" if point.endpoint == "rank" else point.endpoint
+    requests = f"{point.requests}" + (f" ({point.repeated} repeated)" if point.repeated else "")
+    latencies = [f"{value:.1f}" for value in (point.p50_ms, point.p90_ms, point.p99_ms)]
+    rates = [f"{point.requests_per_s:.1f}", f"{point.candidates_per_s:,.0f}"]
+    return [name, str(point.concurrency), requests, *latencies, *rates, speedup_text(point)]
+
+
+def _graded_title(judged: JudgedQueries, query_id: str, item_id: str) -> Text:
+    grade = judged.judgements[query_id][item_id]
+    return Text.assemble((GRADES[grade][0], GRADE_STYLES[grade]), " ", judged.products[item_id].title)

@@ -1,0 +1,87 @@
+"""Recipes: the kit's own load, and every fault of a broken one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from builders.build import load_ranker
+from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, load_recipe, load_recipes
+
+GOOD = """
+ranker = "cross_encoder"
+module = "builders/rankers/cross_encoder.py:CrossEncoderRanker"
+[[variants]]
+name = "fp32_onnx"
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_kits_recipes_load_under_their_rankers_names() -> None:
+    recipes = load_recipes()
+    assert {"cross_encoder", "two_tower"} <= set(recipes)
+    assert all(recipe.ranker == name for name, recipe in recipes.items())
+    assert all((REPOSITORY_ROOT / recipe.module.split(":")[0]).is_file() for recipe in recipes.values())
+
+
+def test_a_short_recipe_is_filled_with_defaults(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, GOOD))
+    assert recipe.backbone is None
+    assert recipe.serving.instances == 1
+    assert [recipe.model_name(variant) for variant in recipe.variants] == ["cross_encoder_fp32_onnx"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('ranker = "cross_encoder"', 'ranker = "Cross-Encoder"', "ranker: String should match pattern"),
+        ('ranker = "cross_encoder"', "", "ranker: Field required"),
+        ("cross_encoder.py:CrossEncoderRanker", "cross_encoder", "module: String should match pattern"),
+        ('name = "fp32_onnx"', 'name = "fp32"', "variants.0.name: String should match pattern"),
+        ('name = "fp32_onnx"', 'name = "a_onnx"\nint8 = {method = "guess"}', "variants.0.int8.method: Input should be"),
+        ('name = "fp32_onnx"', 'name = "a_onnx"\nfp4 = true', "variants.0.fp4: Extra inputs are not permitted"),
+        ('[[variants]]\nname = "fp32_onnx"', "variants = []", "variants: Tuple should have at least 1 item"),
+        ("[[variants]]", "[gate]\nmin_ndcg_ratio = 1.5\n[[variants]]", "gate.min_ndcg_ratio: Input should be less"),
+        ("[[variants]]", "[serving]\nthreads = 0\n[[variants]]", "serving.threads: Input should be greater"),
+    ],
+)
+def test_a_field_that_is_missing_unknown_or_out_of_range_is_refused_by_name(
+    tmp_path: Path, old: str, new: str, complaint: str
+) -> None:
+    assert old in GOOD
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe(written(tmp_path, GOOD.replace(old, new)))
+    assert complaint in str(refusal.value)
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    broken = GOOD.replace('name = "fp32_onnx"', 'name = "fp32"').replace('ranker = "cross_encoder"', "colour = 1")
+    with pytest.raises(RecipeError, match=r"recipe\.toml: .*ranker.*; .*variants\.0\.name.*; colour"):
+        load_recipe(written(tmp_path, broken))
+
+
+def test_a_file_that_is_not_there_or_not_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no recipe at '.*absent\.toml'; 'ls recipes'"):
+        load_recipe(tmp_path / "absent.toml")
+    with pytest.raises(RecipeError, match=r"recipe\.toml: not TOML: Invalid value"):
+        load_recipe(written(tmp_path, "ranker = "))
+
+
+@pytest.mark.parametrize(
+    ("module", "complaint"),
+    [
+        ("builders/rankers/absent.py:Ranker", r"module '.*absent\.py' is not there; wanted <file>\.py:<class>"),
+        ("builders/text.py:Absent", r"'builders/text\.py:Absent' is no class derived from builders\.ranker\.Ranker"),
+        ("builders/text.py:load_tokenizer", "is no class derived from"),
+    ],
+)
+def test_a_module_that_gives_no_ranker_is_refused(tmp_path: Path, module: str, complaint: str) -> None:
+    recipe: Recipe = load_recipe(written(tmp_path, GOOD)).model_copy(update={"module": module})
+    with pytest.raises(RecipeError, match=complaint):
+        load_ranker(recipe)

@@ -1,0 +1,40 @@
+"""The kit itself as a fixture: built once from the real data (or the generated, where there is none), served once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from builders.build import PROJECT
+from builders.datasets import JudgedQueries, find_data, load_judged
+from builders.recipe import load_recipes
+from server import TritonServer
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def judged() -> JudgedQueries:
+    """The judged queries that the kit is built on."""
+    return load_judged(find_data().folder)
+
+
+@pytest.fixture(scope="session")
+def kit() -> list[str]:
+    """Builds what is missing, as ``make repository`` does; gives the endpoints, ``rank`` first."""
+    subprocess.run([sys.executable, "-m", "builders", "repository"], check=True, cwd=PROJECT.repository.parent)
+    variants = [recipe.model_name(variant) for recipe in load_recipes().values() for variant in recipe.variants]
+    return ["rank", *(f"rank_{name}" for name in variants)]
+
+
+@pytest.fixture(scope="session")
+def served_kit(kit: list[str]) -> Iterator[TritonServer]:
+    """The real server with every endpoint of the kit, on free ports."""
+    with TritonServer(
+        PROJECT.repository, load=kit, store=PROJECT.item_store, grpc_port=0, http_port=0, metrics_port=0
+    ) as server:
+        yield server

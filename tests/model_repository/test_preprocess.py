@@ -1,0 +1,114 @@
+"""Pre- and post-processing without a server: token sequences against the tokenizer's own, order against a plain sort."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from builders.backbone import packaged_backbone
+from builders.contract import MAX_LENGTH, MAX_QUERY_TOKENS
+from builders.preprocessing import preprocess_contract
+from builders.recipe import REPOSITORY_ROOT
+from builders.text import encode_pairs, encode_texts, load_tokenizer
+
+WORDS = ["red", "blue", "mug", "tent", "stoneware", "杯", "x1-200", "unbelievably", "waterproof"]
+
+
+@pytest.fixture(scope="module")
+def served_code() -> Iterator[Any]:
+    """Loads a served ``model.py`` as Triton's stub would, with an empty stand-in for Triton's own module."""
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in = types.ModuleType("triton_python_backend_utils")
+        patch.setitem(sys.modules, stand_in.__name__, stand_in)
+        patch.syspath_prepend(REPOSITORY_ROOT / "model_repository")
+        yield _load
+        sys.modules.pop("served", None)
+
+
+def _load(model: str) -> types.ModuleType:
+    path = REPOSITORY_ROOT / "model_repository" / model / "model.py"
+    spec = importlib.util.spec_from_file_location(f"served_{model}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(packaged_backbone())
+
+
+def parameters(tokenizer: Any, pair: bool) -> dict[str, Any]:
+    return preprocess_contract("x", (), tokenizer, pair=pair, features_version="1").parameters
+
+
+def token_ids(tokenizer: Any, text: str, limit: int) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids[:limit]
+
+
+def as_stored(tokenizer: Any, title: str) -> bytes:
+    return np.array(token_ids(tokenizer, title, MAX_LENGTH), dtype="<i4").tobytes()
+
+
+def title(generator: random.Random) -> str:
+    """0 to 200 words: from nothing to far longer than a sequence."""
+    return " ".join(generator.choices(WORDS, k=generator.choice([0, 1, 3, 12, 60, 200])))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_joined_sequences_are_the_tokenizers_own(served_code: Any, tokenizer: Any, seed: int) -> None:
+    generator = random.Random(seed)
+    query, titles = f"mug {title(generator)}", [title(generator) for _ in range(generator.choice([1, 5, 30]))]
+    found = served_code("cross_encoder_preprocess").join(
+        token_ids(tokenizer, query, MAX_QUERY_TOKENS),
+        [as_stored(tokenizer, one) for one in titles],
+        parameters(tokenizer, pair=True),
+    )
+    wanted = encode_pairs(tokenizer, query, titles)
+    assert {name: array.tolist() for name, array in found.items()} == {
+        name: array.tolist() for name, array in wanted.items()
+    }
+    assert {array.dtype for array in found.values()} == {np.dtype(np.int32)}
+
+
+def test_an_unknown_item_has_the_row_of_an_empty_title(served_code: Any, tokenizer: Any) -> None:
+    join = served_code("cross_encoder_preprocess").join
+    query, known = token_ids(tokenizer, "mug", 32), as_stored(tokenizer, "red mug")
+    unknown = join(query, [known, None], parameters(tokenizer, pair=True))
+    empty = join(query, [known, b""], parameters(tokenizer, pair=True))
+    assert all(np.array_equal(unknown[name], empty[name]) for name in unknown)
+
+
+@pytest.mark.parametrize("words", [1, 5, 6, 7, 40])
+def test_a_query_alone_is_the_tokenizers_own_sequence(served_code: Any, tokenizer: Any, words: int) -> None:
+    settings = parameters(tokenizer, pair=False)
+    query = "mug " * words
+    found = served_code("two_tower_preprocess").sequence(token_ids(tokenizer, query, MAX_QUERY_TOKENS), settings)
+    wanted = encode_texts(tokenizer, [query], max_length=MAX_QUERY_TOKENS + 2)
+    for name in ("input_ids", "attention_mask"):
+        width = found[name].shape[1]
+        assert width % 8 == 0
+        assert found[name][:, : wanted[name].shape[1]].tolist() == wanted[name].tolist()
+        assert not found["attention_mask"][:, wanted[name].shape[1] :].any()
+
+
+def test_vectors_are_read_in_order_with_zeros_for_the_unknown(served_code: Any) -> None:
+    vectors = served_code("two_tower_preprocess").vectors
+    rows = np.arange(6, dtype="<f4").reshape(2, 3)
+    found = vectors([rows[1].tobytes(), None, rows[0].tobytes()], 3)
+    assert found.tolist() == [[3, 4, 5], [0, 0, 0], [0, 1, 2]]
+
+
+def test_equal_scores_keep_first_stage_order(served_code: Any) -> None:
+    best_first = served_code("postprocess").best_first
+    scores = np.array([0.5, 2, 0.5, -1, 2, 0.5], np.float32)
+    assert best_first(scores).tolist() == [1, 4, 0, 2, 5, 3]
+    assert best_first(np.zeros(1000, np.float32)).tolist() == list(range(1000))

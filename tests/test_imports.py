@@ -1,0 +1,94 @@
+"""Which way the project's parts may look, checked on every import statement."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {"builders", "clients", "tritonrank_client", "perf", "server", "backends", "model_repository", "tests"}
+TORCH = {"torch", "transformers", "peft"}
+STANDARD_LIBRARY = set(sys.stdlib_module_names)
+
+
+def imported(path: Path, top_level_only: bool = False) -> set[str]:
+    """First part of every module that a file imports; relative imports are its own package's."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    nodes = _executed_on_import(tree) if top_level_only else ast.walk(tree)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def _executed_on_import(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from _executed_on_import(child)
+
+
+def sources(*patterns: str) -> list[Path]:
+    """Tracked or not, but nothing built: version folders are copies."""
+    found = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    return sorted(path for path in found if not any(part.isdigit() for part in path.relative_to(ROOT).parts))
+
+
+def each(*patterns: str) -> pytest.MarkDecorator:
+    """The test once for each file."""
+    files = sources(*patterns)
+    assert files, f"no file matches {patterns}"
+    return pytest.mark.parametrize("path", files, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def test_the_contract_is_the_floor_standard_library_only() -> None:
+    assert imported(ROOT / "builders" / "contract.py") <= STANDARD_LIBRARY
+
+
+@each("builders/**/*.py")
+def test_builders_look_at_nothing_that_they_feed(path: Path) -> None:
+    assert imported(path) & ROOMS <= {"builders"}
+
+
+@each("builders/**/*.py")
+def test_importing_the_builders_needs_no_gpu_library(path: Path) -> None:
+    assert not imported(path, top_level_only=True) & {"tensorrt", "pycuda", "cuda", "modelopt"}
+
+
+@each("model_repository/*.py", "model_repository/*/model.py", "backends/**/*.py")
+def test_served_code_knows_neither_builders_nor_clients_nor_torch(path: Path) -> None:
+    assert not imported(path) & (ROOMS | TORCH)
+
+
+@each("clients/tritonrank_client/**/*.py")
+def test_the_client_stands_alone(path: Path) -> None:
+    allowed = {"numpy", "tritonclient", "grpc", "google", "tritonrank_client"}
+    assert imported(path) <= STANDARD_LIBRARY | allowed
+
+
+@each("server/*.py")
+def test_the_server_starts_with_the_standard_library_only(path: Path) -> None:
+    assert imported(path) <= STANDARD_LIBRARY | {"server"}
+
+
+@pytest.mark.parametrize("path", sources("perf/**/*.py"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_perf_drives_what_users_drive(path: Path) -> None:
+    assert imported(path) & ROOMS <= {"perf", "builders", "clients", "tritonrank_client", "server"}
+
+
+@each("builders/**/*.py", "clients/**/*.py", "server/*.py", "backends/**/*.py", "model_repository/*.py")
+def test_nothing_imports_its_tests(path: Path) -> None:
+    assert "tests" not in imported(path)
+
+
+def test_an_import_inside_a_function_is_not_counted_as_top_level(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text("import os\nif os:\n    import json\ndef f():\n    import tensorrt\n")
+    assert imported(tmp_path / "module.py", top_level_only=True) == {"os", "json"}
+    assert imported(tmp_path / "module.py") == {"os", "json", "tensorrt"}
