@@ -124,7 +124,7 @@ def add_items(corpus: Path, recipes: Recipes = None) -> None:
 
 
 @app.command()
-def tune(machine: str, instances: int = 1, threads: int = os.cpu_count() or 1) -> None:
+def tune(machine: str, instances: int = 2, threads: int = os.cpu_count() or 1) -> None:
     """Write configs/MACHINE.pbtxt beside every model; serve them with `make serve CONFIG=MACHINE`."""
     written = tune_machine(build.PROJECT.repository, machine, instances, threads)
     console.print(f"{len(written)} configurations for '{machine}': {instances} instances of {threads} threads")

@@ -36,7 +36,7 @@ def onnx_config(graph: Graph, name: str, serving: Serving) -> triton.ModelConfig
     """
     config = triton.ModelConfig(name=name, backend="onnxruntime", max_batch_size=graph.max_batch_size)
     _add_tensors(config, graph.contract, skip_dims=1 if graph.batches else 0)
-    _add_instances(config, serving.instances)
+    _add_instances(config, serving.instances if graph.batches else 1)
     if graph.batches:
         _add_queue(config, serving)
         config.dynamic_batching.preferred_batch_size.append(MAX_ROWS_PER_RUN)
@@ -83,11 +83,13 @@ def pin(config: triton.ModelConfig, versions: Iterable[int]) -> triton.ModelConf
 
 
 def tune(config: triton.ModelConfig, instances: int, threads: int) -> triton.ModelConfig:
-    """A copy with instance count and threads of one machine; pre- and post-processing have one thread an instance."""
+    """A copy with one machine's instances (of what batches) and threads; one instance has no queue bound."""
     tuned = triton.ModelConfig()
     tuned.CopyFrom(config)
-    for group in tuned.instance_group:
-        group.count = instances
+    if tuned.max_batch_size:
+        tuned.instance_group[0].count = instances
+        if instances == 1:  # see _add_queue
+            tuned.dynamic_batching.ClearField("default_queue_policy")
     if "intra_op_thread_count" in tuned.parameters:
         _add_parameters(tuned, intra_op_thread_count=threads)
     return tuned
@@ -126,10 +128,11 @@ def _add_instances(config: triton.ModelConfig, count: int) -> None:
 def _add_queue(config: triton.ModelConfig, serving: Serving) -> None:
     """A bounded queue: a request that finds it full is refused at once (UNAVAILABLE "Exceeds maximum queue size").
 
-    Only where the model batches, and without a timeout. With a default timeout Triton's batcher dispatches by a count
-    of idle instances that can miss a wake-up (https://github.com/triton-inference-server/server/issues/8870), and so
-    can it where ``max_batch_size`` is 0: of 1,000 requests from 8 clients, 2 to 6 then waited 0.5 s beside an idle
-    instance. The client's own deadline bounds a wait.
+    Only where the model batches, with two instances at least, and without a timeout. Under a queue policy Triton's
+    batcher waits for an instance to report itself idle and can miss that (compare
+    https://github.com/triton-inference-server/server/issues/8870): with one instance, or ``max_batch_size`` 0, or a
+    default timeout, some requests of every thousand waited 0.5 s beside an idle instance. The client's own deadline
+    bounds a wait.
     """
     config.dynamic_batching.default_queue_policy.max_queue_size = serving.max_queue_size
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from builders.beir import Product
 from builders.rankers.two_tower import TwoTower
-from builders.text import Tokenizer, item_text
+from builders.text import Tokenizer, item_texts
 
 _WORD = re.compile(r"[\w'./%\"-]+")
 _CLAUSE = re.compile(r"[\n.:;,!]")
@@ -43,11 +43,11 @@ def pseudo_queries(
     rng = random.Random(seed)
     sources = rng.sample(range(len(products)), min(count, len(products)))
     texts = [_query_text(products[source], rng) for source in sources]
-    item_texts = [item_text(product.title, product.brand) for product in products]
-    item_vectors = teacher.encode_texts(tokenizer, item_texts)
+    of_items = item_texts(products)
+    item_vectors = teacher.encode_texts(tokenizer, of_items)
     query_vectors = teacher.encode_texts(tokenizer, texts)
     retriever = bm25s.BM25()
-    retriever.index(bm25s.tokenize(item_texts, show_progress=False), show_progress=False)
+    retriever.index(bm25s.tokenize(of_items, show_progress=False), show_progress=False)
     found = []
     for source, text, vector in zip(sources, texts, query_vectors, strict=True):
         cosines = item_vectors @ vector  # [products]

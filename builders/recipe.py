@@ -54,13 +54,13 @@ class Serving(_Table):
     """Explicit, portable defaults; what is tuned to a machine goes to ``configs/<machine>.pbtxt``.
 
     Attributes:
-        instances: processes a scorer runs in.
+        instances: processes a scorer runs in; two at least, see ``model_config._add_queue``.
         threads: of one run, in each instance.
         max_queue_size: requests that wait before a scorer; one more is refused at once. From measured capacity: what
             the scorer answers within the longest wait that is still of use.
     """
 
-    instances: int = pydantic.Field(1, ge=1)
+    instances: int = pydantic.Field(2, ge=2)
     threads: int = pydantic.Field(2, ge=1)
     max_queue_size: int = pydantic.Field(16, ge=1)
 

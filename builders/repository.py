@@ -131,8 +131,7 @@ def tune_machine(repository: Path, machine: str, instances: int, threads: int) -
         config = model_config.parse(path.read_text(encoding="utf-8"))
         if config.platform != "ensemble":
             target = path.parent / "configs" / f"{machine}.pbtxt"
-            count = instances if config.backend != "python" else 1
-            write_atomically(target, model_config.render(model_config.tune(config, count, threads)))
+            write_atomically(target, model_config.render(model_config.tune(config, instances, threads)))
             written.append(target)
     return written
 

@@ -60,8 +60,9 @@ class TrainingRecipe:
         lora_rank: of every linear layer's update; its scale (alpha) is twice the rank.
         pseudo_queries: made-up queries to distil from; 0 skips distilling.
         distil_batch, tune_batch: lists a step.
-        learning_rate: highest, of the LoRA matrices; the head's is ``head_rate_factor`` times it.
-        tune_epochs: passes over the judged training queries.
+        distil_rate, tune_rate: highest learning rate of the LoRA matrices in each stage; the head's is
+            ``head_rate_factor`` times it.
+        tune_epochs: passes over the judged training queries; 0 skips tuning.
         candidates: judged candidates drawn a query and pass, at most half of them Exact if others are there.
         threads: of torch; the weights depend on it in their last digits.
     """
@@ -71,7 +72,8 @@ class TrainingRecipe:
     pseudo_queries: int = 1200
     distil_batch: int = 12
     tune_batch: int = 4
-    learning_rate: float = 5e-4
+    distil_rate: float = 5e-4
+    tune_rate: float = 1e-4
     head_rate_factor: float = 4.0
     tune_epochs: int = 3
     candidates: int = 16
@@ -167,7 +169,7 @@ def _save(model: CrossEncoder, out: Path, backbone: Path | None) -> Path:
     assert isinstance(adapted, PeftModel)
     adapted.peft_config["default"].base_model_name_or_path = backbone.name if backbone else PACKAGED_NAME
     card = (out / "README.md").read_bytes() if (out / "README.md").is_file() else None
-    adapted.save_pretrained(str(out))
+    adapted.save_pretrained(str(out), save_embedding_layers=False)  # they are frozen; "auto" asks the network
     if card is None:
         (out / "README.md").unlink(missing_ok=True)  # peft writes a form to fill in
     else:
@@ -237,14 +239,22 @@ def _text(product: Product) -> str:
 # ---------------------------------------------------------------- the two stages
 def _distil(model: CrossEncoder, lists: list[CandidateList], folder: Path, settings: TrainingRecipe) -> None:
     order = random.Random(settings.seed).sample(lists, len(lists))
-    _fit(model, list(_batches(order, settings.distil_batch)), listnet, folder, settings, "distilling")
+    _fit(
+        model,
+        list(_batches(order, settings.distil_batch)),
+        listnet,
+        folder,
+        settings,
+        settings.distil_rate,
+        "distilling",
+    )
 
 
 def _tune(model: CrossEncoder, judged: JudgedQueries, folder: Path, settings: TrainingRecipe) -> None:
     rng = random.Random(settings.seed)
     epochs = [_drawn_lists(judged, settings.candidates, rng) for _ in range(settings.tune_epochs)]
     steps = [batch for lists in epochs for batch in _batches(lists, settings.tune_batch)]
-    _fit(model, steps, pairwise, folder, settings, "tuning")
+    _fit(model, steps, pairwise, folder, settings, settings.tune_rate, "tuning")
 
 
 def listnet(scores: Tensor, targets: Tensor) -> Tensor:
@@ -266,6 +276,7 @@ def _fit(
     loss: Loss,
     folder: Path,
     settings: TrainingRecipe,
+    learning_rate: float,
     title: str,
 ) -> None:
     """One optimizer step for each batch of lists: AdamW, linear warm-up and decay, gradients clipped to norm 1."""
@@ -273,7 +284,7 @@ def _fit(
         return
     tokenizer = load_tokenizer(folder)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = _optimizer(model, settings)
+    optimizer = _optimizer(model, learning_rate, learning_rate * settings.head_rate_factor)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(steps)))
     model.train()
     for lists in track(steps, title, console=console, transient=True):
@@ -287,14 +298,13 @@ def _fit(
     model.eval()
 
 
-def _optimizer(model: CrossEncoder, settings: TrainingRecipe) -> torch.optim.Optimizer:
-    head_rate = settings.learning_rate * settings.head_rate_factor
+def _optimizer(model: CrossEncoder, lora_rate: float, head_rate: float) -> torch.optim.Optimizer:
     lora = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
     scalars = [parameter for parameter in model.head.parameters() if parameter.ndim == 0]
     matrices = [parameter for parameter in model.head.parameters() if parameter.ndim > 0]
     return torch.optim.AdamW(
         [
-            {"params": lora, "lr": settings.learning_rate},
+            {"params": lora, "lr": lora_rate},
             {"params": matrices, "lr": head_rate},
             {
                 "params": scalars,

@@ -62,6 +62,10 @@ def sweep(
     console.print(perf_table(found), steps_table(found))
     for path in sweeps.write_perf(found):
         console.print(f"written: {path}", soft_wrap=True)
+    for failure in found.failures:
+        console.print(f"not measured: {failure}", style="bold red", markup=False, soft_wrap=True)
+    if not found.points:
+        raise PerfError("nothing could be measured; the reasons stand above")
 
 
 @app.command()

@@ -27,6 +27,7 @@ COMPOSING_SUFFIX = f"_v*.{CSV_FILE}"
 WINDOWS = 3
 """perf_analyzer stops when this many windows in a row agree; any three do, since the rounds show the spread."""
 ATTEMPTS = 3
+TOO_SHORT = "No valid requests recorded within time interval. Please use a larger time window."
 QUEUE = ("Server Queue",)
 COMPUTE = ("Server Compute Input", "Server Compute Infer", "Server Compute Output")
 MICROSECONDS_PER_MS, NANOSECONDS_PER_MS = 1e3, 1e6
@@ -53,7 +54,7 @@ class Measurement:
         latencies_ms: float64 [requests], client side.
         requests_per_s: completed.
         steps: composing models, from their own files: in the ensemble's, queue and compute are wrong.
-        repeated: earlier runs thrown away because a request failed.
+        repeated: earlier runs thrown away because a request failed or none ended in a window.
     """
 
     latencies_ms: np.ndarray
@@ -85,7 +86,8 @@ def measure(
     """Send the requests in turn over gRPC, ``concurrency`` at a time, for three windows.
 
     Raises:
-        AnalyzerError: it failed, or a request failed in every one of ``ATTEMPTS`` runs.
+        AnalyzerError: it failed, or in every one of ``ATTEMPTS`` runs a request failed or none ended in a window,
+            which grows from run to run.
     """
     environment = environment or find_environment()
     for repeated in range(ATTEMPTS):
@@ -95,9 +97,12 @@ def measure(
             failure = request_failure(output)
             if failure is None:
                 return dataclasses.replace(read_measurement(folder), repeated=repeated)
+            if failure == TOO_SHORT:
+                window_ms *= 2
     raise AnalyzerError(
-        f"perf_analyzer, {model} at concurrency {concurrency}: in {ATTEMPTS} runs a request failed, the last with: "
-        f"{failure}. If the queue is too short or its timeout too small for this load, see [serving] of the recipe"
+        f"perf_analyzer, {model} at concurrency {concurrency}: {ATTEMPTS} runs failed, the last with: {failure}. "
+        "If the queue is too short or its timeout too small for this load, see [serving] of the recipe; "
+        "if requests take longer than a window, raise window_ms of the sweep"
     )
 
 
@@ -135,8 +140,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def request_failure(output: str) -> str | None:
-    """perf_analyzer ends with 0 although a worker gave up after a failed request: the line that says so."""
-    return next((line.strip() for line in output.splitlines() if "had error" in line), None)
+    """The line that makes a run worthless and worth repeating, if there is one.
+
+    perf_analyzer ends with 0 although a worker gave up after a failed request.
+    """
+    return next((line.strip() for line in output.splitlines() if "had error" in line or TOO_SHORT in line), None)
 
 
 def _arguments(url: str, model: str, requests_file: Path, concurrency: int, window_ms: int) -> list[str]:

@@ -18,12 +18,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psutil
 import tritonclient.grpc as triton
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from tritonrank_client import RankClient
 
@@ -37,8 +37,11 @@ from builders.ranker import Ranker
 from perf.endpoints import Endpoint, rank_patiently, served_onnx_files, serving
 from perf.errors import PerfError
 from perf.inputs import requests_json, write_requests
+from perf.progress import track
 from perf.served_quality import in_process_sessions, offline_ndcg
 from perf.sweep import Sweep, measure_rounds, points_of, reference_endpoints
+
+T = TypeVar("T")
 
 PARTS = ("preprocess", "latency", "int8", "memory")
 USUAL_CANDIDATES = 40
@@ -87,9 +90,9 @@ class Bench:
     places: Places
     console: Console
 
-    def track(self, items: Sequence[object], label: str) -> Iterator:
+    def track(self, items: Sequence[T], label: str) -> Iterator[T]:
         """With a progress bar."""
-        return iter(track(items, label, console=self.console, transient=True))
+        return track(items, label, self.console)
 
     def requests(self, candidates: int) -> Iterator[tuple[str, list[str]]]:
         """Test queries in turn without end, with their own candidates first, filled up from the corpus."""
@@ -256,7 +259,9 @@ def bench_int8(bench: Bench) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as folder, serving(names, bench.places) as server:
         requests_file = Path(folder) / "requests.json"
         write_requests(requests_json(test.queries, bench.order), requests_file)
-        rounds = measure_rounds(server.grpc_url, names, requests_file, INT8_SWEEP, bench.console)
+        rounds, failures = measure_rounds(server.grpc_url, names, requests_file, INT8_SWEEP, bench.console)
+    if failures:
+        raise PerfError("; ".join(failures.values()))
     figures = []
     for point in points_of(rounds, references, candidates=0):
         if point.speedup is not None:

@@ -105,7 +105,7 @@ def forest_figure(differences: Sequence[Difference]) -> go.Figure:
     )
     figure.add_vline(x=0, line={"color": TEXT_COLOR, "dash": "dot"})
     figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(title="difference of NDCG@10 (right of zero: better than what it is compared with)")
+    figure.update_xaxes(title="difference of NDCG@10, > 0 is better", nticks=5, tickangle=0)
     return _styled(figure, height=110 + 48 * len(differences))
 
 
@@ -158,7 +158,7 @@ def steps_figure(points: Sequence[Point]) -> go.Figure:
     )
     figure.update_layout(barmode="stack")
     figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(title=f"ms a request, mean, {lowest} at once")
+    figure.update_xaxes(title=f"mean ms a request, {lowest} at once", nticks=5, tickangle=0)
     return _styled(figure, height=150 + 40 * len(chosen), legend=True)
 
 

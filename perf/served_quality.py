@@ -14,7 +14,6 @@ import numpy as np
 import onnxruntime
 import pydantic
 from rich.console import Console
-from rich.progress import track
 from tritonrank_client import RankClient
 
 from builders import build, quality
@@ -28,6 +27,7 @@ from builders.ranker import Ranker
 from builders.recipe import Recipe
 from builders.repository import MANIFEST
 from perf.endpoints import RANK, Endpoint, first_queries, published_model, rank_patiently, served_onnx_files
+from perf.progress import track
 
 TORCH_ATOL = 1e-4
 """Of an fp32 score."""
@@ -147,7 +147,7 @@ def measure_served_quality(
     for endpoint in endpoints:
         asked = _asked(judged, endpoint.split, limit)
         scores = served_scores(url, endpoint.name, asked, order, console)
-        row = _ranker_quality(endpoint.model, endpoint.split, asked, order, scores)
+        row = _ranker_quality(endpoint.model, _split(endpoint.split, limit), asked, scores)
         rows.append(row)
         checks.append(_check_scores(endpoint, rankers, judged, asked, order, scores, places, console))
         checks.append(check_ndcg(endpoint.model, row.ndcg, offline_ndcg(endpoint, places)))
@@ -168,11 +168,10 @@ def served_scores(
     url: str, endpoint: str, asked: JudgedQueries, order: quality.Rankings, console: Console | None = None
 ) -> Scores:
     """Query id => item id => score that ``endpoint`` answers, item ids best first."""
-    console = console or Console(quiet=True)
     with RankClient(url, model=endpoint) as client:
         return {
             query_id: dict(rank_patiently(client, query, order[query_id]))
-            for query_id, query in track(asked.queries.items(), f"{endpoint:<34}", console=console, transient=True)
+            for query_id, query in track(list(asked.queries.items()), endpoint, console)
         }
 
 
@@ -236,15 +235,18 @@ def _asked(judged: JudgedQueries, split: str, limit: int | None) -> JudgedQuerie
     return judged.subset("test" if split == "test" else "all")
 
 
+def _split(split: str, limit: int | None) -> str:
+    """A limited run takes test queries whatever may judge the ranker."""
+    return split if limit is None else "test"
+
+
 def _first_stage_quality(judged: JudgedQueries, order: quality.Rankings, limit: int | None) -> RankerQuality:
     asked = _asked(judged, "all", limit)
     rankings = {query_id: list(order[query_id]) for query_id in asked.queries}
-    return RankerQuality(FIRST_STAGE, "all", quality.ndcg_of_rankings(asked, rankings), rankings)
+    return RankerQuality(FIRST_STAGE, _split("all", limit), quality.ndcg_of_rankings(asked, rankings), rankings)
 
 
-def _ranker_quality(
-    name: str, split: str, asked: JudgedQueries, order: quality.Rankings, scores: Scores
-) -> RankerQuality:
+def _ranker_quality(name: str, split: str, asked: JudgedQueries, scores: Scores) -> RankerQuality:
     """The order is the server's own; that its scores would give the same is ``postprocess``'s business."""
     rankings = {query_id: list(of_query) for query_id, of_query in scores.items()}
     return RankerQuality(name, split, quality.ndcg_of_rankings(asked, rankings), rankings)
@@ -290,10 +292,7 @@ def in_process_scores(
     """Scores of ONNX Runtime in this process, from the very files that are served, each query one batch."""
     sessions = in_process_sessions(endpoint, ranker, places)
     scores: Scores = {}
-    label = f"{endpoint.model} in process"
-    for query_id, query in track(
-        asked.queries.items(), f"{label:<34}", console=console or Console(quiet=True), transient=True
-    ):
+    for query_id, query in track(list(asked.queries.items()), f"{endpoint.model} in process", console):
         products = [asked.products[item_id] for item_id in order[query_id]]
         found = build.score_in_process(ranker, sessions, query, products)
         scores[query_id] = dict(zip(order[query_id], map(float, found), strict=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import tempfile
 import tomllib
@@ -19,17 +20,17 @@ from pathlib import Path
 import numpy as np
 import pydantic
 from rich.console import Console
-from rich.progress import track
 
 from builders.build import PROJECT, Places
 from builders.datasets import JudgedQueries
 from builders.files import write_atomically
 from builders.first_stage import first_stage
-from perf.analyzer import Measurement, Step, measure
+from perf.analyzer import AnalyzerError, Measurement, Step, measure
 from perf.endpoints import RANK, Endpoint, published_model, serving
 from perf.errors import PerfError
 from perf.inputs import mean_candidates, requests_json, write_requests
 from perf.machine import Machine, this_machine
+from perf.progress import track
 
 PERCENTILES = (50, 90, 99)
 
@@ -61,7 +62,7 @@ class Point:
         reference: endpoint that ``speedup`` is over.
         speedup: requests/s over the reference's of the same round: median, lowest and highest of the rounds.
         steps: composing models, medians over rounds.
-        repeated: measurements thrown away because a request failed.
+        repeated: measurements thrown away because a request failed or none ended in a window.
     """
 
     endpoint: str
@@ -85,16 +86,20 @@ class PerfReport:
     Attributes:
         published: the model that ``rank`` serves.
         candidates: of a request, mean.
+        failures: a line for each endpoint and concurrency that could not be measured, with the reason.
     """
 
     machine: Machine
     published: str
     candidates: float
     points: list[Point]
+    failures: list[str]
 
 
 Rounds = dict[tuple[str, int], list[Measurement]]
 """(endpoint, concurrency) => one measurement a round."""
+Failures = dict[tuple[str, int], str]
+"""(endpoint, concurrency) => why it could not be measured."""
 
 
 def load_sweep(path: Path) -> Sweep:
@@ -127,11 +132,11 @@ def run_sweep(
     with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as folder, serving(names, places) as server:
         requests_file = Path(folder) / "requests.json"
         write_requests(requests, requests_file)
-        rounds = measure_rounds(server.grpc_url, names, requests_file, sweep, console)
+        rounds, failures = measure_rounds(server.grpc_url, names, requests_file, sweep, console)
     published = published_model(places)
-    references = reference_endpoints(endpoints, published)
     candidates = mean_candidates(requests)
-    return PerfReport(machine, published, candidates, points_of(rounds, references, candidates))
+    points = points_of(rounds, reference_endpoints(endpoints, published), candidates)
+    return PerfReport(machine, published, candidates, points, list(failures.values()))
 
 
 def chosen_endpoints(sweep: Sweep, endpoints: Sequence[Endpoint]) -> list[str]:
@@ -158,19 +163,27 @@ def reference_endpoints(endpoints: Sequence[Endpoint], published: str) -> dict[s
 
 def measure_rounds(
     url: str, names: Sequence[str], requests_file: Path, sweep: Sweep, console: Console | None = None
-) -> Rounds:
-    """Round by round, concurrency by concurrency, all endpoints next to one another in time."""
+) -> tuple[Rounds, Failures]:
+    """Round by round, concurrency by concurrency, all endpoints next to one another in time.
+
+    An endpoint that does not hold a concurrency is left out there, in all rounds: the server refuses requests by
+    design when it cannot keep up.
+    """
     rounds: Rounds = defaultdict(list)
-    plan = [
-        (name, concurrency)
-        for _ in range(sweep.rounds)
-        for concurrency in sweep.concurrencies
-        for name in names
-    ]  # fmt: skip
-    for name, concurrency in track(plan, "perf_analyzer", console=console or Console(quiet=True), transient=True):
-        found = measure(url, name, requests_file, concurrency=concurrency, window_ms=sweep.window_ms)
-        rounds[name, concurrency].append(found)
-    return dict(rounds)
+    failures: Failures = {}
+    for _, concurrency, name in track(
+        list(itertools.product(range(sweep.rounds), sweep.concurrencies, names)), "perf_analyzer", console
+    ):
+        key = (name, concurrency)
+        if key in failures:
+            continue
+        try:
+            found = measure(url, name, requests_file, concurrency=concurrency, window_ms=sweep.window_ms)
+            rounds[key].append(found)
+        except AnalyzerError as error:
+            failures[key] = str(error)
+            rounds.pop(key, None)
+    return dict(rounds), failures
 
 
 def points_of(rounds: Rounds, references: Mapping[str, str], candidates: float) -> list[Point]:

@@ -1,8 +1,4 @@
-"""A child process that never outlives its parent, with everything it starts.
-
-tritonserver starts one stub process per Python model instance. They share its process group, and each ends itself when
-tritonserver is gone, so what must be made sure of is that tritonserver itself ends.
-"""
+"""A child process that never outlives its parent, with everything it starts: see guard.py."""
 
 from __future__ import annotations
 
@@ -15,42 +11,63 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-# Runs in the child before tritonserver takes its place. A `preexec_fn` would do the same inside fork(), which Python's
-# documentation calls unsafe beside threads (gRPC's, say). 1 is PR_SET_PDEATHSIG, see prctl(2); the check after it is
-# for a parent that ended before the call.
-_END_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the launcher has ended")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
+GUARD = Path(__file__).with_name("guard.py")
+KILL_TIMEOUT_S = 5.0
 
 
-def start(
-    command: Sequence[str], environ: Mapping[str, str], folder: Path, log: IO[bytes] | None
-) -> subprocess.Popen[bytes]:
-    """Start `command` in a process group of its own, in `folder`; its output goes to `log`, None for this terminal.
+class GuardedProcess:
+    """A command that runs under guard.py, in a process group of its own.
 
-    The kernel sends it SIGTERM when the calling thread ends: call from one that lives as long as the server shall.
+    command   what to run, in `folder`, with the variables `environ`
+    log       where its output goes; None for this terminal
+    grace_s   how long it may take to end after SIGTERM before it is killed
+
+    Linux ends it when the calling thread ends: call from one that lives as long as the command shall.
     """
-    wrapped = [sys.executable, "-I", "-c", _END_WITH_PARENT, str(os.getpid()), *command]
-    return subprocess.Popen(
-        wrapped, env=dict(environ), cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-    )
 
+    def __init__(
+        self, command: Sequence[str], environ: Mapping[str, str], folder: Path, log: IO[bytes] | None, grace_s: float
+    ):
+        self.grace_s = grace_s
+        read_end, write_end = os.pipe()
+        guarded = [sys.executable, "-IS", str(GUARD), str(os.getpid()), str(write_end), str(grace_s), *command]
+        self._guard = subprocess.Popen(
+            guarded,
+            env=dict(environ),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=[write_end],
+        )
+        os.close(write_end)
+        with os.fdopen(read_end) as pid_line:
+            self.pid = int(pid_line.readline() or 0)  # 0: the guard ended before it could start the command
 
-def stop(process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    """Ask the process to end, wait up to `timeout_s`, then kill what is left of its group."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout_s)
-    kill(process)
+    @property
+    def group(self) -> int:
+        """The process group of the command, of all that it starts, and of its guard."""
+        return self._guard.pid
 
+    def exit_code(self) -> int | None:
+        """Return the command's exit code, the signal's number where one ended it, None while it runs."""
+        return self._guard.poll()
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the whole process group at once: tritonserver and its stubs."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    def wait(self) -> int:
+        """Wait for the end of the command and of all that it has started; return its exit code."""
+        return self._guard.wait()
+
+    def stop(self) -> None:
+        """Ask the command to end, and wait until it has; killed after `grace_s`. Safe to call again."""
+        if self.exit_code() is None:
+            self._guard.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(self.grace_s + KILL_TIMEOUT_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill the whole process group at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.group, signal.SIGKILL)
+        self._guard.wait()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from server import health, process, self_test
+from server import health, self_test
 from server.backend_directory import DROP_INS, assemble_backends
 from server.environment import REPOSITORY_ROOT, ServerEnvironment, find_environment
 from server.errors import ModelsNotReady, ServerNotReady
 from server.ports import port_to_bind
+from server.process import GuardedProcess
 from server.repository import check_models_exist, model_names
 from server.triton_log import reasons_in
 
@@ -24,7 +24,8 @@ DEFAULT_STORE = REPOSITORY_ROOT / "item_store"
 DEFAULT_MODEL = "rank"
 STORE_VARIABLE = "TRITONRANK_ITEM_STORE"
 POLL_S = 0.05
-EXIT_TIMEOUT_S = 10
+EXIT_TIMEOUT_S = 10  # for requests that run when the server is stopped
+EXIT_MARGIN_S = 5  # for Triton itself after that
 LOG_LINES_IN_ERRORS = 30
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -78,7 +79,7 @@ class TritonServer:
         self.backends = Path(backends).absolute()
         self.extra_arguments = list(extra_arguments)
         self.run_self_test = run_self_test
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: GuardedProcess | None = None
         self._folder: Path | None = None
         self._log = ""
 
@@ -96,7 +97,13 @@ class TritonServer:
 
     @property
     def pid(self) -> int:
+        """Process id of tritonserver; the stubs are its children."""
         return self._running().pid
+
+    @property
+    def process_group(self) -> int:
+        """Process group of tritonserver and all its stubs."""
+        return self._running().group
 
     def __enter__(self) -> TritonServer:
         self.start()
@@ -119,16 +126,16 @@ class TritonServer:
             self.stop()
             raise
 
-    def stop(self, timeout_s: float = EXIT_TIMEOUT_S + 5) -> None:
-        """Let running requests end, then the server; kill what is left after `timeout_s`. Safe to call again."""
+    def stop(self) -> None:
+        """Let running requests end, then the server; kill what is left after EXIT_TIMEOUT_S. Safe to call again."""
         if self._process is not None:
-            process.stop(self._process, timeout_s)
+            self._process.stop()
         self._clean_up()
 
     def kill(self) -> None:
         """End the server and its stubs at once."""
         if self._process is not None:
-            process.kill(self._process)
+            self._process.kill()
 
     def wait(self) -> int:
         """Wait until tritonserver ends, by itself or killed; return its exit code."""
@@ -154,7 +161,7 @@ class TritonServer:
     def _shared_memory_prefix(self) -> str:
         return f"{self._work_folder.name}_"
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> GuardedProcess:
         if self._process is None:
             raise ServerNotReady("the server was not started; enter it with 'with TritonServer(...) as server'.")
         return self._process
@@ -192,7 +199,9 @@ class TritonServer:
         assemble_backends(self.environment, self._work_folder / "backends", self.backends)
         with self._log_file.open("wb") as log:
             output = None if self.log_to_terminal else log
-            self._process = process.start(self._command(), self._environ(), self._work_folder, output)
+            self._process = GuardedProcess(
+                self._command(), self._environ(), self._work_folder, output, EXIT_TIMEOUT_S + EXIT_MARGIN_S
+            )
 
     def _command(self) -> list[str]:
         models = ["*"] if self.models is None else self.models
@@ -236,7 +245,7 @@ class TritonServer:
         self._check_models()
 
     def _check_still_starting(self, deadline: float) -> None:
-        code = self._running().poll()
+        code = self._running().exit_code()
         if code is not None:
             raise ServerNotReady(f"tritonserver ended with code {code} before it was ready.{self._end_of_log()}")
         if time.monotonic() > deadline:

@@ -211,9 +211,15 @@ def _merged(network: nn.Module, checkpoint: Path, backbone: Path) -> nn.Module:
     except (RuntimeError, ValueError, KeyError) as error:
         rank = json.loads((checkpoint / ADAPTER_CONFIG).read_text()).get("r")
         raise CheckpointError(
-            f"{checkpoint}: its adapter (rank {rank}) does not fit the backbone {backbone} ({error}); "
+            f"{checkpoint}: its adapter (rank {rank}) does not fit the backbone {backbone} ({_first_fault(error)}); "
             "run 'make train' for this backbone, or leave the checkpoint out"
         ) from error
+
+
+def _first_fault(error: Exception) -> str:
+    """torch lists every tensor that does not fit; the first tells enough."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[1 if len(lines) > 1 else 0].strip()
 
 
 def _load_head(head: InteractionHead, checkpoint: Path) -> None:
@@ -221,7 +227,7 @@ def _load_head(head: InteractionHead, checkpoint: Path) -> None:
         head.load_state_dict(load_file(str(checkpoint / HEAD_FILE)))
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"{checkpoint / HEAD_FILE}: does not fit the backbone ({error}); run 'make train' for this backbone"
+            f"{checkpoint / HEAD_FILE}: does not fit the backbone ({_first_fault(error)}); run 'make train' for this backbone"
         ) from error
 
 

@@ -30,7 +30,7 @@ from builders.contract import (
 from builders.ranker import Graph
 from builders.recipe import REPOSITORY_ROOT, Recipe, Serving, load_recipes
 
-SERVING = Serving(instances=3, threads=2, max_queue_size=7, queue_timeout_ms=250)
+SERVING = Serving(instances=3, threads=2, max_queue_size=7)
 SCORER = Graph(
     "scorer",
     nn.Identity(),
@@ -109,27 +109,25 @@ def test_instances_and_threads_are_explicit() -> None:
 
 
 def test_pre_and_post_processing_are_python_models_that_do_not_batch() -> None:
-    config = reparsed(model_config.python_config(POSTPROCESS, SERVING))
+    config = reparsed(model_config.python_config(POSTPROCESS))
     assert (config.name, config.backend, config.max_batch_size) == ("postprocess", "python", 0)
     assert written_tensors(config) == wanted_tensors(POSTPROCESS)
     assert [one.name for one in config.input if one.optional] == ["top_k"]
 
 
+def test_a_batching_scorer_bounds_its_queue_and_sets_no_timeout() -> None:
+    batching = reparsed(model_config.onnx_config(SCORER, "scorer", SERVING)).dynamic_batching
+    assert batching.default_queue_policy == triton.ModelQueuePolicy(max_queue_size=7)
+    assert batching.max_queue_delay_microseconds == 0
+
+
 @pytest.mark.parametrize(
     "config",
-    [
-        model_config.onnx_config(SCORER, "scorer", SERVING),
-        model_config.onnx_config(HEAD, "head", SERVING),
-        model_config.python_config(POSTPROCESS, SERVING),
-    ],
+    [model_config.onnx_config(HEAD, "head", SERVING), model_config.python_config(POSTPROCESS)],
     ids=lambda config: config.name,
 )
-def test_every_step_bounds_its_queue(config: triton.ModelConfig) -> None:
-    policy = reparsed(config).dynamic_batching.default_queue_policy
-    assert policy.max_queue_size == 7
-    assert policy.default_timeout_microseconds == 250_000
-    assert policy.timeout_action == triton.ModelQueuePolicy.REJECT
-    assert policy.allow_timeout_override
+def test_a_model_that_does_not_batch_has_no_batcher(config: triton.ModelConfig) -> None:
+    assert not reparsed(config).HasField("dynamic_batching")
 
 
 # ---------------------------------------------------------------- endpoints
@@ -138,7 +136,7 @@ def endpoint() -> triton.ModelConfig:
     unused = Tensor("unused", "BOOL", ("candidates",), "")
     first = Contract("first", RANK.inputs[:2], (shared, unused))
     second = Contract("second", (RANK.inputs[1], shared, RANK.inputs[2]), RANK.outputs)
-    steps = [(model_config.python_config(first, SERVING), 4), (model_config.python_config(second, SERVING), 2)]
+    steps = [(model_config.python_config(first), 4), (model_config.python_config(second), 2)]
     return reparsed(model_config.ensemble_config("rank_x", steps))
 
 
@@ -164,7 +162,7 @@ def test_an_endpoint_joins_steps_by_name_and_leaves_out_what_nobody_reads() -> N
 
 # ---------------------------------------------------------------- versions and tuning
 def test_pinning_leaves_the_original_alone() -> None:
-    config = model_config.python_config(POSTPROCESS, SERVING)
+    config = model_config.python_config(POSTPROCESS)
     pinned = reparsed(model_config.pin(config, [3, 2, 3]))
     assert list(pinned.version_policy.specific.versions) == [2, 3]
     assert not config.HasField("version_policy")
@@ -233,4 +231,6 @@ def test_a_committed_scorer_serves_as_its_recipe_says(recipe: Recipe) -> None:
         assert contract == dataclasses.replace(contract, name=config.name)
         assert written_tensors(config) == wanted_tensors(contract, skip_dims=1 if config.max_batch_size else 0)
         assert config.instance_group[0].count == recipe.serving.instances
-        assert config.dynamic_batching.default_queue_policy.max_queue_size == recipe.serving.max_queue_size
+        if config.max_batch_size:
+            policy = config.dynamic_batching.default_queue_policy
+            assert policy == triton.ModelQueuePolicy(max_queue_size=recipe.serving.max_queue_size)

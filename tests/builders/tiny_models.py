@@ -7,7 +7,6 @@ from pathlib import Path
 
 from builders import model_config
 from builders.contract import ITEM_IDS, QUERY, RANK, RANKED_IDS, SCORES, TOP_K, Contract
-from builders.recipe import Serving
 from builders.repository import Ensemble, ServedModel, publish_models
 
 CONTRACT = Contract("tiny", (QUERY, ITEM_IDS, TOP_K), (RANKED_IDS, SCORES))
@@ -33,9 +32,7 @@ def tiny_model(folder: Path, score: int, contract: Contract = CONTRACT, name: st
     code.parent.mkdir(parents=True, exist_ok=True)
     code.write_text(_CODE.format(score=score), encoding="utf-8")
     contract = dataclasses.replace(contract, name=name)
-    return ServedModel(
-        model_config.python_config(contract, Serving()), contract, {"model.py": code}, {"recipe": "tiny.toml"}
-    )
+    return ServedModel(model_config.python_config(contract), contract, {"model.py": code}, {"recipe": "tiny.toml"})
 
 
 def ensembles(step: str = "tiny") -> list[Ensemble]:

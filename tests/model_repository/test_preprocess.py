@@ -1,4 +1,4 @@
-"""Pre- and post-processing without a server: token sequences against the tokenizer's own, order against a plain sort."""
+"""Pre- and post-processing without a server: token sequences against the tokenizer's own, order, the store's lock."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from builders.backbone import packaged_backbone
 from builders.contract import MAX_LENGTH, MAX_QUERY_TOKENS
+from builders.item_store import ItemStore
 from builders.preprocessing import preprocess_contract
 from builders.recipe import REPOSITORY_ROOT
 from builders.text import encode_pairs, encode_texts, load_tokenizer
@@ -112,3 +114,16 @@ def test_equal_scores_keep_first_stage_order(served_code: Any) -> None:
     scores = np.array([0.5, 2, 0.5, -1, 2, 0.5], np.float32)
     assert best_first(scores).tolist() == [1, 4, 0, 2, 5, 3]
     assert best_first(np.zeros(1000, np.float32)).tolist() == list(range(1000))
+
+
+def test_a_store_mounted_read_only_is_refused(
+    served_code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ItemStore(tmp_path) as store:
+        store.put("mugs", "1", [("a", b"x")])
+    served_code("postprocess")
+    served = sys.modules["served"]
+    monkeypatch.setenv(served.ITEM_STORE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(served.os, "access", lambda path, mode: False)
+    with pytest.raises(RuntimeError, match=r"lock\.mdb' is not writable: mount the item store writable"):
+        served.ItemReader("mugs", "1")

@@ -57,8 +57,7 @@ def copy_with_long_queues(endpoint: str, target: Path) -> None:
         path = target / name / "config.pbtxt"
         config = model_config.parse(path.read_text())
         if config.HasField("dynamic_batching"):
-            policy = config.dynamic_batching.default_queue_policy
-            policy.max_queue_size, policy.default_timeout_microseconds = REQUESTS, 60_000_000
+            config.dynamic_batching.default_queue_policy.max_queue_size = REQUESTS
             path.write_text(model_config.render(config))
 
 

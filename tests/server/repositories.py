@@ -65,15 +65,19 @@ def write_model(repository: Path, name: str, config: str, code: str | None = Non
     return repository / name
 
 
-def infer(
-    client: grpc.InferenceServerClient, model: str, timeout: int | None = None, **arrays: np.ndarray
-) -> grpc.InferResult:
-    """Send one request; `timeout` in microseconds, the server's."""
+def inputs_of(**arrays: np.ndarray) -> list[grpc.InferInput]:
     inputs = []
     for name, array in arrays.items():
         inputs.append(grpc.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
         inputs[-1].set_data_from_numpy(array)
-    return client.infer(model, inputs, timeout=timeout)
+    return inputs
+
+
+def infer(
+    client: grpc.InferenceServerClient, model: str, timeout: int | None = None, **arrays: np.ndarray
+) -> grpc.InferResult:
+    """Send one request; `timeout` in microseconds, the server's."""
+    return client.infer(model, inputs_of(**arrays), timeout=timeout)
 
 
 def infer_together(

@@ -120,10 +120,10 @@ TWO_INPUTS = VECTOR_CONFIG.replace("max_batch_size: 0", "max_batch_size: 8").rep
     "input [", 'input [{ name: "query" data_type: TYPE_FP32 dims: [-1] },'
 )
 
-# Waits until the file "door" is there, so that a test decides how long a request runs.
+# Runs until the file "door" is there, so that a test decides how long a request takes.
 SLOW = python_model(
     """
-    open(os.environ["TRITONRANK_ITEM_STORE"] + "/started", "w").close()
+    open(os.environ["TRITONRANK_ITEM_STORE"] + f"/started-{os.getpid()}", "w").close()
     while not os.path.exists(os.environ["TRITONRANK_ITEM_STORE"] + "/door"):
         time.sleep(0.01)
     """
@@ -131,8 +131,9 @@ SLOW = python_model(
     + answer("y", "tensor('x')")
 )
 
+# Two instances: with one, Triton's batcher may sleep on after the instance has become free, while requests wait.
 QUEUE = """
-instance_group [{ count: 1 kind: KIND_CPU }]
+instance_group [{ count: 2 kind: KIND_CPU }]
 dynamic_batching { default_queue_policy {
     max_queue_size: 2 timeout_action: REJECT default_timeout_microseconds: 60000000 allow_timeout_override: true } }
 """
@@ -255,17 +256,17 @@ def test_an_ensemble_that_maps_an_unused_output_is_refused(tmp_path: Path) -> No
 
 
 @contextmanager
-def one_request_running(
+def both_instances_busy(
     server: TritonServer, client: grpc.InferenceServerClient, model: str
-) -> Iterator[Future[grpc.InferResult]]:
-    """Keep the only instance of `queued` busy with a request until the block ends."""
-    started, door = server.store / "started", server.store / "door"
-    started.unlink(missing_ok=True)
-    door.unlink(missing_ok=True)
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(infer, client, model, x=vector(1))
+) -> Iterator[list[Future[grpc.InferResult]]]:
+    """Keep both instances of `queued` busy with a request each until the block ends."""
+    door = server.store / "door"
+    for file in server.store.iterdir():
+        file.unlink()
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(infer, client, model, x=vector(1)) for _ in range(2)]
         try:
-            wait_until(started.exists)
+            wait_until(lambda: len(list(server.store.glob("started-*"))) == 2)
             yield running
         finally:
             door.touch()
@@ -275,10 +276,10 @@ def one_request_running(
 def test_a_full_queue_refuses_at_once_also_without_batching(
     server: TritonServer, client: grpc.InferenceServerClient, model: str
 ) -> None:
-    with ThreadPoolExecutor(5) as pool, one_request_running(server, client, model) as running:
+    with ThreadPoolExecutor(5) as pool, both_instances_busy(server, client, model) as running:
         others = [pool.submit(infer, client, model, x=vector(1)) for _ in range(5)]
         wait_until(lambda: sum(other.done() for other in others) == 3)
-        assert not running.done()
+        assert not any(request.done() for request in running)
     errors = [str(other.exception()) for other in others if other.exception()]
     assert len(errors) == 3
     assert all("StatusCode.UNAVAILABLE" in error and "Exceeds maximum queue size" in error for error in errors)
@@ -288,7 +289,7 @@ def test_a_full_queue_refuses_at_once_also_without_batching(
 def test_a_request_is_refused_when_its_own_timeout_has_passed_in_the_queue(
     server: TritonServer, client: grpc.InferenceServerClient, model: str
 ) -> None:
-    with ThreadPoolExecutor(1) as pool, one_request_running(server, client, model):
+    with ThreadPoolExecutor(1) as pool, both_instances_busy(server, client, model):
         waiting = pool.submit(infer, client, model, timeout=1000, x=vector(1))
         with pytest.raises(InferenceServerException, match=r"UNAVAILABLE.*Request timeout expired"):
             waiting.result(30)

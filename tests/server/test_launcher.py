@@ -27,7 +27,7 @@ from server import (
 )
 from server.environment import ENVIRONMENT_VARIABLE, REPOSITORY_ROOT
 from server.errors import PortInUse
-from tests.server.repositories import VECTOR_CONFIG, answer, infer, python_model, vector, write_model
+from tests.server.repositories import VECTOR_CONFIG, answer, infer, inputs_of, python_model, vector, write_model
 from tests.server.waiting import wait_until
 
 ANY_PORTS = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
@@ -53,13 +53,17 @@ def processes_of_group(group: int) -> list[int]:
     return found
 
 
+def command_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
 @pytest.mark.server
 def test_serves_and_leaves_no_process_memory_or_file_behind(repository: Path) -> None:
     with TritonServer(repository, ["echo"], **ANY_PORTS) as server:
         client = grpc.InferenceServerClient(server.grpc_url)
         assert infer(client, "echo", x=vector(1, 2)).as_numpy("y").tolist() == [1, 2]
-        assert len(processes_of_group(server.pid)) == 2  # tritonserver and one stub
-        folder, group = server._work_folder, server.pid
+        folder, group = server._work_folder, server.process_group
+        assert len(processes_of_group(group)) == 3  # tritonserver, its guard and one stub
         assert list(Path("/dev/shm").glob(f"{folder.name}_*"))
     assert processes_of_group(group) == []
     assert not list(Path("/dev/shm").glob(f"{folder.name}_*"))
@@ -77,7 +81,7 @@ def launched(repository: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
         assert launcher.stdout is not None
         for line in launcher.stdout:
             if line.strip().startswith("tritonserver"):
-                yield launcher, int(line.split()[1].rstrip(";"))
+                yield launcher, os.getpgid(int(line.split()[1].rstrip(";")))
                 break
         launcher.kill()
 
@@ -94,15 +98,27 @@ def test_stops_cleanly_on_a_signal(launched: tuple[subprocess.Popen[str], int], 
 @pytest.mark.server
 def test_a_killed_launcher_leaves_no_server_and_no_stub(launched: tuple[subprocess.Popen[str], int]) -> None:
     launcher, group = launched
-    assert len(processes_of_group(group)) == 2
+    assert len(processes_of_group(group)) == 3
     launcher.kill()
     wait_until(lambda: processes_of_group(group) == [])
 
 
 @pytest.mark.server
+def test_a_stub_that_is_busy_in_a_model_does_not_outlive_tritonserver(repository: Path) -> None:
+    write_model(repository, "stuck", VECTOR_CONFIG, python_model("while True: time.sleep(0.01)"))
+    with TritonServer(repository, ["stuck"], **ANY_PORTS) as server:
+        grpc.InferenceServerClient(server.grpc_url).async_infer(
+            "stuck", inputs_of(x=vector(1)), callback=lambda *_: None
+        )
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: processes_of_group(server.process_group) == [])
+
+
+@pytest.mark.server
 def test_says_so_when_tritonserver_ends_by_itself(launched: tuple[subprocess.Popen[str], int]) -> None:
     launcher, group = launched
-    os.kill(group, signal.SIGKILL)
+    [tritonserver] = [pid for pid in processes_of_group(group) if "bin/tritonserver" in command_of(pid)[0]]
+    os.kill(tritonserver, signal.SIGKILL)
     assert launcher.wait(60) == 1
     assert processes_of_group(group) == []
 
@@ -142,7 +158,7 @@ def test_a_server_that_is_not_ready_in_time_is_stopped(repository: Path) -> None
     server = TritonServer(repository, ["endless"], ready_timeout_s=0.5, **ANY_PORTS)
     with pytest.raises(ServerNotReady, match=r"not ready after 0.5 s; give it longer with --ready-timeout-s"), server:
         pass
-    assert processes_of_group(server.pid) == []
+    assert processes_of_group(server.process_group) == []
 
 
 def test_refuses_a_model_that_the_repository_does_not_hold(repository: Path) -> None:

@@ -1,0 +1,126 @@
+"""A recipe from start to end on a tiny ranker: what is built, kept, gated and published."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from builders import build
+from builders.build import Places, build_variants, fill_item_store, publish_rankers, score_in_process
+from builders.datasets import Product
+from builders.item_store import ItemStore
+from builders.recipe import Gate, RecipeError
+from tests.builders import tiny_xlm_roberta
+from tests.builders.tiny_xlm_roberta import Built
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return tiny_xlm_roberta.built(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def rebuild(built: Built, said: list[str]) -> Callable[[], list[build.BuiltVariant]]:
+    """Builds again in the same places; what is said shows what was done."""
+
+    return lambda: build_variants(built.recipe, built.ranker, built.judged, said.append, built.places)
+
+
+def test_what_is_built_is_taken_as_it_is(built: Built, rebuild: Callable, said: list[str]) -> None:
+    assert rebuild() == built.variants
+    assert len(said) == 2  # a gate's answer for each variant, and no export, calibration or measurement
+    assert all("NDCG" in line for line in said)
+
+
+def test_a_missing_file_is_built_anew_and_is_the_same(built: Built, rebuild: Callable, said: list[str]) -> None:
+    path = built.variants[1].models["cross_encoder"][1]
+    before = path.read_bytes()
+    path.unlink()
+    rebuild()
+    assert path.read_bytes() == before
+    assert [line for line in said if "calibrating" in line]
+    assert not [line for line in said if "exporting" in line]
+
+
+def test_figures_compare_every_query_with_torch(built: Built) -> None:
+    fp32, int8 = (variant.figures for variant in built.variants)
+    assert fp32["queries"] == len(fp32["ndcg_at_10_by_query"]) == len(built.judged.queries)
+    assert max(fp32["max_abs_difference_from_torch_by_query"].values()) < 1e-4
+    assert max(int8["max_abs_difference_from_torch_by_query"].values()) > 1e-4
+    assert fp32["ndcg_at_10"] == pytest.approx(np.mean(list(fp32["ndcg_at_10_by_query"].values())))
+
+
+def test_scores_in_process_are_torchs(built: Built) -> None:
+    products = list(built.judged.products.values())[:5]
+    _, path = built.variants[0].models["cross_encoder"]
+    found = score_in_process(built.ranker, {"cross_encoder": onnxruntime.InferenceSession(path)}, "茶壶", products)
+    assert found == pytest.approx(built.ranker.score("茶壶", products), abs=1e-4)
+
+
+# ---------------------------------------------------------------- publishing
+def test_a_variant_that_fails_its_gate_is_not_published(built: Built, tmp_path: Path) -> None:
+    passed, failed = built.variants[0], dataclasses.replace(built.variants[1], passed=False)
+    rankers = [(built.recipe, built.ranker, [passed, failed])]
+    places = Places(tmp_path / "build", tmp_path / "models", tmp_path / "store")
+    publish_rankers(rankers, "cross_encoder_fp32_onnx", "", places=places)
+    assert (places.repository / "rank_cross_encoder_fp32_onnx").exists()
+    assert not (places.repository / "rank_cross_encoder_int8_onnx").exists()
+    assert not (places.repository / "cross_encoder_int8_onnx").exists()
+    with pytest.raises(RecipeError, match="'cross_encoder_int8_onnx' is no variant that passed its gate; wanted"):
+        publish_rankers(rankers, "cross_encoder_int8_onnx", "", places=places)
+
+
+def test_a_gate_asks_for_a_share_of_the_reference_and_the_reference_needs_none(built: Built, tmp_path: Path) -> None:
+    places = Places(build=shutil.copytree(built.places.build, tmp_path / "build"))
+    recipe = built.recipe.model_copy(update={"gate": Gate(min_ndcg_ratio=1.0)})
+    fp32, int8 = build_variants(recipe, built.ranker, built.judged, lambda _: None, places)
+    assert fp32.passed
+    assert int8.passed == (int8.figures["ndcg_at_10"] >= fp32.figures["ndcg_at_10"])
+
+
+def test_the_manifest_says_what_every_model_was_built_from(built: Built) -> None:
+    manifest = json.loads((built.places.repository / "manifest.json").read_text(encoding="utf-8"))
+    assert {"torch", "onnx", "onnxruntime", "python"} <= set(manifest["libraries"])
+    entry = manifest["models"]["cross_encoder_int8_onnx"]
+    assert entry["built_from"]["data"] == "made up"
+    assert entry["built_from"]["recipe"] == "recipes/cross_encoder.toml"
+    assert entry["built_from"]["variant"]["int8"]["calibration_queries"] == 2
+    assert set(entry["built_from"]["checkpoint"]) == {path.name for path in built.ranker.checkpoint_files}
+    assert set(entry["sha256"]) == {"config.pbtxt", "1/model.onnx", "1/contract.json"}
+    assert set(manifest["ensembles"]) == {"rank", "rank_cross_encoder_fp32_onnx", "rank_cross_encoder_int8_onnx"}
+
+
+def test_rank_serves_the_published_variant(built: Built) -> None:
+    assert build.published_variant(built.places) == "cross_encoder_fp32_onnx"
+
+
+def test_an_empty_repository_would_publish_the_kits_default(tmp_path: Path) -> None:
+    assert build.published_variant(Places(repository=tmp_path)) == build.DEFAULT_PUBLISHED
+
+
+# ---------------------------------------------------------------- item store
+def test_only_missing_items_are_computed(built: Built, tmp_path: Path, said: list[str]) -> None:
+    places = Places(item_store=tmp_path)
+    products = list(built.judged.products.values())
+    fill_item_store([built.ranker], products[:10], said.append, places)
+    fill_item_store([built.ranker], products[:12], said.append, places)
+    fill_item_store([built.ranker], products[:12], said.append, places)
+    assert said == [f"item store: features of {count} items for cross_encoder" for count in (10, 2)]
+
+
+def test_an_added_item_is_in_the_table_that_the_model_reads(built: Built, tmp_path: Path) -> None:
+    build.add_items([built.ranker], [Product("new", "红色咖啡杯")], Places(item_store=tmp_path))
+    with ItemStore(tmp_path) as store:
+        assert store.ids("cross_encoder", built.ranker.preprocess.parameters["item_features_version"]) == {"new"}

@@ -1,0 +1,77 @@
+"""The README's commands, run as a reader would type them.
+
+A block of commands is run when the comment ``<!-- tested -->`` stands before it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+TIMEOUT_S = 900
+ENVIRONMENT = {**os.environ, "DEMO_QUERIES": "10"}
+_TESTED = re.compile(r"<!-- tested -->\s*```(?:bash|sh|shell)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def commands_in(markdown: str) -> list[str]:
+    """Each command of the tested blocks, in order; a line that ends in a backslash goes on in the next."""
+    blocks = "\n".join(_TESTED.findall(markdown)).replace("\\\n", " ")
+    lines = (line.strip().removeprefix("$ ") for line in blocks.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+COMMANDS = commands_in(README.read_text(encoding="utf-8")) if README.is_file() else []
+
+
+def test_only_tested_blocks_are_taken_line_by_line() -> None:
+    markdown = """
+```bash
+rm -rf never
+```
+<!-- tested -->
+```bash
+# a comment
+make help
+$ echo one \\
+  two
+```
+text
+<!-- tested -->
+
+```bash
+make data   # said again
+```
+"""
+    assert commands_in(markdown) == ["make help", "echo one    two", "make data   # said again"]
+
+
+def test_the_readme_has_commands_that_are_tested() -> None:
+    assert any("make demo" in command for command in COMMANDS)
+
+
+def test_no_tested_command_runs_the_tests_or_never_ends() -> None:
+    assert not [command for command in COMMANDS if re.search(r"\bmake (test|serve)\b|\bpytest\b", command)]
+
+
+@pytest.mark.slow
+@pytest.mark.server
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_works(command: str) -> None:
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert ran.returncode == 0, f"{command}\n{ran.stdout[-4000:]}"
