@@ -50,7 +50,7 @@ LATENCY_RATIO_LIMIT = 1.10
 INT8_SPEEDUP_LIMIT, INT8_NDCG_LIMIT = 1.8, 0.99
 MEMORY_LIMIT_GIB, GROWTH_LIMIT = 1.5, 0.03
 
-USUAL_REQUESTS, LARGEST_REQUESTS = 100, 10
+USUAL_REQUESTS, LARGEST_REQUESTS = 100, 5
 PAIRS = 60
 SETTLE_S = 0.05
 """Between two runs: ONNX Runtime's threads spin on for a while after a run, and would slow the other process."""

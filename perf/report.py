@@ -129,7 +129,7 @@ def latency_figure(points: Sequence[Point]) -> go.Figure:
             hovertemplate="%{y:.1f} ms<extra>%{fullData.name}</extra>",
         )
     figure.update_xaxes(title="requests at once", type="category")
-    figure.update_yaxes(title="latency, ms (p50, bar to p99)", type="log", dtick="D2")
+    figure.update_yaxes(title="latency, ms (p50, bar to p99)", type="log", nticks=8)
     return _styled(figure, height=380, legend=True)
 
 
@@ -204,7 +204,7 @@ def _styled(figure: go.Figure, *, height: int, legend: bool = False) -> go.Figur
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": TEXT_COLOR, "family": "system-ui, sans-serif", "size": 12},
         showlegend=legend,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "traceorder": "normal", "y": 1.02, "yanchor": "bottom", "x": 0},
     )
     figure.update_xaxes(gridcolor=GRID_COLOR, zeroline=False, automargin=True, title_standoff=8)
     figure.update_yaxes(gridcolor=GRID_COLOR, zeroline=False, automargin=True)

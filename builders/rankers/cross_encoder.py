@@ -227,7 +227,8 @@ def _load_head(head: InteractionHead, checkpoint: Path) -> None:
         head.load_state_dict(load_file(str(checkpoint / HEAD_FILE)))
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"{checkpoint / HEAD_FILE}: does not fit the backbone ({_first_fault(error)}); run 'make train' for this backbone"
+            f"{checkpoint / HEAD_FILE}: does not fit the backbone ({_first_fault(error)}); "
+            "run 'make train' for this backbone"
         ) from error
 
 

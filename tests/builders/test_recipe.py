@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from builders.build import load_ranker
-from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, load_recipe, load_recipes
+from builders.recipe import REPOSITORY_ROOT, Gate, Recipe, RecipeError, Serving, load_recipe, load_recipes
 
 GOOD = """
 ranker = "cross_encoder"
@@ -33,7 +33,8 @@ def test_the_kits_recipes_load_under_their_rankers_names() -> None:
 def test_a_short_recipe_is_filled_with_defaults(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, GOOD))
     assert recipe.backbone is None
-    assert recipe.serving.instances == 1
+    assert recipe.serving == Serving()
+    assert recipe.gate == Gate()
     assert [recipe.model_name(variant) for variant in recipe.variants] == ["cross_encoder_fp32_onnx"]
 
 

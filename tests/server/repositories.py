@@ -19,8 +19,6 @@ input [{ name: "x" data_type: TYPE_FP32 dims: [-1] }]
 output [{ name: "y" data_type: TYPE_FP32 dims: [-1] }]
 """
 
-ECHO = "[tensors('x')[0]]"
-
 _MODEL = """
 import json, os, sys, time
 import numpy as np
@@ -28,7 +26,7 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        {initialize}
+{initialize}
 
     def execute(self, requests):
         return [self.respond(request, requests) for request in requests]
@@ -38,21 +36,25 @@ class TritonPythonModel:
             found = pb_utils.get_input_tensor_by_name(of, name)
             return None if found is None else found.as_numpy()
 
-        {body}
+{body}
+        return pb_utils.InferenceResponse([{tensors}])
 """
 
 
-def python_model(body: str, initialize: str = "pass") -> str:
-    """Return a model.py whose respond() is `body`; it has `request`, all `requests`, and tensor(name)."""
-    return _MODEL.format(
-        body=textwrap.indent(textwrap.dedent(body).strip(), " " * 8).strip(),
-        initialize=textwrap.indent(textwrap.dedent(initialize).strip(), " " * 8).strip(),
-    )
+def _block(statements: str) -> str:
+    return textwrap.indent(textwrap.dedent(statements), " " * 8)
 
 
-def answer(name: str, expression: str) -> str:
-    """Return the statement that answers with one tensor."""
-    return f"return pb_utils.InferenceResponse([pb_utils.Tensor({name!r}, {expression})])"
+def python_model(outputs: dict[str, str], body: str = "", initialize: str = "pass") -> str:
+    """Return a model.py that runs the statements of `body` and answers with `outputs`: name => expression.
+
+    Both may use `request`, all `requests`, and tensor(name), an array or None.
+    """
+    tensors = ", ".join(f"pb_utils.Tensor({name!r}, {value})" for name, value in outputs.items())
+    return _MODEL.format(tensors=tensors, body=_block(body), initialize=_block(initialize))
+
+
+ECHO = python_model({"y": "tensor('x')"})
 
 
 def write_model(repository: Path, name: str, config: str, code: str | None = None, version: str = "1") -> Path:

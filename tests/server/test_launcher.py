@@ -27,7 +27,7 @@ from server import (
 )
 from server.environment import ENVIRONMENT_VARIABLE, REPOSITORY_ROOT
 from server.errors import PortInUse
-from tests.server.repositories import VECTOR_CONFIG, answer, infer, inputs_of, python_model, vector, write_model
+from tests.server.repositories import ECHO, VECTOR_CONFIG, infer, inputs_of, python_model, vector, write_model
 from tests.server.waiting import wait_until
 
 ANY_PORTS = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
@@ -36,7 +36,7 @@ ANY_PORT_OPTIONS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    write_model(tmp_path / "models", "echo", VECTOR_CONFIG, python_model(answer("y", "tensor('x')")))
+    write_model(tmp_path / "models", "echo", VECTOR_CONFIG, ECHO)
     return tmp_path / "models"
 
 
@@ -105,7 +105,7 @@ def test_a_killed_launcher_leaves_no_server_and_no_stub(launched: tuple[subproce
 
 @pytest.mark.server
 def test_a_stub_that_is_busy_in_a_model_does_not_outlive_tritonserver(repository: Path) -> None:
-    write_model(repository, "stuck", VECTOR_CONFIG, python_model("while True: time.sleep(0.01)"))
+    write_model(repository, "stuck", VECTOR_CONFIG, python_model({}, "while True: time.sleep(0.01)"))
     with TritonServer(repository, ["stuck"], **ANY_PORTS) as server:
         grpc.InferenceServerClient(server.grpc_url).async_infer(
             "stuck", inputs_of(x=vector(1)), callback=lambda *_: None
@@ -128,12 +128,9 @@ def test_models_see_the_item_store_and_nothing_of_this_checkout(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY_ROOT))
-    body = """
-    seen = [os.environ["TRITONRANK_ITEM_STORE"], *(os.path.abspath(folder) for folder in sys.path)]
-    return pb_utils.InferenceResponse([pb_utils.Tensor("seen", np.array(seen, dtype=object))])
-    """
+    seen = "np.array([os.environ['TRITONRANK_ITEM_STORE'], *map(os.path.abspath, sys.path)], dtype=object)"
     config = VECTOR_CONFIG.replace('"y" data_type: TYPE_FP32', '"seen" data_type: TYPE_STRING')
-    write_model(repository, "seen", config, python_model(body))
+    write_model(repository, "seen", config, python_model({"seen": seen}))
     with TritonServer(repository, ["seen"], store=tmp_path / "store", **ANY_PORTS) as server:
         client = grpc.InferenceServerClient(server.grpc_url)
         store, *folders = [text.decode() for text in infer(client, "seen", x=vector(0)).as_numpy("seen")]
@@ -144,7 +141,7 @@ def test_models_see_the_item_store_and_nothing_of_this_checkout(
 @pytest.mark.server
 def test_names_the_models_that_failed_and_their_reasons(repository: Path) -> None:
     write_model(repository, "broken", VECTOR_CONFIG, "raise ValueError('no such tokenizer')")
-    write_model(repository, "misspelt", VECTOR_CONFIG.replace("max_batch_size", "max_batchsize"), python_model("pass"))
+    write_model(repository, "misspelt", VECTOR_CONFIG.replace("max_batch_size", "max_batchsize"), ECHO)
     with pytest.raises(ModelsNotReady) as failure, TritonServer(repository, None, **ANY_PORTS):
         pass
     assert set(failure.value.reasons) == {"broken", "misspelt"}
@@ -154,7 +151,7 @@ def test_names_the_models_that_failed_and_their_reasons(repository: Path) -> Non
 
 @pytest.mark.server
 def test_a_server_that_is_not_ready_in_time_is_stopped(repository: Path) -> None:
-    write_model(repository, "endless", VECTOR_CONFIG, python_model("pass", initialize="time.sleep(600)"))
+    write_model(repository, "endless", VECTOR_CONFIG, python_model({}, initialize="time.sleep(600)"))
     server = TritonServer(repository, ["endless"], ready_timeout_s=0.5, **ANY_PORTS)
     with pytest.raises(ServerNotReady, match=r"not ready after 0.5 s; give it longer with --ready-timeout-s"), server:
         pass
