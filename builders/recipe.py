@@ -54,15 +54,25 @@ class Serving(_Table):
     """Explicit, portable defaults; what is tuned to a machine goes to ``configs/<machine>.pbtxt``.
 
     Attributes:
-        instances: processes a scorer runs in; two at least, see ``model_config._add_queue``.
+        instances: processes a scorer runs in.
         threads: of one run, in each instance.
         max_queue_size: requests that wait before a scorer; one more is refused at once. From measured capacity: what
-            the scorer answers within the longest wait that is still of use.
+            the scorer answers within the longest wait that is still of use. Absent = no bound but the clients'
+            deadlines; needs two instances, see ``model_config._add_queue``.
     """
 
-    instances: int = pydantic.Field(2, ge=2)
+    instances: int = pydantic.Field(1, ge=1)
     threads: int = pydantic.Field(2, ge=1)
-    max_queue_size: int = pydantic.Field(16, ge=1)
+    max_queue_size: int | None = pydantic.Field(None, ge=1)
+
+    @pydantic.model_validator(mode="after")
+    def _bound_needs_two_instances(self) -> Serving:
+        if self.max_queue_size is not None and self.instances < 2:
+            raise ValueError(
+                f"max_queue_size {self.max_queue_size} with 1 instance, wanted 2 instances or no bound: with one, Triton's "
+                "batcher leaves some requests waiting 0.5 s beside an idle instance"
+            )
+        return self
 
 
 class Gate(_Table):

@@ -54,7 +54,7 @@ class TrainingError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRecipe:
-    """Hyper-parameters, chosen by cross-validation over training queries (``--cross-validate``).
+    """Hyper-parameters; judge them by cross-validation over training queries (``--cross-validate``).
 
     Attributes:
         lora_rank: of every linear layer's update; its scale (alpha) is twice the rank.
@@ -73,9 +73,9 @@ class TrainingRecipe:
     distil_batch: int = 12
     tune_batch: int = 4
     distil_rate: float = 5e-4
-    tune_rate: float = 1e-4
+    tune_rate: float = 3e-4
     head_rate_factor: float = 4.0
-    tune_epochs: int = 3
+    tune_epochs: int = 2
     candidates: int = 16
     folds: int = 4
     threads: int = 2
@@ -251,6 +251,8 @@ def _distil(model: CrossEncoder, lists: list[CandidateList], folder: Path, setti
 
 
 def _tune(model: CrossEncoder, judged: JudgedQueries, folder: Path, settings: TrainingRecipe) -> None:
+    """Seeded anew, so that every fold and the whole start alike from the same distilled weights."""
+    torch.manual_seed(settings.seed)  # dropout
     rng = random.Random(settings.seed)
     epochs = [_drawn_lists(judged, settings.candidates, rng) for _ in range(settings.tune_epochs)]
     steps = [batch for lists in epochs for batch in _batches(lists, settings.tune_batch)]

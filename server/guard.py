@@ -62,7 +62,7 @@ def _stop_child(child: subprocess.Popen[bytes], grace_s: float) -> int:
 
 
 def _kill_children() -> None:
-    """Kill and collect the children of this process until there are none; a killed one's children come to it in turn."""
+    """Kill and collect the children of this process until there are none; those of a killed one become its own."""
     while children := Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
         for pid in map(int, children):
             with contextlib.suppress(ProcessLookupError):

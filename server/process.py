@@ -67,7 +67,13 @@ class GuardedProcess:
         self.kill()
 
     def kill(self) -> None:
-        """Kill the whole process group at once."""
+        """End the command and all that it has started at once."""
+        if self.exit_code() is None and self.pid:
+            # Its guard then kills and collects what it has left. Killed with the group, they might stay as zombies.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(KILL_TIMEOUT_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.group, signal.SIGKILL)
         self._guard.wait()

@@ -49,6 +49,21 @@ def save_summing_model(path: Path, rows: int | str = "rows") -> None:
     save(helper.make_graph(nodes, "summing", inputs, outputs, [table, axes]), path)
 
 
+def save_always_failing_model(path: Path) -> None:
+    """As the summing model, but each token is looked up beyond the vocabulary: every run fails."""
+    table = numpy_helper.from_array(np.arange(VOCABULARY, dtype=np.float32), "table")
+    beyond = numpy_helper.from_array(np.array(VOCABULARY, np.int64), "beyond")
+    axes = numpy_helper.from_array(np.array([1], np.int64), "axes")
+    nodes = [
+        helper.make_node("Add", ["tokens", "beyond"], ["places"]),
+        helper.make_node("Gather", ["table", "places"], ["weights"]),
+        helper.make_node("ReduceSum", ["weights", "axes"], ["score"], keepdims=0),
+    ]
+    inputs = [tensor("tokens", TensorProto.INT64, ["rows", "length"])]
+    outputs = [tensor("score", TensorProto.FLOAT, ["rows"])]
+    save(helper.make_graph(nodes, "failing", inputs, outputs, [table, beyond, axes]), path)
+
+
 def save_row_counting_model(path: Path) -> None:
     """x float32 [rows, length] => rows_in_run int64 [rows]: how many rows the run had, the same in each row."""
     nodes = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -81,6 +82,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
         add(name, identity(triton_type, "[-1]", 8), save_identity_model, kind, ["rows", "length"])
     with TritonServer(folder, None, grpc_port=0, http_port=0, metrics_port=0) as running:
         yield running
+        running.kill()  # quicker than a clean stop
 
 
 OPTIONAL = """
@@ -193,7 +195,8 @@ def stubs_of(server: TritonServer, model: str) -> list[Path]:
         if task.name != str(server.pid)
         for pid in (task / "children").read_text().split()
     ]
-    return [child for child in children if any(a.startswith(f"{model}_") for a in arguments_of(child))]
+    instance = re.compile(rf"{model}_\d+(_\d+)?")
+    return [child for child in children if any(map(instance.fullmatch, arguments_of(child)))]
 
 
 def arguments_of(process: Path) -> list[str]:

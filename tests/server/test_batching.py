@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,8 @@ SLOW = python_model(
 
 BOUNDED_QUEUE = """
 instance_group [{ count: 1 kind: KIND_CPU }]
-dynamic_batching { default_queue_policy { max_queue_size: 2 } }
+dynamic_batching { default_queue_policy {
+    max_queue_size: 2 timeout_action: REJECT default_timeout_microseconds: 60000000 allow_timeout_override: true } }
 """
 
 QUEUED_ENSEMBLE = VECTOR_CONFIG.replace('backend: "python"', 'platform: "ensemble"') + (
@@ -145,14 +147,18 @@ QUEUED_ENSEMBLE = VECTOR_CONFIG.replace('backend: "python"', 'platform: "ensembl
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    repository = tmp_path_factory.mktemp("models")
+    repository, store = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("store")
     write_model(repository, "preprocess", *PREPROCESS)
     write_model(repository, "scorer", *SCORER)
     write_model(repository, "postprocess", *POSTPROCESS)
     write_model(repository, "rank", RANK)
     write_model(repository, "two_inputs", TWO_INPUTS, ECHO)
-    with TritonServer(repository, None, grpc_port=0, http_port=0, metrics_port=0) as running:
+    write_model(repository, "echo", VECTOR_CONFIG, ECHO)
+    write_model(repository, "queued", VECTOR_CONFIG + BOUNDED_QUEUE, SLOW)
+    write_model(repository, "queued_ensemble", QUEUED_ENSEMBLE)
+    with TritonServer(repository, None, store=store, grpc_port=0, http_port=0, metrics_port=0) as running:
         yield running
+        running.kill()  # quicker than a clean stop, which test_launcher.py tests
 
 
 @pytest.fixture(scope="module")
@@ -225,8 +231,7 @@ def test_a_counter_of_a_served_model_is_among_the_metrics(
     server: TritonServer, client: grpc.InferenceServerClient
 ) -> None:
     rank(client, {"length": vector(8), "item_ids": texts("a", "unknown", "unknown")})
-    metrics = urllib.request.urlopen(server.metrics_url).read().decode()
-    assert 'test_unknown_items{model="postprocess"} 2' in metrics
+    assert 'test_unknown_items{model="postprocess"} 2' in metrics(server)
 
 
 def test_an_ensemble_that_maps_an_unused_output_is_refused(tmp_path: Path) -> None:
@@ -245,25 +250,52 @@ def test_an_ensemble_that_maps_an_unused_output_is_refused(tmp_path: Path) -> No
         pass
 
 
-@pytest.mark.parametrize("model", ["queued", "queued_ensemble"])
-def test_a_full_queue_refuses_at_once_also_without_batching(tmp_path: Path, model: str) -> None:
-    """Which is all that a bounded queue is good for here: see backends/CONFORMANCE.md, "Queue policies"."""
-    write_model(tmp_path / "models", "echo", VECTOR_CONFIG, ECHO)
-    write_model(tmp_path / "models", "queued", VECTOR_CONFIG + BOUNDED_QUEUE, SLOW)
-    write_model(tmp_path / "models", "queued_ensemble", QUEUED_ENSEMBLE)
-    (tmp_path / "store").mkdir()
-    with (
-        ThreadPoolExecutor(6) as pool,
-        TritonServer(
-            tmp_path / "models", [model], store=tmp_path / "store", grpc_port=0, http_port=0, metrics_port=0
-        ) as server,
-    ):
-        client = grpc.InferenceServerClient(server.grpc_url)
+@contextmanager
+def one_request_running(
+    server: TritonServer, client: grpc.InferenceServerClient, model: str
+) -> Iterator[Future[grpc.InferResult]]:
+    """Keep the only instance of `queued` busy with a request until the block ends."""
+    started, door = server.store / "started", server.store / "door"
+    started.unlink(missing_ok=True)
+    door.unlink(missing_ok=True)
+    with ThreadPoolExecutor(1) as pool:
         running = pool.submit(infer, client, model, x=vector(1))
-        wait_until((tmp_path / "store" / "started").exists)
+        try:
+            wait_until(started.exists)
+            yield running
+        finally:
+            door.touch()
+
+
+@pytest.mark.parametrize("model", ["queued", "queued_ensemble"])
+def test_a_full_queue_refuses_at_once_also_without_batching(
+    server: TritonServer, client: grpc.InferenceServerClient, model: str
+) -> None:
+    with ThreadPoolExecutor(5) as pool, one_request_running(server, client, model) as running:
         others = [pool.submit(infer, client, model, x=vector(1)) for _ in range(5)]
         wait_until(lambda: sum(other.done() for other in others) == 3)
         assert not running.done()
-        errors = [str(other.exception()) for other in others if other.done()]
-        server.kill()  # the queued ones may never be answered
+    errors = [str(other.exception()) for other in others if other.exception()]
+    assert len(errors) == 3
     assert all("StatusCode.UNAVAILABLE" in error and "Exceeds maximum queue size" in error for error in errors)
+
+
+@pytest.mark.parametrize("model", ["queued", "queued_ensemble"])
+def test_a_request_is_refused_when_its_own_timeout_has_passed_in_the_queue(
+    server: TritonServer, client: grpc.InferenceServerClient, model: str
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with one_request_running(server, client, model):
+            waiting = pool.submit(infer, client, model, timeout=1000, x=vector(1))
+            wait_until(lambda: queued_requests(server, "queued") == 1)
+        with pytest.raises(InferenceServerException, match=r"UNAVAILABLE.*Request timeout expired"):
+            waiting.result(30)
+
+
+def queued_requests(server: TritonServer, model: str) -> int:
+    metric = f'nv_inference_pending_request_count{{model="{model}",version="1"}} '
+    return next(int(line.removeprefix(metric)) for line in metrics(server).splitlines() if line.startswith(metric))
+
+
+def metrics(server: TritonServer) -> str:
+    return urllib.request.urlopen(server.metrics_url).read().decode()
