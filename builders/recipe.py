@@ -69,8 +69,8 @@ class Serving(_Table):
     def _bound_needs_two_instances(self) -> Serving:
         if self.max_queue_size is not None and self.instances < 2:
             raise ValueError(
-                f"max_queue_size {self.max_queue_size} with 1 instance, wanted 2 instances or no bound: with one, Triton's "
-                "batcher leaves some requests waiting 0.5 s beside an idle instance"
+                f"max_queue_size {self.max_queue_size} with 1 instance, wanted 2 instances or no bound: "
+                "with one, Triton's batcher leaves some requests waiting 0.5 s beside an idle instance"
             )
         return self
 

@@ -76,8 +76,8 @@ def publish_models(
     Returns:
         Model name => version now served. A model whose files did not change keeps its version.
     """
-    for served in (*models, *ensembles):
-        _remove_unfinished(repository / served.name)
+    for name in [*(model.name for model in models), *(ensemble.name for ensemble in ensembles)]:
+        _remove_unfinished(repository / name)
     versions = {model.name: publish_version(repository / model.name, model) for model in models}
     for model in models:  # old and new side by side: the ensembles still name the old ones
         _write_step(repository, model, {versions[model.name], *_compatible_versions(repository, model)})

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from server import TritonServer
-from tests.server.repositories import VECTOR_CONFIG, answer, python_model, write_model
+from tests.server.repositories import ECHO, VECTOR_CONFIG, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
 PINS = "requirements/server.txt"
@@ -108,7 +108,7 @@ def test_it_does_not_run_as_root() -> None:
 
 @pytest.mark.server
 def test_its_health_check_fails_until_a_server_is_ready(tmp_path: Path) -> None:
-    write_model(tmp_path, "echo", VECTOR_CONFIG, python_model(answer("y", "tensor('x')")))
+    write_model(tmp_path, "echo", VECTOR_CONFIG, ECHO)
     _, option, script = command_of("HEALTHCHECK")
 
     def health(port: int) -> int:
@@ -122,7 +122,7 @@ def test_its_health_check_fails_until_a_server_is_ready(tmp_path: Path) -> None:
 
 @pytest.mark.server
 def test_triton_takes_its_arguments(tmp_path: Path) -> None:
-    write_model(tmp_path, "rank", VECTOR_CONFIG, python_model(answer("y", "tensor('x')")))
+    write_model(tmp_path, "rank", VECTOR_CONFIG, ECHO)
     _, program, *arguments = [*command_of("ENTRYPOINT"), *command_of("CMD")]
     own = [argument.replace("=/models", f"={tmp_path}") for argument in arguments]  # put last, they win
     assert program == "tritonserver"
