@@ -11,7 +11,7 @@ import tritonclient.grpc as grpc
 from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
-from server import ModelsNotReady, TritonServer
+from server import ModelsNotReady, ServerNotReady, TritonServer
 from tests.backends.onnx_models import (
     CONFIG,
     save_always_failing_model,
@@ -263,8 +263,12 @@ def test_warms_up_with_several_named_entries(repository: Path, client: grpc.Infe
     assert client.is_model_ready("warm")
 
 
-def test_a_warm_up_that_fails_is_a_refusal(repository: Path, client: grpc.InferenceServerClient) -> None:
-    version = write_config(repository, "cold", CONFIG + WARM_UP.format(length=8, rows=1))
+def test_a_warm_up_that_fails_keeps_the_server_from_being_ready(tmp_path: Path) -> None:
+    """By a refusal with the reason, or, in about a third of the tries with Triton 2.51.0, by Triton's own crash."""
+    version = write_config(tmp_path, "cold", CONFIG + WARM_UP.format(length=8, rows=1))
     save_always_failing_model(version / "model.onnx")
-    with pytest.raises(InferenceServerException, match="out of data bounds"):
-        client.load_model("cold")
+    with (
+        pytest.raises(ServerNotReady, match=r"out of data bounds|tritonserver ended with code"),
+        TritonServer(tmp_path, ["cold"], grpc_port=0, http_port=0, metrics_port=0),
+    ):
+        pass

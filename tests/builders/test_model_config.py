@@ -230,7 +230,7 @@ def test_a_committed_scorer_serves_as_its_recipe_says(recipe: Recipe) -> None:
         contract = Contract.from_json((folder / "contract.json").read_text(encoding="utf-8"))
         assert contract == dataclasses.replace(contract, name=config.name)
         assert written_tensors(config) == wanted_tensors(contract, skip_dims=1 if config.max_batch_size else 0)
-        assert config.instance_group[0].count == recipe.serving.instances
+        assert config.instance_group[0].count == (recipe.serving.instances if config.max_batch_size else 1)
         if config.max_batch_size:
             policy = config.dynamic_batching.default_queue_policy
             assert policy == triton.ModelQueuePolicy(max_queue_size=recipe.serving.max_queue_size)
