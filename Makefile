@@ -11,10 +11,11 @@ ALL       ?=
 SERVE     ?=
 FRESH     ?=
 QUERIES   ?=
+RECIPES   ?=
 REQUIRE_TENSORRT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup data train export build-engines quality repository serve perf bench report lock clean
+.PHONY: help demo test check setup data train export build-engines quality recommend repository serve perf bench report lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +55,8 @@ endef
 data: setup ## find, fetch or generate the data, and say which
 	@$(RUN) -m builders data
 
-train: setup ## train the cross-encoder's adapter (committed under checkpoints/)
-	@$(RUN) -m builders train
+train: setup ## train every ranker that has a trainer (checkpoints/); minutes each, RECIPES="recipes/sasrec.toml": only those
+	@$(RUN) -m builders train $(RECIPES)
 
 export: setup ## rankers => ONNX, FP32 and INT8, checked and gated
 	@$(RUN) -m builders export
@@ -65,6 +66,9 @@ build-engines: export ## ... and TensorRT engines, on a machine that has TensorR
 
 quality: setup ## quality and parity of every variant, offline
 	@$(RUN) -m builders quality
+
+recommend: setup ## quality of the recommenders, through the served endpoints
+	@$(RUN) -m perf recommend
 
 repository: setup ## ... => item store and model_repository/
 	@$(RUN) -m builders repository

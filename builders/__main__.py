@@ -15,20 +15,29 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from builders import build
+from builders import build, publishing
 from builders.backbone import CheckpointError
 from builders.build_engine import TensorRTMissing, skipped_engines
-from builders.contract import ContractError
+from builders.contract import ContractError, client_contracts
 from builders.datasets import DatasetError, DataSource, find_data, load_judged
+from builders.evaluation import evaluation_data
+from builders.features import FeatureError
+from builders.files import write_atomically
 from builders.item_store import ItemStoreError
 from builders.quality import QualityError
 from builders.quantize import QuantizationError
-from builders.recipe import Recipe, RecipeError, load_recipe, load_recipes
+from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, load_recipe, load_recipes
 from builders.repository import RepositoryError, point_rank_at, tune_machine
 from builders.text import TokenizerError
 
 Data = Annotated[Path | None, typer.Option("--data", help="Folder with the data.")]
 Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipes; all of recipes/ when none is given.")]
+Published = Annotated[
+    list[str] | None, typer.Option(help="Variant that `rank` or `recommend` shall serve; repeatable.")
+]
+
+CLIENT_CONTRACTS = REPOSITORY_ROOT / "clients" / "tritonrank_client" / "contracts.json"
+"""What the client knows of the endpoints; generated and committed, as the served models' own contracts are."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
@@ -48,22 +57,22 @@ def data(data: Data = None) -> None:
 
 
 @app.command()
-def train(recipe: Path = Path("recipes/cross_encoder.toml"), data: Data = None) -> None:
-    """Train the cross-encoder's adapter and head as its recipe says; writes its checkpoint."""
-    from builders.training import train_cross_encoder
-
-    loaded = load_recipe(recipe)
-    if loaded.checkpoint is None:
-        raise RecipeError(f'{recipe}: no checkpoint to write; wanted checkpoint = "<folder>"')
-    train_cross_encoder(_data(data).folder, build.in_project(loaded.checkpoint), loaded.training)
+def train(recipes: Recipes = None, data: Data = None) -> None:
+    """Train the rankers of the recipes, each as its `trainer` says; writes their checkpoints."""
+    folder = _data(data).folder
+    for recipe in _recipes(recipes):
+        if recipe.trainer is None:
+            console.print(f"{recipe.ranker}: nothing to train")
+            continue
+        if recipe.checkpoint is None:
+            raise RecipeError(f"recipe of {recipe.ranker}: a trainer, but no checkpoint (a folder) to write")
+        build.import_from(recipe, recipe.trainer)(recipe, folder)
 
 
 @app.command()
 def export(recipes: Recipes = None, data: Data = None) -> None:
     """Export, check, quantize and gate every variant of the recipes."""
-    judged = load_judged(_data(data).folder)
-    for recipe in _recipes(recipes):
-        build.build_variants(recipe, build.load_ranker(recipe), judged, console.print)
+    _built(recipes, data)
 
 
 @app.command()
@@ -75,42 +84,40 @@ def engines(require_tensorrt: bool = False) -> None:
 @app.command()
 def quality(recipes: Recipes = None, data: Data = None) -> None:
     """Show quality and parity of every variant, offline."""
-    judged = load_judged(_data(data).folder)
     table = Table("variant", "queries", "NDCG@10", "largest difference from torch", "gate")
-    for recipe in _recipes(recipes):
-        for built in build.build_variants(recipe, build.load_ranker(recipe), judged, lambda _: None):
-            difference = max(built.figures["max_abs_difference_from_torch_by_query"].values())
+    for built in _built(recipes, data):
+        for variant in built.variants:
+            difference = max(variant.figures["max_abs_difference_from_torch_by_query"].values())
             table.add_row(
-                recipe.model_name(built.variant),
-                str(built.figures["queries"]),
-                f"{built.figures['ndcg_at_10']:.4f}",
+                built.recipe.model_name(variant.variant),
+                str(variant.figures["queries"]),
+                f"{variant.figures['ndcg_at_10']:.4f}",
                 f"{difference:.1e}",
-                "passed" if built.passed else "FAILED",
+                "passed" if variant.passed else "FAILED",
             )
     console.print(table)
 
 
 @app.command()
-def repository(recipes: Recipes = None, data: Data = None, published: str | None = None) -> None:
-    """Build what is missing, fill the item store and write the model repository.
+def repository(recipes: Recipes = None, data: Data = None, published: Published = None) -> None:
+    """Build what is missing of all recipes, fill the item store and write the model repository."""
+    if published is None and not recipes:
+        published = list(publishing.published_variants().values())
+    _publish(recipes, data, published)
 
-    `--published` names the variant that the endpoint `rank` serves.
-    """
-    source = _data(data)
-    judged = load_judged(source.folder)
-    rankers = []
-    for recipe in _recipes(recipes):
-        ranker = build.load_ranker(recipe)
-        rankers.append((recipe, ranker, build.build_variants(recipe, ranker, judged, console.print)))
-    build.fill_item_store([ranker for _, ranker, _ in rankers], list(judged.products.values()), console.print)
-    build.publish_rankers(rankers, published or build.published_variant(), source.kind, console.print)
+
+@app.command("build")
+def build_recipe(recipe: Path, data: Data = None, published: Published = None) -> None:
+    """Take one ranker, yours for example, from its recipe to the model repository: export, parity, gate, store."""
+    _publish([recipe], data, published)
 
 
 @app.command()
 def publish(variant: str) -> None:
-    """Point the endpoint `rank` at a variant, such as cross_encoder_int8_onnx: one rename. Rolls back likewise."""
-    point_rank_at(build.PROJECT.repository, "rank", f"rank_{variant}")
-    console.print(f"rank = {variant}; a running server takes it up when it loads 'rank' anew")
+    """Point `rank` (or `recommend`) at a variant, such as cross_encoder_int8_onnx: one rename. Rolls back likewise."""
+    endpoint = publishing.endpoint_of(variant)
+    point_rank_at(build.PROJECT.repository, endpoint, f"{endpoint}_{variant}")
+    console.print(f"{endpoint} = {variant}; a running server takes it up when it loads '{endpoint}' anew")
 
 
 @app.command()
@@ -119,7 +126,8 @@ def add_items(corpus: Path, recipes: Recipes = None) -> None:
     from builders.beir import read_corpus
 
     products = list(read_corpus(corpus).values())
-    build.add_items([build.load_ranker(recipe) for recipe in _recipes(recipes)], products)
+    chosen = [recipe for recipe in _recipes(recipes) if recipes or recipe.data == "judged"]
+    publishing.add_items([build.load_ranker(recipe) for recipe in chosen], products)
     console.print(f"{len(products)} items are rankable from the next request on")
 
 
@@ -140,11 +148,39 @@ def _recipes(paths: list[Path] | None) -> list[Recipe]:
     return [load_recipe(path) for path in paths] if paths else list(load_recipes().values())
 
 
+def _built(recipes: list[Path] | None, data: Path | None) -> list[build.BuiltRanker]:
+    """Of the kit's own recipes those whose data is there; a recipe that the user names must have its data."""
+    source = _data(data)
+    built = []
+    for recipe in _recipes(recipes):
+        try:
+            judged = evaluation_data(recipe.data, source.folder)
+        except DatasetError as error:
+            if recipes:
+                raise
+            console.print(f"{recipe.ranker}: skipped, {error}", style="yellow")
+            continue
+        built.append(build.build_ranker(recipe, judged, console.print))
+    return built
+
+
+def _publish(recipes: list[Path] | None, data: Path | None, published: list[str] | None) -> None:
+    rankers = _built(recipes, data)
+    publishing.fill_item_store(rankers, console.print)
+    wanted = publishing.by_endpoint(rankers, published or [])
+    publishing.publish_rankers(rankers, wanted, _data_note(data), console.print)
+    write_atomically(CLIENT_CONTRACTS, client_contracts())
+
+
+def _data_note(data: Path | None) -> str:
+    return find_data(data).kind
+
+
 def main() -> None:
     """Run a verb; an error that the kit raises on purpose is one line, without a trace."""
     expected = (
-        CheckpointError, ContractError, DatasetError, ItemStoreError, QualityError, QuantizationError, RecipeError,
-        RepositoryError, TensorRTMissing, TokenizerError,
+        CheckpointError, ContractError, DatasetError, FeatureError, ItemStoreError, QualityError,
+        QuantizationError, RecipeError, RepositoryError, TensorRTMissing, TokenizerError,
     )  # fmt: skip
     try:
         app()

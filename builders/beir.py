@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +52,35 @@ class Product:
     price: float | None = None
     rating: float | None = None
     rating_count: int | None = None
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Whatever else ``metadata`` holds: an image's vector, a stock level."""
+
+    @property
+    def raw_fields(self) -> dict[str, Any]:
+        """Everything by name, as :class:`builders.features.Feature` reads it; ``text`` and ``fields`` included."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "fields"}
+        return {**own, **self.fields}
+
+
+_PRODUCT_FIELDS = {field.name for field in dataclasses.fields(Product)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What an endpoint is asked, besides its candidates.
+
+    Attributes:
+        history: item ids that the user took, oldest first.
+        user_id: "" = not told.
+        user: raw fields of that user; the server reads them from its store instead. None = an unknown user.
+        context: raw fields of this request.
+    """
+
+    query: str = ""
+    history: tuple[str, ...] = ()
+    user_id: str = ""
+    user: Mapping[str, Any] | None = None
+    context: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,25 +88,43 @@ class JudgedQueries:
     """Queries, the corpus, and each query's judged candidates.
 
     Attributes:
-        queries: query id to its text, in file order.
+        queries: query id to its text, in file order; "" for a request without one.
         products: item id to product, in file order; the whole corpus, whatever the subset.
         judgements: query id to {item id: grade}, at least one each; grades as in :data:`GRADES`.
+        requests: query id to what it asks besides its text, where there is more.
+        users: user id to raw fields.
     """
 
     queries: dict[str, str]
     products: dict[str, Product]
     judgements: dict[str, dict[str, int]]
+    requests: Mapping[str, Request] = dataclasses.field(default_factory=dict)
+    users: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def request(self, query_id: str) -> Request:
+        """What the query asks, with the raw fields of its user. Raises: KeyError."""
+        request = self.requests.get(query_id) or Request(self.queries[query_id])
+        return dataclasses.replace(request, user=self.users.get(request.user_id))
 
     def subset(self, split: Split) -> JudgedQueries:
-        """The queries of ``split`` with their judgements. Raises: ValueError for another name."""
+        """The queries of ``split`` with their judgements; one without a text is a test query, set apart by time.
+
+        Raises: ValueError for another name.
+        """
         if split not in ("train", "test", "all"):
             raise ValueError(f"split '{split}', wanted 'train', 'test' or 'all'")
         kept = {
             query_id: text
             for query_id, text in self.queries.items()
-            if split == "all" or is_test_query(text) == (split == "test")
+            if split == "all" or (not text or is_test_query(text)) == (split == "test")
         }
-        return JudgedQueries(kept, self.products, {query_id: self.judgements[query_id] for query_id in kept})
+        return self.only(kept)
+
+    def only(self, query_ids: Iterable[str]) -> JudgedQueries:
+        """These queries with their judgements."""
+        kept = {query_id: self.queries[query_id] for query_id in query_ids}
+        judgements = {query_id: self.judgements[query_id] for query_id in kept}
+        return dataclasses.replace(self, queries=kept, judgements=judgements)
 
 
 def is_test_query(text: str) -> bool:
@@ -186,11 +233,13 @@ def _product(where: str, row: dict[str, Any]) -> Product:
         price=_number(where, metadata, "price"),
         rating=_number(where, metadata, "rating"),
         rating_count=None if (count := _number(where, metadata, "rating_count")) is None else int(count),
+        fields={name: value for name, value in metadata.items() if name not in _PRODUCT_FIELDS},
     )
 
 
 def _corpus_row(product: Product) -> dict[str, Any]:
     metadata = dataclasses.asdict(product)
+    metadata |= metadata.pop("fields")
     return {
         "_id": metadata.pop("item_id"),
         "title": metadata.pop("title"),

@@ -1,4 +1,7 @@
-"""A recipe, start to end: ranker => ONNX => parity => INT8 => gate => item store => model repository."""
+"""A recipe's ranker => its variants as ONNX files, each checked against torch, quantized where asked for, and gated.
+
+:mod:`builders.publishing` puts them into the model repository.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +11,32 @@ import importlib.util
 import inspect
 import json
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from torch import nn
 
-from builders import model_config, quality
-from builders.contract import ITEM_IDS, KNOWN, MAX_ROWS_PER_RUN, RANK, RANKED_IDS, SCORE, SCORES, TOP_K, Contract
-from builders.datasets import JudgedQueries, Product
+from builders import quality
+from builders.beir import JudgedQueries, Product, Request
+from builders.contract import MAX_CANDIDATES, MAX_ROWS_PER_RUN, SCORE
+from builders.evaluation import judging_queries
 from builders.export_onnx import OPSET, check_onnx, onnx_from_ranker, run_onnx
+from builders.feature_ranker import FeatureRanker
 from builders.files import fingerprint, sha256, write_atomically
 from builders.first_stage import first_stage
-from builders.item_store import ItemStore
 from builders.quantize import int8_from_onnx
 from builders.ranker import Graph, Ranker, Sample
 from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, Variant
-from builders.repository import Ensemble, RepositoryError, ServedModel, publish_models, served_variant
 
-SERVED_CODE = REPOSITORY_ROOT / "model_repository"
-"""The hand-written ``model.py`` files and what they share."""
 USUAL_CANDIDATES = 40
-DEFAULT_PUBLISHED = "two_tower_fp32_onnx"
-"""Of the kit's own rankers the best on the test queries, and the quickest."""
 LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers")
 Say = Callable[[str], None]
 Scores = dict[str, dict[str, float]]
 """Query id => item id => score."""
-
-POSTPROCESS = Contract(
-    name="postprocess",
-    inputs=(ITEM_IDS, dataclasses.replace(SCORE, dims=("candidates", 1)), KNOWN, TOP_K),
-    outputs=(RANKED_IDS, SCORES),
-    parameters={"unscored": RANK.parameters["unscored"]},
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,30 +71,52 @@ class BuiltVariant:
     passed: bool
 
 
-def in_project(path: Path) -> Path:
-    """A recipe's relative path starts at the project's root."""
-    return REPOSITORY_ROOT / path
+@dataclasses.dataclass(frozen=True)
+class BuiltRanker:
+    """A ranker with its variants and what they were judged on; ``data`` also holds the items and users to store."""
+
+    recipe: Recipe
+    ranker: Ranker
+    variants: Sequence[BuiltVariant]
+    data: JudgedQueries
+
+
+def build_ranker(recipe: Recipe, data: JudgedQueries, say: Say = print, places: Places = PROJECT) -> BuiltRanker:
+    """Load the recipe's ranker and build its variants."""
+    ranker = load_ranker(recipe)
+    return BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, places), data)
 
 
 def load_ranker(recipe: Recipe) -> Ranker:
     """Import the recipe's module and load its checkpoint.
 
     Raises:
-        RecipeError: the file or the class is not there, or the class is no Ranker.
+        RecipeError: the file or the class is not there, or the class is neither a Ranker nor a torch.nn.Module.
+        ContractError: a module whose declared features no network could take.
     """
-    file_name, class_name = recipe.module.rsplit(":", 1)
-    path = REPOSITORY_ROOT / file_name
+    loaded = import_from(recipe, recipe.module)
+    checkpoint = recipe.path(recipe.checkpoint) if recipe.checkpoint else None
+    backbone = recipe.path(recipe.backbone) if recipe.backbone else None
+    if isinstance(loaded, type) and issubclass(loaded, Ranker):
+        return loaded(checkpoint=checkpoint, backbone=backbone)  # type: ignore[call-arg]
+    if isinstance(loaded, type) and issubclass(loaded, nn.Module):
+        return FeatureRanker.load(recipe.ranker, loaded, checkpoint, backbone)
+    raise RecipeError(
+        f"recipe of {recipe.ranker}: '{recipe.module}' is no class derived from torch.nn.Module or "
+        "builders.ranker.Ranker"
+    )
+
+
+def import_from(recipe: Recipe, reference: str) -> Any:
+    """What ``<file>:<name>`` of a recipe refers to. Raises: RecipeError."""
+    file_name, name = reference.rsplit(":", 1)
+    path = recipe.path(file_name)
     if not path.is_file():
-        raise RecipeError(f"recipe of {recipe.ranker}: module '{path}' is not there; wanted <file>.py:<class>")
-    loaded = getattr(_import_file(path), class_name, None)
-    if not (isinstance(loaded, type) and issubclass(loaded, Ranker)):
-        raise RecipeError(
-            f"recipe of {recipe.ranker}: '{recipe.module}' is no class derived from builders.ranker.Ranker"
-        )
-    return loaded(
-        checkpoint=recipe.checkpoint and in_project(recipe.checkpoint),
-        backbone=recipe.backbone and in_project(recipe.backbone),
-    )  # type: ignore[call-arg]
+        raise RecipeError(f"recipe of {recipe.ranker}: module '{path}' is not there; wanted <file>.py:<name>")
+    found = getattr(_import_file(path), name, None)
+    if found is None:
+        raise RecipeError(f"recipe of {recipe.ranker}: '{path}' has no '{name}'")
+    return found
 
 
 def build_variants(
@@ -108,7 +124,7 @@ def build_variants(
 ) -> list[BuiltVariant]:
     """Export, check, quantize and gate every variant; what is built already is taken as it is."""
     folder = places.ranker_folder(recipe)
-    evaluated = judged.subset("test" if recipe.trained_on_judgements else "all")
+    evaluated = judging_queries(recipe, judged)
     wanted = torch_scores(recipe, ranker, evaluated, say, places)
     built: list[BuiltVariant] = []
     reference: dict[str, list[str]] | None = None
@@ -141,72 +157,12 @@ def torch_scores(
     if stored is None:
         say(f"{recipe.ranker}: scoring {len(judged.queries)} queries with torch")
         scores = {
-            query_id: _scores_of(ranker, judged, query_id, list(grades))
+            query_id: _scores_of(recipe, ranker, judged, query_id, list(grades))
             for query_id, grades in judged.judgements.items()
         }
         stored = {"inputs": inputs, "scores": scores}
         write_atomically(state, json.dumps(stored) + "\n")
     return dict(stored["scores"])
-
-
-def publish_rankers(
-    rankers: Sequence[tuple[Recipe, Ranker, Sequence[BuiltVariant]]],
-    published: str,
-    data_note: str,
-    say: Say = print,
-    places: Places = PROJECT,
-) -> dict[str, int]:
-    """Write all rankers' models and endpoints; ``rank`` points at the variant called ``published``.
-
-    Raises:
-        RecipeError: no built variant that passed is called ``published``.
-    """
-    models: dict[str, ServedModel] = {}
-    ensembles: list[Ensemble] = []
-    for recipe, ranker, variants in rankers:
-        for built in variants:
-            if built.passed:
-                steps = _served_steps(recipe, ranker, built, data_note)
-                models.update({model.name: model for model in steps})
-                ensembles.append(_ensemble(f"rank_{recipe.model_name(built.variant)}", steps))
-    chosen = next((ensemble for ensemble in ensembles if ensemble.name == f"rank_{published}"), None)
-    if chosen is None:
-        passed = ", ".join(ensemble.name.removeprefix("rank_") for ensemble in ensembles)
-        raise RecipeError(f"'{published}' is no variant that passed its gate; wanted one of {passed or 'none'}")
-    ensembles.append(dataclasses.replace(chosen, name=RANK.name))
-    versions = publish_models(places.repository, list(models.values()), ensembles, libraries())
-    say(f"published {len(models)} models and {len(ensembles)} endpoints; rank = {published}")
-    return versions
-
-
-def published_variant(places: Places = PROJECT) -> str:
-    """The variant that ``rank`` serves now; the kit's default where there is no ``rank`` yet."""
-    try:
-        return served_variant(places.repository)
-    except RepositoryError:
-        return DEFAULT_PUBLISHED
-
-
-def fill_item_store(
-    rankers: Sequence[Ranker], products: Sequence[Product], say: Say = print, places: Places = PROJECT
-) -> None:
-    """Compute and store the features of the products that the store does not hold in these rankers' versions."""
-    with ItemStore(places.item_store) as store:
-        for ranker in rankers:
-            version = ranker.preprocess.parameters["item_features_version"]
-            there = store.ids(ranker.name, version)
-            missing = [product for product in products if product.item_id not in there]
-            if missing:
-                say(f"item store: features of {len(missing)} items for {ranker.name}")
-                store.put(ranker.name, version, ranker.item_features(missing))
-
-
-def add_items(rankers: Sequence[Ranker], products: Sequence[Product], places: Places = PROJECT) -> None:
-    """Add or replace products while the store is being served; the next request sees them."""
-    with ItemStore(places.item_store) as store:
-        for ranker in rankers:
-            version = ranker.preprocess.parameters["item_features_version"]
-            store.put(ranker.name, version, ranker.item_features(products))
 
 
 def libraries() -> dict[str, str]:
@@ -215,15 +171,17 @@ def libraries() -> dict[str, str]:
 
 
 def parity_samples(ranker: Ranker, judged: JudgedQueries) -> list[dict[str, Sample]]:
-    """Real requests: one candidate, a usual request, and the largest (MAX_ROWS_PER_RUN rows at the longest texts)."""
+    """Real requests: one candidate, a usual request, and the largest at the longest texts: MAX_CANDIDATES, or the
+    MAX_ROWS_PER_RUN rows that a scorer which joins requests ever runs at once."""
     query_id, grades = next(iter(judged.judgements.items()))
-    query = judged.queries[query_id]
+    request = judged.request(query_id)
     candidates = [judged.products[item_id] for item_id in grades]
-    longest = sorted(judged.products.values(), key=lambda product: len(product.title))[-MAX_ROWS_PER_RUN:]
+    largest = MAX_ROWS_PER_RUN if ranker.graphs[-1].batches else MAX_CANDIDATES
+    longest = sorted(judged.products.values(), key=lambda product: len(product.title))[-largest:]
     return [
-        ranker.sample(query, candidates[:1]),
-        ranker.sample(query, candidates[:USUAL_CANDIDATES]),
-        ranker.sample(max(judged.queries.values(), key=len), longest),
+        ranker.sample(request, candidates[:1]),
+        ranker.sample(request, candidates[:USUAL_CANDIDATES]),
+        ranker.sample(judged.request(max(judged.queries, key=lambda each: len(judged.queries[each]))), longest),
     ]
 
 
@@ -269,8 +227,11 @@ def _exported(ranker: Ranker, graph: Graph, model: str, judged: JudgedQueries, f
 
 
 def _code_of(thing: object) -> str:
-    """SHA-256 of the file that defines its class: an edited network is exported anew."""
-    return sha256(Path(inspect.getfile(type(thing))))
+    """Changes with the files that define its class and, of a network, those of its parts: an edited one is exported
+    anew. What is installed as a package is not looked at: its version is a fact of the environment."""
+    parts = [thing, *(thing.modules() if isinstance(thing, nn.Module) else ())]
+    files = {Path(inspect.getfile(type(part))) for part in parts}
+    return fingerprint(sha256(path) for path in sorted(files) if "site-packages" not in path.parts)
 
 
 def _two_rows(sample: Sample) -> Sample:
@@ -282,8 +243,10 @@ def _calibration(ranker: Ranker, graph: Graph, judged: JudgedQueries, count: int
     """Real candidates of training queries; the test queries stay unseen."""
     train = judged.subset("train")
     return [
-        ranker.sample(query, [judged.products[item_id] for item_id in train.judgements[query_id]])[graph.name]
-        for query_id, query in list(train.queries.items())[:count]
+        ranker.sample(train.request(query_id), [judged.products[item_id] for item_id in train.judgements[query_id]])[
+            graph.name
+        ]
+        for query_id in list(train.queries)[:count]
     ]
 
 
@@ -302,7 +265,8 @@ def _measure(
     scores: Scores = {}
     for query_id, candidates in order.items():
         products = [judged.products[item_id] for item_id in candidates]
-        found = score_in_process(ranker, sessions, judged.queries[query_id], products)
+        request = judged.request(query_id)
+        found = as_served(recipe, ranker, request, products, score_in_process(ranker, sessions, request, products))
         scores[query_id] = dict(zip(candidates, map(float, found), strict=True))
     differences = {
         query_id: max(abs(score - torch_reference[query_id][item_id]) for item_id, score in of_query.items())
@@ -321,18 +285,44 @@ def _measure(
 
 
 def score_in_process(
-    ranker: Ranker, sessions: Mapping[str, onnxruntime.InferenceSession], query: str, products: Sequence[Product]
+    ranker: Ranker,
+    sessions: Mapping[str, onnxruntime.InferenceSession],
+    request: Request,
+    products: Sequence[Product],
 ) -> np.ndarray:
-    """FP32 [candidates] from ONNX Runtime, without a server: graph by graph, each fed the ones before it."""
-    samples = ranker.sample(query, products)
+    """FP32 [candidates, heads] from ONNX Runtime, without a server: graph by graph, each fed the ones before it."""
+    samples = ranker.sample(request, products)
     outputs: Sample = {}
     for graph in ranker.graphs:
         outputs = run_onnx(sessions[graph.name], {**samples[graph.name], **outputs})
-    return outputs[SCORE.name][:, 0]
+    return outputs[SCORE.name]
 
 
-def _scores_of(ranker: Ranker, judged: JudgedQueries, query_id: str, item_ids: Sequence[str]) -> dict[str, float]:
-    scores = ranker.score(judged.queries[query_id], [judged.products[item_id] for item_id in item_ids])
+def as_served(
+    recipe: Recipe, ranker: Ranker, request: Request, products: Sequence[Product], scores: np.ndarray
+) -> np.ndarray:
+    """FP32 [candidates]: what ``postprocess`` orders by: heads weighed as the recipe says, and the ranker's fallback
+    where it has one for this request. scores: FP32 [candidates] or [candidates, heads]."""
+    combined = scores if scores.ndim == 1 else _weighed(recipe, scores)
+    fallback = ranker.fallback(request, products)
+    return combined if fallback is None else np.where(np.isnan(fallback), combined, fallback)
+
+
+def _weighed(recipe: Recipe, scores: np.ndarray) -> np.ndarray:
+    weights = np.array(recipe.postprocess.head_weights or [1.0], dtype=np.float32)
+    if len(weights) != scores.shape[1]:
+        raise RecipeError(
+            f"recipe of {recipe.ranker}: {len(weights)} head_weights, wanted one for each of {scores.shape[1]} heads"
+        )
+    return np.asarray(scores @ weights)
+
+
+def _scores_of(
+    recipe: Recipe, ranker: Ranker, judged: JudgedQueries, query_id: str, item_ids: Sequence[str]
+) -> dict[str, float]:
+    products = [judged.products[item_id] for item_id in item_ids]
+    request = judged.request(query_id)
+    scores = as_served(recipe, ranker, request, products, ranker.score(request, products))
     return dict(zip(item_ids, map(float, scores), strict=True))
 
 
@@ -356,43 +346,21 @@ def _gate(
         return {"gate": str(failure), "passed": False}
 
 
-def _served_steps(recipe: Recipe, ranker: Ranker, built: BuiltVariant, data_note: str) -> list[ServedModel]:
-    """Pre-processing, the graphs in order, post-processing."""
-    serving = recipe.serving
-    common = {"recipe": f"recipes/{recipe.ranker}.toml", "data": data_note}
-    checkpoint = {path.name: sha256(path) for path in ranker.checkpoint_files}
-    steps = [_python_model(ranker.preprocess, {"tokenizer.json": ranker.tokenizer_file}, common)]
-    for graph in ranker.graphs:
-        name, path = built.models[graph.name]
-        config = model_config.onnx_config(graph, name, serving)
-        contract = dataclasses.replace(graph.contract, name=name)
-        built_from = {**common, "checkpoint": checkpoint, "variant": built.variant.model_dump(), "opset": OPSET}
-        steps.append(ServedModel(config, contract, {"model.onnx": path}, built_from))
-    return [*steps, _python_model(POSTPROCESS, {}, {})]
-
-
-def _python_model(contract: Contract, files: Mapping[str, Path], built_from: Mapping[str, Any]) -> ServedModel:
-    code = {"model.py": SERVED_CODE / contract.name / "model.py", "served.py": SERVED_CODE / "served.py"}
-    return ServedModel(model_config.python_config(contract), contract, {**code, **files}, built_from)
-
-
-def _ensemble(name: str, steps: Sequence[ServedModel]) -> Ensemble:
-    return Ensemble(name, [step.name for step in steps], dataclasses.replace(RANK, name=name))
-
-
 def _import_file(path: Path) -> Any:
     """The module of a file of this project under its dotted name, of any other file under its own."""
-    if path.is_relative_to(REPOSITORY_ROOT):
+    if path.is_relative_to(REPOSITORY_ROOT):  # so that pickles, patches and isinstance meet one module
         return importlib.import_module(".".join(path.relative_to(REPOSITORY_ROOT).with_suffix("").parts))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{fingerprint([str(path)])}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # inspect and torch's exporter look classes up there
     spec.loader.exec_module(module)
     return module
 
 
 def _digest(judged: JudgedQueries) -> str:
-    return fingerprint([json.dumps(judged.judgements), json.dumps(judged.queries)])
+    requests = [dataclasses.asdict(judged.request(query_id)) for query_id in judged.queries]
+    return fingerprint([json.dumps(judged.judgements), json.dumps(requests)])
 
 
 def _stored(path: Path, inputs: str) -> dict[str, Any] | None:

@@ -6,10 +6,12 @@ Knows nothing of Triton, of TensorRT or of how a request is made.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -53,7 +55,7 @@ def onnx_from_ranker(graph: Graph, example: Sample, path: Path) -> None:
             dynamo=True,
             input_names=[tensor.name for tensor in tensors],
             output_names=[tensor.name for tensor in graph.contract.outputs],
-            dynamic_shapes=tuple(_free_dimensions(tensor) for tensor in tensors),
+            dynamic_shapes=_as_arguments(graph, [_free_dimensions(tensor) for tensor in tensors]),
             opset_version=OPSET,
             external_data=False,
             verbose=False,
@@ -109,6 +111,14 @@ def run_onnx(session: onnxruntime.InferenceSession, sample: Sample) -> Sample:
 
 def _free_dimensions(tensor: Tensor) -> dict[int, torch.export.Dim]:
     return {axis: torch.export.Dim(dim, min=1) for axis, dim in enumerate(tensor.dims) if isinstance(dim, str)}
+
+
+def _as_arguments(graph: Graph, of_inputs: list[Any]) -> tuple[Any, ...]:
+    """One entry an argument of ``forward``; those that ``*tensors`` takes are one."""
+    parameters = list(inspect.signature(graph.module.forward).parameters.values())
+    named = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
+    takes_any = named < len(parameters)
+    return (*of_inputs[:named], tuple(of_inputs[named:])) if takes_any else tuple(of_inputs)
 
 
 def _disagreements(kind: str, found: Sequence[onnx.ValueInfoProto], wanted: Sequence[Tensor]) -> Iterator[str]:

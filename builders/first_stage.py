@@ -10,8 +10,11 @@ from builders.beir import JudgedQueries
 def first_stage(judged: JudgedQueries) -> dict[str, list[str]]:
     """Query id to its judged candidates, best first: bm25s' BM25 (Lucene's form, k1 1.5, b 0.75, English stop words).
 
-    The index holds every title of the corpus, so term weights do not depend on the subset; ties go by item id.
+    The index holds every title of the corpus, so term weights do not depend on the subset; ties go by item id. Requests
+    without a query text keep their candidates in the order in which they are judged.
     """
+    if not any(judged.queries.values()):
+        return {query_id: list(grades) for query_id, grades in judged.judgements.items()}
     retriever = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     titles = [product.title for product in judged.products.values()]
     retriever.index(bm25s.tokenize(titles, stopwords="en", show_progress=False), show_progress=False)

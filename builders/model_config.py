@@ -6,12 +6,13 @@ Reference: https://docs.nvidia.com/deeplearning/triton-inference-server/user-gui
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from builders.contract import MAX_ROWS_PER_RUN, RANK, Contract, Tensor
+from builders.contract import MAX_ROWS_PER_RUN, Contract, ContractError, Tensor
 from builders.ranker import Graph
 from builders.recipe import Serving
 
@@ -36,7 +37,7 @@ def onnx_config(graph: Graph, name: str, serving: Serving) -> triton.ModelConfig
     """
     config = triton.ModelConfig(name=name, backend="onnxruntime", max_batch_size=graph.max_batch_size)
     _add_tensors(config, graph.contract, skip_dims=1 if graph.batches else 0)
-    _add_instances(config, serving.instances if graph.batches else 1)
+    _add_instances(config, 1 if graph.precise else serving.instances)
     if graph.batches:
         if serving.max_queue_size is not None:
             _add_queue(config, serving.max_queue_size)
@@ -55,24 +56,58 @@ def python_config(contract: Contract) -> triton.ModelConfig:
     return config
 
 
-def ensemble_config(name: str, steps: Sequence[tuple[triton.ModelConfig, int]]) -> triton.ModelConfig:
+def ensemble_config(contract: Contract, steps: Sequence[tuple[triton.ModelConfig, int]]) -> triton.ModelConfig:
     """An endpoint: the steps joined by tensors of the same name, each pinned to a version.
 
     Args:
-        name: ``rank`` or ``rank_<variant>``.
+        contract: of the endpoint, as :func:`endpoint_contract` makes it.
         steps: (configuration, version) in the order of the data.
+
+    Raises:
+        ContractError: a step needs a tensor that neither the request nor an earlier step brings.
     """
-    config = triton.ModelConfig(name=name, platform="ensemble", max_batch_size=0)
-    _add_tensors(config, RANK, skip_dims=0)
-    used = {tensor.name for step, _ in steps for tensor in step.input} | {tensor.name for tensor in RANK.outputs}
+    config = triton.ModelConfig(name=contract.name, platform="ensemble", max_batch_size=0)
+    _add_tensors(config, contract, skip_dims=0)
+    there = {tensor.name for tensor in contract.inputs}
+    used = {tensor.name for step, _ in steps for tensor in step.input} | {tensor.name for tensor in contract.outputs}
     for step, version in steps:
         message = config.ensemble_scheduling.step.add(model_name=step.name, model_version=version)
+        missing = [tensor.name for tensor in step.input if tensor.name not in there]
+        if missing:
+            raise ContractError(
+                f"{contract.name}: '{step.name}' needs {', '.join(missing)}, there are {', '.join(sorted(there))}"
+            )
         for tensor in step.input:
             message.input_map[tensor.name] = tensor.name
         for tensor in step.output:
+            there.add(tensor.name)
             if tensor.name in used:  # Triton refuses a mapped tensor that no step reads
                 message.output_map[tensor.name] = tensor.name
     return config
+
+
+def endpoint_contract(name: str, endpoint: Contract, steps: Sequence[Contract]) -> Contract:
+    """The endpoint's contract under another name: without optional inputs that no step reads, which Triton refuses,
+    and with those that its steps read beyond it.
+
+    Raises:
+        ContractError: a step's output has the name of an input of the endpoint.
+    """
+    produced = {tensor.name for step in steps for tensor in step.outputs} - {tensor.name for tensor in endpoint.outputs}
+    further = {
+        tensor.name: tensor
+        for step in steps
+        for tensor in step.inputs
+        if tensor.optional and tensor.name not in produced
+    }
+    known = {tensor.name for tensor in endpoint.inputs}
+    clashes = sorted((known | set(further)) & produced)
+    if clashes:
+        raise ContractError(f"{name}: {', '.join(clashes)} is an input of the endpoint; give the feature another name")
+    read = {tensor.name for step in steps for tensor in step.inputs}
+    own = [tensor for tensor in endpoint.inputs if not tensor.optional or tensor.name in read]
+    inputs = (*own, *(tensor for name, tensor in further.items() if name not in known))
+    return dataclasses.replace(endpoint, name=name, inputs=inputs)
 
 
 def pin(config: triton.ModelConfig, versions: Iterable[int]) -> triton.ModelConfig:
@@ -144,10 +179,11 @@ def _add_parameters(config: triton.ModelConfig, **values: int | str) -> None:
 
 
 def _add_warmup(config: triton.ModelConfig, graph: Graph) -> None:
-    """One run for every padded length, so that no user's request is a shape's first."""
-    for length in graph.lengths:
-        sample = config.model_warmup.add(name=f"length_{length}", batch_size=1)
+    """One run for every padded length, or one where lengths are fixed, so that no user's request is a shape's first."""
+    for length in graph.lengths or (0,):
+        sample = config.model_warmup.add(name=f"length_{length}" if length else "one_row", batch_size=1)
         for tensor in graph.contract.inputs:
+            dims = [length if isinstance(dim, str) else dim for dim in tensor.dims[1:]]
             sample.inputs[tensor.name].data_type = _data_type(tensor)
-            sample.inputs[tensor.name].dims.append(length)
+            sample.inputs[tensor.name].dims.extend(dims)
             sample.inputs[tensor.name].zero_data = True

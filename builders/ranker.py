@@ -1,20 +1,22 @@
 """What every ranker gives the kit, so that export, parity, repository and store need to know none of them by name.
 
-A ranker is one file in ``builders/rankers/`` that derives from :class:`Ranker`, and one recipe in ``recipes/``.
+A ranker is one file with a ``torch.nn.Module`` and one recipe. The kit makes the rest of a module that declares its
+features (:mod:`builders.feature_ranker`); one with a pre-processing of its own derives from :class:`Ranker`.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from builders.contract import Contract
-from builders.datasets import Product
+from builders.beir import Product, Request
+from builders.contract import RANK, Contract
 
 Sample = dict[str, np.ndarray]
 """Tensor name => array, in the contract's dtypes: what one request gives one graph."""
@@ -47,6 +49,10 @@ class Ranker(abc.ABC):
     """A trained ranker with everything around its networks."""
 
     name: str
+    endpoint: Contract = RANK
+    """What a search service calls: one of ``builders.contract.ENDPOINTS``."""
+    preprocess_code: str = ""
+    """Folder of ``model_repository/`` with the hand-written ``model.py``; empty = ``<name>_preprocess``."""
 
     @property
     @abc.abstractmethod
@@ -56,12 +62,12 @@ class Ranker(abc.ABC):
     @property
     @abc.abstractmethod
     def preprocess(self) -> Contract:
-        """Contract of ``<name>_preprocess``: query and item ids in, the graphs' inputs and ``known`` out."""
+        """Contract of ``<name>_preprocess``: the endpoint's inputs in, the graphs' inputs and ``known`` out."""
 
     @property
     @abc.abstractmethod
-    def tokenizer_file(self) -> Path:
-        """``tokenizer.json`` of the backbone, copied beside the pre-processing model."""
+    def preprocess_files(self) -> Mapping[str, Path | str]:
+        """What lies beside the pre-processing ``model.py``: name => file to copy, or text to write."""
 
     @property
     @abc.abstractmethod
@@ -72,10 +78,18 @@ class Ranker(abc.ABC):
     def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
         """(item id, stored bytes) of each product, in the form that the pre-processing model reads."""
 
-    @abc.abstractmethod
-    def sample(self, query: str, products: Sequence[Product]) -> dict[str, Sample]:
-        """Graph name => its inputs for one request, made offline, without the served pre-processing."""
+    def user_features(self, users: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, bytes]]:
+        """(user id, stored bytes) of each user's raw fields; nothing for a ranker that reads no user."""
+        yield from ()
 
     @abc.abstractmethod
-    def score(self, query: str, products: Sequence[Product]) -> np.ndarray:
-        """FP32 [candidates]: the torch reference, padded as served."""
+    def sample(self, request: Request, products: Sequence[Product]) -> dict[str, Sample]:
+        """Graph name => its inputs for one request, made offline, without the served pre-processing."""
+
+    def fallback(self, request: Request, products: Sequence[Product]) -> np.ndarray | None:
+        """FP32 [candidates] that takes the score's place where it is not NaN; None for a ranker without one."""
+        return None
+
+    @abc.abstractmethod
+    def score(self, request: Request, products: Sequence[Product]) -> np.ndarray:
+        """FP32 [candidates] (or [candidates, heads]): the torch reference, padded as served."""

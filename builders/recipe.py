@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
+
+from builders.contract import MAX_BOOST_AMOUNT, MAX_BOOSTS, MAX_CANDIDATES
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,6 +83,44 @@ class Gate(_Table):
     min_ndcg_ratio: float = pydantic.Field(0.99, gt=0, le=1)
 
 
+class RuleDefaults(_Table):
+    """Business rules of every request that does not bring its own; their order of application is in
+    ``model_repository/postprocess/rules.py``.
+
+    Attributes:
+        in_stock_only: leave items out whose attribute ``in_stock`` is false.
+        boosts: ``"attribute=value"`` => added to the score of the items that have it; negative buries.
+        pins: item id => its position, 1 = first; does nothing in a request without this item or this position.
+        max_per_brand: items of one brand among the first ``top_k``; 0 = no limit.
+    """
+
+    in_stock_only: bool = False
+    boosts: dict[
+        Annotated[str, pydantic.Field(pattern=r"^[^=]+=.+$")],
+        Annotated[float, pydantic.Field(ge=-MAX_BOOST_AMOUNT, le=MAX_BOOST_AMOUNT)],
+    ] = pydantic.Field({}, max_length=MAX_BOOSTS)
+    pins: dict[str, Annotated[int, pydantic.Field(ge=1, le=MAX_CANDIDATES)]] = {}
+    max_per_brand: int = pydantic.Field(0, ge=0, le=MAX_CANDIDATES)
+
+    @pydantic.model_validator(mode="after")
+    def _one_item_a_position(self) -> RuleDefaults:
+        if len(set(self.pins.values())) != len(self.pins):
+            raise ValueError(f"pins {self.pins}, wanted a position each")
+        return self
+
+
+class Postprocess(_Table):
+    """What happens between the network's scores and the answer.
+
+    Attributes:
+        head_weights: of a network with several heads: the score is the heads' weighted sum.
+        rules: business rules.
+    """
+
+    head_weights: tuple[Annotated[float, pydantic.Field(allow_inf_nan=False)], ...] = ()
+    rules: RuleDefaults = RuleDefaults()
+
+
 class Recipe(_Table):
     """A ranker from checkpoint to serving.
 
@@ -90,33 +130,46 @@ class Recipe(_Table):
         backbone: Hugging Face checkpoint folder; absent = the packaged all-MiniLM-L6-v2.
         checkpoint: folder of the trained part; absent = untrained.
         variants: the first is the reference of the others.
+        data: what it is judged on, see ``builders/evaluation.py``.
+        postprocess: how heads are combined, and the business rules.
         trained_on_judgements: then only the test queries may judge it.
-        training: arguments of the ranker's training.
+        trainer: ``<file>:<function>`` that trains it, called with (recipe, data folder); absent = nothing to train.
+        training: its settings.
+        root: where its relative paths start: the project for its own recipes, else the recipe's folder.
     """
 
     ranker: str = pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$")
     module: str = pydantic.Field(pattern=r"^.+\.py:\w+$")
+    data: Literal["judged", "purchases", "categories"] = "judged"
     backbone: Path | None = None
     checkpoint: Path | None = None
     trained_on_judgements: bool = False
     variants: tuple[Variant, ...] = pydantic.Field(min_length=1)
     serving: Serving = Serving()
     gate: Gate = Gate()
+    postprocess: Postprocess = Postprocess()
+    trainer: str | None = pydantic.Field(None, pattern=r"^.+\.py:\w+$")
     training: dict[str, Any] = {}
+    root: Path = REPOSITORY_ROOT
 
     def model_name(self, variant: Variant) -> str:
         """``<ranker>_<variant>``: the scorer's model name."""
         return f"{self.ranker}_{variant.name}"
 
+    def path(self, path: Path | str) -> Path:
+        """A path of the recipe, absolute."""
+        return self.root / path
+
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe; relative folders in it are relative to the project.
+    """Read a recipe.
 
     Raises:
         RecipeError: not a file, not TOML, or any field missing, unknown or out of range; all faults at once.
     """
     try:
         recipe = Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        recipe = recipe.model_copy(update={"root": _root_of(path)})
     except FileNotFoundError:
         raise RecipeError(f"no recipe at '{path}'; 'ls recipes' shows those of the kit") from None
     except tomllib.TOMLDecodeError as error:
@@ -125,6 +178,11 @@ def load_recipe(path: Path) -> Recipe:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise RecipeError(f"{path}: {faults}") from error
     return recipe
+
+
+def _root_of(path: Path) -> Path:
+    folder = path.resolve().parent
+    return REPOSITORY_ROOT if folder.is_relative_to(REPOSITORY_ROOT) else folder
 
 
 def load_recipes(folder: Path = REPOSITORY_ROOT / "recipes") -> dict[str, Recipe]:

@@ -10,6 +10,7 @@ moment of that rename to the ensembles' own; a build killed between them is mend
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,13 +39,13 @@ class ServedModel:
     Attributes:
         config: without version policy.
         contract: written beside ``config.pbtxt`` and into the version folder.
-        files: name in the version folder => file to copy.
+        files: name in the version folder => file to copy, or text to write.
         built_from: for the manifest: checkpoint, data, recipe, settings.
     """
 
     config: triton.ModelConfig
     contract: Contract
-    files: Mapping[str, Path]
+    files: Mapping[str, Path | str]
     built_from: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -93,12 +94,15 @@ def publish_models(
 def publish_version(folder: Path, model: ServedModel) -> int:
     """Add a version folder unless the newest one holds just these files; returns the version's number."""
     newest = max(version_numbers(folder), default=0)
-    wanted = {name: sha256(path) for name, path in model.files.items()}
+    wanted = {name: _digest(content) for name, content in model.files.items()}
     if newest and _holds(folder / str(newest), wanted, model.contract):
         return newest
     with folder_beside(folder / str(newest + 1)) as fresh:
-        for name, path in model.files.items():
-            shutil.copyfile(path, fresh / name)
+        for name, content in model.files.items():
+            if isinstance(content, Path):
+                shutil.copyfile(content, fresh / name)
+            else:
+                (fresh / name).write_text(content, encoding="utf-8")
         (fresh / CONTRACT).write_text(model.contract.to_json(), encoding="utf-8")
     return newest + 1
 
@@ -151,6 +155,10 @@ def version_numbers(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
 
 
+def _digest(content: Path | str) -> str:
+    return sha256(content) if isinstance(content, Path) else hashlib.sha256(content.encode()).hexdigest()
+
+
 def _holds(folder: Path, wanted: Mapping[str, str], contract: Contract) -> bool:
     names = {path.name for path in folder.iterdir() if path.is_file()}
     if names != {*wanted, CONTRACT} or (folder / CONTRACT).read_text(encoding="utf-8") != contract.to_json():
@@ -184,7 +192,8 @@ def _write_ensemble(
 ) -> None:
     folder = repository / ensemble.name
     _make_ensemble_version(folder)
-    config = model_config.ensemble_config(ensemble.name, [(configs[name], versions[name]) for name in ensemble.steps])
+    steps = [(configs[name], versions[name]) for name in ensemble.steps]
+    config = model_config.ensemble_config(ensemble.contract, steps)
     _replace(folder / CONTRACT, ensemble.contract.to_json())
     _replace(folder / CONFIG, model_config.render(config))
 
@@ -220,10 +229,29 @@ def _write_manifest(
 ) -> None:
     entries = {model.name: _manifest_entry(repository, model, versions[model.name]) for model in models}
     steps = {ensemble.name: {name: versions[name] for name in ensemble.steps} for ensemble in ensembles}
-    manifest = {"libraries": dict(libraries), "models": entries, "ensembles": steps}
+    before = read_manifest(repository)
+    manifest = {
+        "libraries": dict(libraries),
+        "models": _still_there(repository, before["models"]) | entries,
+        "ensembles": _still_there(repository, before["ensembles"]) | steps,
+    }
     for unfinished in repository.glob(f".{MANIFEST}.*"):
         unfinished.unlink()
     write_atomically(repository / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def read_manifest(repository: Path) -> dict[str, Any]:
+    """``models`` and ``ensembles`` by name, and ``libraries``; empty where there is no manifest."""
+    path = repository / MANIFEST
+    if not path.is_file():
+        return {"libraries": {}, "models": {}, "ensembles": {}}
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return manifest
+
+
+def _still_there(repository: Path, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """What earlier builds of other recipes published."""
+    return {name: entry for name, entry in entries.items() if (repository / name / CONFIG).is_file()}
 
 
 def _manifest_entry(repository: Path, model: ServedModel, version: int) -> dict[str, Any]:

@@ -41,7 +41,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         TokenizerError: no ``tokenizer.json``, one that does not parse, or one that puts no separator between two texts.
     """
-    path = Path(folder) / "tokenizer.json"
+    tokenizer = load_tokenizer_file(Path(folder) / "tokenizer.json")
+    separator_id(tokenizer)
+    return tokenizer
+
+
+def load_tokenizer_file(path: Path) -> Tokenizer:
+    """One ``tokenizer.json``, without padding and truncation. Raises: TokenizerError: not there, or not one."""
     if not path.is_file():
         raise TokenizerError(
             f"{path}: not there; wanted a fast tokenizer. "
@@ -55,7 +61,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    separator_id(tokenizer)
     return tokenizer
 
 

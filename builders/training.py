@@ -33,6 +33,7 @@ from builders.beir import GAINS, JudgedQueries, Product, load_judged
 from builders.pseudo_queries import pseudo_queries
 from builders.rankers.cross_encoder import ADAPTER_CONFIG, CrossEncoder, save_head
 from builders.rankers.two_tower import TwoTower
+from builders.recipe import Recipe
 from builders.text import Tokenizer, encode_pairs, item_text, load_tokenizer
 
 console = Console()
@@ -100,6 +101,13 @@ class CandidateList:
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """float32 [candidates] scores and targets of one list => scalar."""
+
+
+def train_from_recipe(recipe: Recipe, data: Path) -> Path:
+    """The trainer of ``recipes/cross_encoder.toml``. Raises: as :func:`train_cross_encoder`."""
+    assert recipe.checkpoint is not None
+    backbone = recipe.path(recipe.backbone) if recipe.backbone else None
+    return train_cross_encoder(data, recipe.path(recipe.checkpoint), recipe.training, backbone)
 
 
 def train_cross_encoder(

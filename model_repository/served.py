@@ -82,15 +82,45 @@ def item_ids(request: Any, limits: dict[str, Any]) -> list[bytes]:
     ids: list[bytes] = pb_utils.get_input_tensor_by_name(request, "item_ids").as_numpy().reshape(-1).tolist()
     if not 1 <= len(ids) <= limits["max_candidates"]:
         raise InvalidArgument(f"item_ids: {len(ids)} items, wanted 1 to {limits['max_candidates']}")
-    for position, item_id in enumerate(ids):
-        if not 1 <= len(item_id) <= limits["max_item_id_bytes"]:
-            raise InvalidArgument(
-                f"item_ids[{position}]: {len(item_id)} bytes, wanted 1 to {limits['max_item_id_bytes']}"
-            )
-        _utf8(item_id, f"item_ids[{position}]")
+    check_ids(ids, "item_ids", limits["max_item_id_bytes"])
     if len(set(ids)) != len(ids):
         raise InvalidArgument(_duplicate(ids))
     return ids
+
+
+def history(request: Any, limits: dict[str, Any]) -> list[str]:
+    """Input ``history`` (BYTES [events]), oldest first; empty where it is absent. Raises: InvalidArgument."""
+    tensor = pb_utils.get_input_tensor_by_name(request, "history")
+    events: list[bytes] = [] if tensor is None else tensor.as_numpy().reshape(-1).tolist()
+    if len(events) > limits["max_history_events"]:
+        raise InvalidArgument(f"history: {len(events)} events, wanted at most {limits['max_history_events']}")
+    check_ids(events, "history", limits["max_item_id_bytes"])
+    return [event.decode() for event in events]
+
+
+def check_ids(ids: Sequence[bytes], name: str, limit: int) -> None:
+    """Each of 1 to ``limit`` bytes of UTF-8. Raises: InvalidArgument for the first that is not."""
+    lengths = [len(item_id) for item_id in ids]
+    if lengths and not 1 <= min(lengths) <= max(lengths) <= limit:
+        position = next(row for row, length in enumerate(lengths) if not 1 <= length <= limit)
+        raise InvalidArgument(f"{name}[{position}]: {lengths[position]} bytes, wanted 1 to {limit}")
+    try:
+        b"\n".join(ids).decode("utf-8")  # all at once: a line feed ends every unfinished sequence
+    except UnicodeDecodeError:
+        for position, item_id in enumerate(ids):
+            _utf8(item_id, f"{name}[{position}]")
+
+
+def optional_text(request: Any, name: str, limit: int) -> str | None:
+    """An optional input of one string (BYTES [1]); None where it is absent or empty. Raises: InvalidArgument."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    raw = tensor.as_numpy().reshape(-1)
+    if raw.size != 1 or len(raw[0]) > limit:
+        found = f"{raw.size} strings" if raw.size != 1 else f"{len(raw[0])} bytes"
+        raise InvalidArgument(f"{name}: {found}, wanted one string of at most {limit} bytes")
+    return _utf8(raw[0], name) or None
 
 
 def _utf8(encoded: bytes, what: str) -> str:
@@ -109,52 +139,70 @@ def _duplicate(ids: list[bytes]) -> str:
     raise AssertionError("called without a duplicate")
 
 
-class ItemReader:
-    """Read side of the item store (LMDB), one features table of one version.
+class ItemStore:
+    """Read side of the item store (LMDB), opened once a process.
 
-    Every request reads in a transaction of its own, so items that a writer commits meanwhile are seen by the next
-    request. Needs to write LMDB's lock file: mount the store's folder writable, the models read-only.
+    Needs to write LMDB's lock file: mount the store's folder writable, the models read-only.
     """
 
-    def __init__(self, table: str, version: str) -> None:
-        """Open the store that ``TRITONRANK_ITEM_STORE`` names.
+    def __init__(self) -> None:
+        """Open the store that ``TRITONRANK_ITEM_STORE`` names. Raises: RuntimeError: no store, or not writable."""
+        self.folder = Path(os.environ.get(ITEM_STORE_VARIABLE, "item_store"))
+        if not (self.folder / "data.mdb").is_file():
+            raise RuntimeError(
+                f"no item store at '{self.folder}' ({ITEM_STORE_VARIABLE}): run 'make repository', "
+                "or mount the store there"
+            )
+        if not os.access(self.folder / "lock.mdb", os.W_OK):
+            # On a read-only mount LMDB would silently read without a lock, and a writer could reuse pages in use.
+            raise RuntimeError(
+                f"'{self.folder / 'lock.mdb'}' is not writable: mount the item store writable (the models need not be)"
+            )
+        self.environment = lmdb.open(str(self.folder), readonly=True, max_dbs=64, create=False, readahead=False)
+
+    def table(self, features: str, version: str) -> ItemReader:
+        """One table.
 
         Args:
-            table: features of one ranker, such as ``cross_encoder``.
+            features: of one ranker, such as ``cross_encoder``.
             version: the features' version that the ranker was built with.
 
         Raises:
-            RuntimeError: no store, or it holds this table in other versions only.
+            RuntimeError: the store holds this table in other versions only, or not at all.
         """
-        folder = Path(os.environ.get(ITEM_STORE_VARIABLE, "item_store"))
-        if not (folder / "data.mdb").is_file():
-            raise RuntimeError(
-                f"no item store at '{folder}' ({ITEM_STORE_VARIABLE}): run 'make repository', or mount the store there"
-            )
-        if not os.access(folder / "lock.mdb", os.W_OK):
-            # On a read-only mount LMDB would silently read without a lock, and a writer could reuse pages in use.
-            raise RuntimeError(
-                f"'{folder / 'lock.mdb'}' is not writable: mount the item store writable (the models need not be)"
-            )
-        self._environment = lmdb.open(str(folder), readonly=True, max_dbs=64, create=False, readahead=False)
-        self._table = self._open_table(folder, f"{table}@{version}", table)
-
-    def _open_table(self, folder: Path, name: str, table: str) -> Any:
-        try:
-            with self._environment.begin() as transaction:
-                tables = [key.decode() for key, _ in transaction.cursor()]
-        except lmdb.LockError as error:  # LMDB tells its readers apart by process id
-            raise RuntimeError(
-                f"item store '{folder}' has a reader with this process id already ({error}): containers that share a "
-                "store must share a PID namespace (--pid=host), or have a store each"
-            ) from error
-        present = sorted(present for present in tables if present.startswith(f"{table}@"))
+        name = f"{features}@{version}"
+        present = sorted(present for present in self._tables() if present.startswith(f"{features}@"))
         if name not in present:
             raise RuntimeError(
-                f"item store '{folder}' has {', '.join(present) or f'no features of {table}'}; "
+                f"item store '{self.folder}' has {', '.join(present) or f'no features of {features}'}; "
                 f"this model was built with {name}: run 'make repository', or serve the store that belongs to it"
             )
-        return self._environment.open_db(name.encode(), create=False)
+        return ItemReader(self.environment, self.environment.open_db(name.encode(), create=False))
+
+    def _tables(self) -> list[str]:
+        try:
+            with self.environment.begin() as transaction:
+                return [key.decode() for key, _ in transaction.cursor()]
+        except lmdb.LockError as error:  # LMDB tells its readers apart by process id
+            raise RuntimeError(
+                f"item store '{self.folder}' has a reader with this process id already ({error}): containers that "
+                "share a store must share a PID namespace (--pid=host), or have a store each"
+            ) from error
+
+    def close(self) -> None:
+        """Give up the reader's slot in the lock file."""
+        self.environment.close()
+
+
+class ItemReader:
+    """One features table of one version.
+
+    Every request reads in a transaction of its own, so items that a writer commits meanwhile are seen by the next
+    request.
+    """
+
+    def __init__(self, environment: Any, table: Any) -> None:
+        self._environment, self._table = environment, table
 
     def read(self, ids: Sequence[bytes]) -> list[bytes | None]:
         """Stored bytes of each id, None where the store does not know it."""
@@ -167,10 +215,6 @@ class ItemReader:
     def _read(self, ids: Sequence[bytes]) -> list[bytes | None]:
         with self._environment.begin(db=self._table) as transaction:
             return [transaction.get(item_id) for item_id in ids]
-
-    def close(self) -> None:
-        """Give up the reader's slot in the lock file."""
-        self._environment.close()
 
 
 class Counter:
@@ -187,37 +231,63 @@ class Counter:
             self._metric.increment(amount)
 
 
-class Preprocessor(abc.ABC):
-    """The part of pre-processing that all rankers share: check the request, tokenise the query, read the items.
-
-    A ranker's ``model.py`` derives from it and gives :meth:`tensors`.
-    """
+class StoreModel(abc.ABC):
+    """What all pre-processing shares: contract, item store, count of unknown items, one response a request."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load tokenizer and item store. Raises: RuntimeError when the store belongs to another model."""
+        """Load contract and item store. Raises: RuntimeError when the store belongs to another model."""
         contract = read_contract(args)
         self.parameters = contract["parameters"]
         self.output_names = [tensor["name"] for tensor in contract["outputs"]]
-        self.tokenizer = Tokenizer.from_file(str(version_folder(args) / "tokenizer.json"))
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
-        self.items = ItemReader(self.parameters["item_features"], self.parameters["item_features_version"])
+        self.store = ItemStore()
+        self.items = self.store.table(self.parameters["item_features"], self.parameters["item_features_version"])
         self.unknown = Counter(
             "tritonrank_unknown_items_total", "Candidates that the item store does not know", args["model_name"]
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request; see :func:`answer_each`."""
-        return answer_each(requests, self.answer, pb_utils.Logger)
+        return answer_each(requests, self._answer, pb_utils.Logger)
 
-    def answer(self, request: Any) -> list[Any]:
+    def _answer(self, request: Any) -> list[Any]:
+        tensors = self.answer(request)
+        return [pb_utils.Tensor(name, tensors[name]) for name in self.output_names]
+
+    @abc.abstractmethod
+    def answer(self, request: Any) -> dict[str, np.ndarray]:
+        """The tensors of the contract beside ``model.py``, by name."""
+
+    def finalize(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+
+def load_tokenizer(args: dict[str, str]) -> Tokenizer:
+    """``tokenizer.json`` of the version, without padding and truncation."""
+    tokenizer = Tokenizer.from_file(str(version_folder(args) / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+class Preprocessor(StoreModel):
+    """The part of pre-processing that the text rankers with one of their own share: tokenise the query, read the items.
+
+    A ranker's ``model.py`` derives from it and gives :meth:`tensors`.
+    """
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load tokenizer and item store. Raises: RuntimeError when the store belongs to another model."""
+        super().initialize(args)
+        self.tokenizer = load_tokenizer(args)
+
+    def answer(self, request: Any) -> dict[str, np.ndarray]:
         """The tensors of the contract beside ``model.py``."""
         query = query_text(request, self.parameters)
         stored = self.items.read(item_ids(request, self.parameters))
         known = known_mask(stored)
         self.unknown.add(int((~known).sum()))
-        tensors = {"known": known, **self.tensors(self.query_tokens(query), stored)}
-        return [pb_utils.Tensor(name, tensors[name]) for name in self.output_names]
+        return {"known": known, **self.tensors(self.query_tokens(query), stored)}
 
     def query_tokens(self, query: str) -> list[int]:
         """At most ``max_query_tokens`` token ids, without special tokens."""
@@ -231,10 +301,6 @@ class Preprocessor(abc.ABC):
             query: token ids without special tokens.
             stored: per candidate its stored bytes, None where the store does not know it.
         """
-
-    def finalize(self) -> None:
-        """Close the store."""
-        self.items.close()
 
 
 def known_mask(stored: Sequence[bytes | None]) -> np.ndarray:

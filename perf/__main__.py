@@ -70,7 +70,9 @@ def sweep(
 
 @app.command()
 def bench(
-    part: Annotated[list[str] | None, typer.Option(help="preprocess, latency, int8, memory; repeatable.")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="preprocess, latency, int8, once, dcn, memory; repeatable.")
+    ] = None,
     data: Data = None,
 ) -> None:
     """Measure the figures to reach; the last line is JSON."""
@@ -79,8 +81,19 @@ def bench(
 
     recipes = load_recipes()
     endpoints = published_endpoints(recipes)
-    judged = load_judged(find_data(data).folder)
-    run_bench(part or [], judged, endpoints, load_rankers(recipes, endpoints), console=console)
+    folder = find_data(data).folder
+    judged = load_judged(folder)
+    run_bench(part or [], judged, endpoints, load_rankers(recipes, endpoints), folder=folder, console=console)
+
+
+@app.command()
+def recommend(data: Data = None) -> None:
+    """Judge `recommend` and its variants through the server: the item that a customer went on to buy among others."""
+    from perf.recommend import run_recommend
+
+    failed = run_recommend(data=data, console=console)
+    if failed:
+        raise PerfError(f"{len(failed)} checks failed: {'; '.join(failed)}. Their figures stand above")
 
 
 @app.command()

@@ -3,6 +3,8 @@
 preprocess  median of the pre-processing of 40 and of 1,024 candidates, from the server's own statistics
 latency     a served request over the same model in this process: ONNX Runtime, same threads and padded shape, in turn
 int8        requests/s of a variant over its fp32 reference, both as served, rounds in turn; and what NDCG@10 it keeps
+once        the part of a request that has no candidate in it, computed once, over repeating it for each candidate
+dcn         a dcn_v2 of 26 sparse and 13 dense fields with 512 candidates, served over in-process; random weights
 memory      of the server's process tree with two endpoints: idle, at 1,024 candidates, and over 5,000 requests
 
 A ratio is of two things measured next to one another in one run, so a busy machine moves both.
@@ -25,16 +27,19 @@ import psutil
 import tritonclient.grpc as triton
 from rich.console import Console
 from rich.table import Table
-from tritonrank_client import RankClient
 
+from builders.beir import Request
 from builders.build import PROJECT, Places
 from builders.contract import MAX_CANDIDATES
 from builders.datasets import JudgedQueries
+from builders.evaluation import evaluation_data
 from builders.export_onnx import run_onnx
 from builders.first_stage import first_stage
 from builders.quality import Rankings
 from builders.ranker import Ranker
-from perf.endpoints import Endpoint, rank_patiently, served_onnx_files, serving
+from builders.recipe import load_recipes
+from perf.bench_repeated import CANDIDATES, gain_of_computing_once
+from perf.endpoints import Endpoint, EndpointClient, served_onnx_files, serving
 from perf.errors import PerfError
 from perf.inputs import requests_json, write_requests
 from perf.progress import track
@@ -43,11 +48,13 @@ from perf.sweep import Sweep, measure_rounds, points_of, reference_endpoints
 
 T = TypeVar("T")
 
-PARTS = ("preprocess", "latency", "int8", "memory")
+
 USUAL_CANDIDATES = 40
 USUAL_LIMIT_MS, LARGEST_LIMIT_MS = 2.0, 20.0
 LATENCY_RATIO_LIMIT = 1.10
 INT8_SPEEDUP_LIMIT, INT8_NDCG_LIMIT = 1.8, 0.99
+ONCE_GAINS = {"sasrec": 10.0, "din": None}
+"""Ranker => the least gain; None = told for information."""
 MEMORY_LIMIT_GIB, GROWTH_LIMIT = 1.5, 0.03
 
 USUAL_REQUESTS, LARGEST_REQUESTS = 100, 5
@@ -89,16 +96,18 @@ class Bench:
     rankers: Mapping[str, Ranker]
     places: Places
     console: Console
+    folder: Path = Path()
+    """Of the data."""
 
     def track(self, items: Sequence[T], label: str) -> Iterator[T]:
         """With a progress bar."""
         return track(items, label, self.console)
 
-    def requests(self, candidates: int) -> Iterator[tuple[str, list[str]]]:
+    def requests(self, candidates: int) -> Iterator[tuple[Request, list[str]]]:
         """Test queries in turn without end, with their own candidates first, filled up from the corpus."""
-        for query_id, query in itertools.cycle(self.judged.subset("test").queries.items()):
+        for query_id in itertools.cycle(self.judged.subset("test").queries):
             ids = dict.fromkeys([*self.order[query_id], *itertools.islice(self.judged.products, candidates)])
-            yield query, list(ids)[:candidates]
+            yield self.judged.request(query_id), list(ids)[:candidates]
 
 
 def run_bench(
@@ -107,6 +116,7 @@ def run_bench(
     endpoints: Sequence[Endpoint],
     rankers: Mapping[str, Ranker],
     *,
+    folder: Path,
     places: Places = PROJECT,
     console: Console | None = None,
 ) -> list[Figure]:
@@ -115,18 +125,20 @@ def run_bench(
     Raises:
         PerfError: a part is not known, or there is nothing to measure it on.
     """
-    strangers = [part for part in parts if part not in PARTS]
-    if strangers:
-        raise PerfError(f"part {', '.join(strangers)} is not known; wanted of {', '.join(PARTS)}")
-    console = console or Console()
-    bench = Bench(judged, first_stage(judged), endpoints, rankers, places, console)
     measures: dict[str, Callable[[Bench], list[Figure]]] = {
         "preprocess": bench_preprocess,
         "latency": bench_latency,
         "int8": bench_int8,
+        "once": bench_once,
+        "dcn": bench_fields,
         "memory": bench_memory,
     }
-    figures = [figure for part in parts or PARTS for figure in measures[part](bench)]
+    strangers = [part for part in parts if part not in measures]
+    if strangers:
+        raise PerfError(f"part {', '.join(strangers)} is not known; wanted of {', '.join(measures)}")
+    console = console or Console()
+    bench = Bench(judged, first_stage(judged), endpoints, rankers, places, console, folder)
+    figures = [figure for part in parts or measures for figure in measures[part](bench)]
     console.print(figures_table(figures))
     print(json.dumps([{**dataclasses.asdict(figure), "passed": figure.passed} for figure in figures]))
     return figures
@@ -168,12 +180,12 @@ def _preprocess_ms(bench: Bench, url: str, endpoint: Endpoint, candidates: int, 
     """float64 [count]: what the server's statistics gained with each request."""
     statistics = ServerStatistics(url, f"{endpoint.recipe.ranker}_preprocess")
     spans_ms = []
-    with RankClient(url, model=endpoint.name) as client:
+    with EndpointClient(url, endpoint.name) as client:
         requests = bench.requests(candidates)
-        rank_patiently(client, *next(requests))  # the first one opens the item store and fills caches
+        client.ask(*next(requests))  # the first one opens the item store and fills caches
         for _ in bench.track(range(count), label):
             before = statistics.compute()
-            rank_patiently(client, *next(requests))
+            client.ask(*next(requests))
             spans_ms.append(statistics.compute_ms_since(before))
     return np.array(spans_ms)
 
@@ -212,13 +224,13 @@ def _latency_figure(bench: Bench, url: str, endpoint: Endpoint) -> Figure:
     ranker = bench.rankers[endpoint.recipe.ranker]
     [(graph, session)] = in_process_sessions(endpoint, ranker, bench.places).items()
     pairs_ms = []
-    with RankClient(url, model=endpoint.name) as client:
+    with EndpointClient(url, endpoint.name) as client:
         requests = bench.requests(USUAL_CANDIDATES)
         for index in bench.track(range(PAIRS + 1), f"{endpoint.model}, served and in process"):
             query, ids = next(requests)
             sample = ranker.sample(query, [bench.judged.products[item_id] for item_id in ids])[graph]
             served, in_process = _paired_ms(
-                lambda query=query, ids=ids: rank_patiently(client, query, ids),  # type: ignore[misc]
+                lambda query=query, ids=ids: client.ask(query, ids),  # type: ignore[misc]
                 lambda sample=sample: run_onnx(session, sample),  # type: ignore[misc]
                 swap=bool(index % 2),
             )
@@ -258,7 +270,7 @@ def bench_int8(bench: Bench) -> list[Figure]:
     test = bench.judged.subset("test")
     with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as folder, serving(names, bench.places) as server:
         requests_file = Path(folder) / "requests.json"
-        write_requests(requests_json(test.queries, bench.order), requests_file)
+        write_requests(requests_json(test, bench.order), requests_file)
         rounds, failures = measure_rounds(server.grpc_url, names, requests_file, INT8_SWEEP, bench.console)
     if failures:
         raise PerfError("; ".join(failures.values()))
@@ -285,6 +297,29 @@ def _ndcg_figure(bench: Bench, endpoint: Endpoint) -> Figure:
     means = [float(np.mean(list(ndcg.values()))) for ndcg in (found, wanted)]
     detail = f"{means[0]:.4f} over {means[1]:.4f}, {len(found)} queries"
     return Figure(f"{endpoint.model}: NDCG@10 over fp32", means[0] / means[1], "x", INT8_NDCG_LIMIT, True, detail)
+
+
+# ---------------------------------------------------------------- what a request has once
+def bench_once(bench: Bench) -> list[Figure]:
+    """In this process, see :mod:`perf.bench_repeated`."""
+    recipes = load_recipes()
+    figures = []
+    for name, limit in ONCE_GAINS.items():
+        data = evaluation_data(recipes[name].data, bench.folder)
+        spans_s = gain_of_computing_once(recipes[name], data)
+        gains = spans_s[:, 1] / spans_s[:, 0]
+        once_ms, repeated_ms = np.median(spans_s, axis=0) * 1e3
+        detail = f"{once_ms:.1f} ms once, {repeated_ms:.1f} ms repeated, {_spread(gains, '')}"
+        label = f"{name}: candidates/s over the repeated form, {CANDIDATES} candidates"
+        figures.append(Figure(label, float(np.median(gains)), "x", limit, at_least=True, detail=detail))
+    return figures
+
+
+def bench_fields(bench: Bench) -> list[Figure]:
+    """See :mod:`perf.bench_dcn`."""
+    from perf.bench_dcn import bench_dcn  # it builds upon this module
+
+    return bench_dcn(bench)
 
 
 # ---------------------------------------------------------------- memory
@@ -361,8 +396,8 @@ def _peak_memory(bench: Bench, url: str, pid: int, names: Sequence[str]) -> Tree
     try:
         requests = bench.requests(MAX_CANDIDATES)
         for name in bench.track([*names, *names], f"{names[0]}, {MAX_CANDIDATES:,} candidates"):
-            with RankClient(url, model=name) as client:
-                rank_patiently(client, *next(requests))
+            with EndpointClient(url, name) as client:
+                client.ask(*next(requests))
     finally:
         done.set()
         sampler.join()
@@ -372,12 +407,12 @@ def _peak_memory(bench: Bench, url: str, pid: int, names: Sequence[str]) -> Tree
 def _growth_memory(bench: Bench, url: str, pid: int, names: Sequence[str]) -> tuple[TreeMemory, TreeMemory]:
     """After GROWTH_FROM requests to every endpoint, and after GROWTH_REQUESTS."""
     requests = bench.requests(GROWTH_CANDIDATES)
-    clients = [RankClient(url, model=name) for name in names]
+    clients = [EndpointClient(url, name) for name in names]
     memory = {}
     for index in bench.track(range(1, GROWTH_REQUESTS + 1), f"{names[0]}, {GROWTH_REQUESTS:,} requests"):
         query, ids = next(requests)
         for client in clients:
-            rank_patiently(client, query, ids)
+            client.ask(query, ids)
         if index in (GROWTH_FROM, GROWTH_REQUESTS):
             memory[index] = tree_memory_gib(pid)
     for client in clients:

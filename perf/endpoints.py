@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import tritonclient.grpc as triton
 from tritonrank_client import Overloaded, RankClient, RankedList
 
 from builders import model_config
+from builders.beir import JudgedQueries, Request
 from builders.build import PROJECT, Places
-from builders.datasets import JudgedQueries
+from builders.contract import CONTEXT, ENDPOINTS, HISTORY, RECOMMEND, USER_ID
 from builders.recipe import Recipe, Variant
 from builders.repository import CONFIG, served_variant
 from perf.errors import PerfError
@@ -26,10 +30,15 @@ ATTEMPTS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """One variant as served."""
+    """One variant as served.
+
+    Attributes:
+        kind: what a search service calls, "rank" or "recommend".
+    """
 
     recipe: Recipe
     variant: Variant
+    kind: str = RANK
 
     @property
     def model(self) -> str:
@@ -38,8 +47,8 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """``rank_<model>``."""
-        return f"{RANK}_{self.model}"
+        """``rank_<model>`` or ``recommend_<model>``."""
+        return f"{self.kind}_{self.model}"
 
     @property
     def is_reference(self) -> bool:
@@ -57,13 +66,24 @@ class Endpoint:
         return "test" if self.recipe.trained_on_judgements else "all"
 
 
-def published_endpoints(recipes: Mapping[str, Recipe], places: Places = PROJECT) -> list[Endpoint]:
+def published_endpoints(
+    recipes: Mapping[str, Recipe], places: Places = PROJECT, data: str | None = "judged"
+) -> list[Endpoint]:
     """The variants of the recipes that ``places.repository`` serves, in the order of the recipes.
+
+    Args:
+        data: only of recipes that are judged on this; None = all.
 
     Raises:
         PerfError: there is none.
     """
-    endpoints = [Endpoint(recipe, variant) for recipe in recipes.values() for variant in recipe.variants]
+    endpoints = [
+        Endpoint(recipe, variant, kind)
+        for recipe in recipes.values()
+        for variant in recipe.variants
+        for kind in ENDPOINTS
+        if data in (None, recipe.data)
+    ]
     published = [endpoint for endpoint in endpoints if (places.repository / endpoint.name / CONFIG).is_file()]
     if not published:
         raise PerfError(
@@ -72,9 +92,9 @@ def published_endpoints(recipes: Mapping[str, Recipe], places: Places = PROJECT)
     return published
 
 
-def published_model(places: Places = PROJECT) -> str:
-    """The scorer that ``rank`` serves. Raises: RepositoryError."""
-    return served_variant(places.repository)
+def published_model(places: Places = PROJECT, kind: str = RANK) -> str:
+    """The scorer that ``rank`` (or ``recommend``) serves. Raises: RepositoryError."""
+    return served_variant(places.repository, kind)
 
 
 def served_onnx_files(endpoint: Endpoint, places: Places = PROJECT) -> list[Path]:
@@ -95,22 +115,49 @@ def serving(names: Sequence[str], places: Places = PROJECT) -> Iterator[TritonSe
         yield server
 
 
-def rank_patiently(client: RankClient, query: str, item_ids: Sequence[str]) -> RankedList:
-    """Rank all items; asks again when the server refuses for load, since a busy machine is no matter of quality.
+class EndpointClient:
+    """Asks one endpoint whatever a request holds that it reads. Use as a context manager.
 
-    Raises:
-        TritonRankError: any other error, or refused ``ATTEMPTS`` times.
+    Asks again when the server refuses for load, since a busy machine is no matter of quality.
     """
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return client.rank(query, item_ids, timeout_s=TIMEOUT_S)
-        except Overloaded:
-            time.sleep(0.5)
-    return client.rank(query, item_ids, timeout_s=TIMEOUT_S)
+
+    def __init__(self, url: str, name: str) -> None:
+        self._recommends = name.split("_")[0] == RECOMMEND.name
+        self._client = RankClient(url, **{"recommend_model" if self._recommends else "model": name})
+        with triton.InferenceServerClient(url) as server:
+            self._reads = {tensor.name for tensor in server.get_model_metadata(name).inputs}
+
+    def __enter__(self) -> EndpointClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        self.close()
+
+    def ask(self, request: Request, item_ids: Sequence[str]) -> RankedList:
+        """All items. Raises: TritonRankError: any but a refusal for load, or that ``ATTEMPTS`` times."""
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return self._ask(request, item_ids)
+            except Overloaded:
+                time.sleep(0.5)
+        return self._ask(request, item_ids)
+
+    def _ask(self, request: Request, item_ids: Sequence[str]) -> RankedList:
+        held = {USER_ID.name: request.user_id, CONTEXT.name: request.context, HISTORY.name: request.history}
+        further: dict[str, Any] = {name: value for name, value in held.items() if value and name in self._reads}
+        if not self._recommends:
+            return self._client.rank(request.query, item_ids, timeout_s=TIMEOUT_S, **further)
+        further.pop(HISTORY.name, None)
+        return self._client.recommend(request.history, item_ids, timeout_s=TIMEOUT_S, **further)
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._client.close()
 
 
 def first_queries(judged: JudgedQueries, count: int) -> JudgedQueries:
     """The first ``count`` test queries: the smallest set that may judge every ranker."""
     test = judged.subset("test")
-    kept = dict(list(test.queries.items())[:count])
-    return JudgedQueries(kept, judged.products, {query_id: judged.judgements[query_id] for query_id in kept})
+    return test.only(list(test.queries)[:count])

@@ -11,18 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from builders.contract import ITEM_IDS, QUERY
+from builders.beir import JudgedQueries, Request
+from builders.contract import HISTORY, ITEM_IDS, QUERY
 from builders.files import write_atomically
 
 
-def requests_json(queries: Mapping[str, str], candidates: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def requests_json(judged: JudgedQueries, candidates: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """One request a query; ``top_k`` is left out, so the whole list comes back.
 
     Args:
-        queries: query id to text.
         candidates: query id to item ids, in first-stage order.
     """
-    return {"data": [_request(text, candidates[query_id]) for query_id, text in queries.items()]}
+    return {"data": [_request(judged.request(query_id), candidates[query_id]) for query_id in judged.queries]}
 
 
 def mean_candidates(requests: Mapping[str, Any]) -> float:
@@ -36,8 +36,10 @@ def write_requests(requests: Mapping[str, Any], path: Path) -> None:
     write_atomically(path, json.dumps(requests, ensure_ascii=False))
 
 
-def _request(query: str, item_ids: Sequence[str]) -> dict[str, Any]:
+def _request(request: Request, item_ids: Sequence[str]) -> dict[str, Any]:
+    """A query, or a history; an empty one is an unknown item, since perf_analyzer cannot send a list of none."""
+    of_user = [request.query] if request.query else list(request.history) or ["unknown"]
     return {
-        QUERY.name: {"content": [query], "shape": [1]},
+        (QUERY if request.query else HISTORY).name: {"content": of_user, "shape": [len(of_user)]},
         ITEM_IDS.name: {"content": list(item_ids), "shape": [len(item_ids)]},
     }

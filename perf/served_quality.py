@@ -14,19 +14,19 @@ import numpy as np
 import onnxruntime
 import pydantic
 from rich.console import Console
-from tritonrank_client import RankClient
 
 from builders import build, quality
 from builders.beir import judged_folder
 from builders.build import PROJECT, Places, Scores
 from builders.datasets import DataSource, JudgedQueries
+from builders.evaluation import judging_queries
 from builders.files import fingerprint, sha256, write_atomically
 from builders.first_stage import first_stage
 from builders.quality import Interval
 from builders.ranker import Ranker
 from builders.recipe import Recipe
 from builders.repository import MANIFEST
-from perf.endpoints import RANK, Endpoint, first_queries, published_model, rank_patiently, served_onnx_files
+from perf.endpoints import RANK, Endpoint, EndpointClient, first_queries, published_model, served_onnx_files
 from perf.progress import track
 
 TORCH_ATOL = 1e-4
@@ -128,12 +128,12 @@ def measure_served_quality(
     places: Places = PROJECT,
     console: Console | None = None,
 ) -> ServedQuality:
-    """Rank the judged queries through every endpoint of the server at ``url``.
+    """Rank the judged requests through every endpoint of the server at ``url``.
 
     Args:
         url: of the server's gRPC.
         judged: all judged queries.
-        endpoints: what the server serves besides ``rank``.
+        endpoints: what the server serves besides ``rank``, or besides ``recommend``; all of one kind.
         rankers: ranker name => loaded ranker, for torch's scores and in-process runs.
         limit: use only the first so many test queries, for all.
         console: shows progress.
@@ -151,8 +151,9 @@ def measure_served_quality(
         rows.append(row)
         checks.append(_check_scores(endpoint, rankers, judged, asked, order, scores, places, console))
         checks.append(check_ndcg(endpoint.model, row.ndcg, offline_ndcg(endpoint, places)))
-    published = published_model(places)
-    checks.append(_check_rank(url, published, rows, judged, order))
+    kind = endpoints[0].kind
+    published = published_model(places, kind)
+    checks.append(_check_published(url, kind, published, rows, judged, order))
     return ServedQuality(
         inputs=inputs_fingerprint(source.folder, places),
         limit=limit,
@@ -168,10 +169,10 @@ def served_scores(
     url: str, endpoint: str, asked: JudgedQueries, order: quality.Rankings, console: Console | None = None
 ) -> Scores:
     """Query id => item id => score that ``endpoint`` answers, item ids best first."""
-    with RankClient(url, model=endpoint) as client:
+    with EndpointClient(url, endpoint) as client:
         return {
-            query_id: dict(rank_patiently(client, query, order[query_id]))
-            for query_id, query in track(list(asked.queries.items()), endpoint, console)
+            query_id: dict(client.ask(asked.request(query_id), order[query_id]))
+            for query_id in track(list(asked.queries), endpoint, console)
         }
 
 
@@ -181,7 +182,8 @@ def paired_differences(rows: Sequence[RankerQuality], endpoints: Sequence[Endpoi
     untrained = [endpoint for endpoint in endpoints if endpoint.split == "all" and endpoint.is_reference]
     pairs = []
     for endpoint in endpoints:
-        others = [other for other in untrained if other.recipe.ranker != endpoint.recipe.ranker]
+        of_text = endpoint.recipe.data == "judged"  # of a shop's purchases all rankers have learned
+        others = [other for other in untrained if of_text and other.recipe.ranker != endpoint.recipe.ranker]
         own = [other for other in endpoints if other.recipe == endpoint.recipe and other.is_reference]
         baselines = [FIRST_STAGE, *(other.model for other in [*others, *own] if other != endpoint)]
         pairs += [(endpoint.model, baseline) for baseline in baselines]
@@ -207,14 +209,14 @@ def inputs_fingerprint(data: Path, places: Places = PROJECT) -> str:
     return fingerprint([sha256(path) if path.is_file() else "" for path in files])
 
 
-def quality_file(places: Places = PROJECT) -> Path:
+def quality_file(places: Places = PROJECT, kind: str = RANK) -> Path:
     """Where :func:`write_quality` puts the figures."""
-    return places.build / "report" / "quality.json"
+    return places.build / "report" / ("quality.json" if kind == RANK else f"quality_{kind}.json")
 
 
-def write_quality(found: ServedQuality, places: Places = PROJECT) -> Path:
+def write_quality(found: ServedQuality, places: Places = PROJECT, kind: str = RANK) -> Path:
     """Keep the figures as JSON."""
-    path = quality_file(places)
+    path = quality_file(places, kind)
     write_atomically(path, json.dumps(dataclasses.asdict(found), ensure_ascii=False) + "\n")
     return path
 
@@ -274,7 +276,7 @@ def _check_scores(
     """fp32 against torch, anything else against its own in-process run."""
     ranker = rankers[endpoint.recipe.ranker]
     if endpoint.is_fp32:
-        evaluated = judged.subset("test" if endpoint.split == "test" else "all")  # as the build kept them
+        evaluated = judging_queries(endpoint.recipe, judged)  # as the build kept them
         wanted = build.torch_scores(endpoint.recipe, ranker, evaluated, console.print, places)
         return check_parity(endpoint.model, "torch's", served, wanted, TORCH_ATOL)
     wanted = in_process_scores(endpoint, ranker, asked, order, places, console)
@@ -292,9 +294,11 @@ def in_process_scores(
     """Scores of ONNX Runtime in this process, from the very files that are served, each query one batch."""
     sessions = in_process_sessions(endpoint, ranker, places)
     scores: Scores = {}
-    for query_id, query in track(list(asked.queries.items()), f"{endpoint.model} in process", console):
+    for query_id in track(list(asked.queries), f"{endpoint.model} in process", console):
         products = [asked.products[item_id] for item_id in order[query_id]]
-        found = build.score_in_process(ranker, sessions, query, products)
+        request = asked.request(query_id)
+        found = build.score_in_process(ranker, sessions, request, products)
+        found = build.as_served(endpoint.recipe, ranker, request, products, found)
         scores[query_id] = dict(zip(order[query_id], map(float, found), strict=True))
     return scores
 
@@ -357,16 +361,16 @@ def check_ndcg(model: str, served: Mapping[str, float], offline: Mapping[str, fl
     return Check(name, abs(found - wanted) <= NDCG_ATOL, detail)
 
 
-def _check_rank(
-    url: str, published: str, rows: Sequence[RankerQuality], judged: JudgedQueries, order: quality.Rankings
+def _check_published(
+    url: str, kind: str, published: str, rows: Sequence[RankerQuality], judged: JudgedQueries, order: quality.Rankings
 ) -> Check:
     """``rank`` is the endpoint that users call: it must answer as the variant that it names."""
-    name = f"{RANK}: answers as {published}"
+    name = f"{kind}: answers as {published}"
     row = next((row for row in rows if row.name == published), None)
     if row is None:
         return Check(name, False, f"{published} is no variant of a recipe; run 'make repository'")
     asked = first_queries(judged, RANK_QUERIES)
-    found = served_scores(url, RANK, asked, order)
+    found = served_scores(url, kind, asked, order)
     same = [query_id for query_id in found if list(found[query_id]) == row.rankings.get(query_id)]
     return Check(name, len(same) == len(found), f"the same order for {len(same)} of {len(found)} queries")
 

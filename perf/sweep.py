@@ -127,7 +127,7 @@ def run_sweep(
         ServerError: the server does not start.
     """
     names = chosen_endpoints(sweep, endpoints)
-    requests = requests_json(judged.queries, first_stage(judged))
+    requests = requests_json(judged, first_stage(judged))
     machine = this_machine()
     with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as folder, serving(names, places) as server:
         requests_file = Path(folder) / "requests.json"

@@ -12,6 +12,7 @@ import pytest
 from builders.build import PROJECT
 from builders.datasets import JudgedQueries, find_data, load_judged
 from builders.recipe import load_recipes
+from perf.endpoints import published_endpoints
 from server import TritonServer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,10 +26,13 @@ def judged() -> JudgedQueries:
 
 @pytest.fixture(scope="session")
 def kit() -> list[str]:
-    """Builds what is missing, as ``make repository`` does; gives the endpoints, ``rank`` first."""
+    """Builds what is missing, as ``make repository`` does; gives the endpoints, ``rank`` first.
+
+    A recipe whose data is not there has none.
+    """
     subprocess.run([sys.executable, "-m", "builders", "repository"], check=True, cwd=PROJECT.repository.parent)
-    variants = [recipe.model_name(variant) for recipe in load_recipes().values() for variant in recipe.variants]
-    return ["rank", *(f"rank_{name}" for name in variants)]
+    endpoints = published_endpoints(load_recipes(), data=None)
+    return [*{endpoint.kind: None for endpoint in endpoints}, *(endpoint.name for endpoint in endpoints), "similar"]
 
 
 @pytest.fixture(scope="session")

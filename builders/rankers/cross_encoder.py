@@ -12,6 +12,7 @@ The trained part is a LoRA adapter (arXiv:2106.09685) and the head. Knows nothin
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from builders.backbone import MASKED, CheckpointError, load_backbone, packaged_backbone, weight_files
+from builders.beir import Product, Request
 from builders.contract import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -34,7 +36,6 @@ from builders.contract import (
     Contract,
     length_buckets,
 )
-from builders.datasets import Product
 from builders.files import fingerprint, sha256
 from builders.preprocessing import preprocess_contract
 from builders.ranker import Graph, Ranker, Sample
@@ -207,7 +208,9 @@ def _merged(network: nn.Module, checkpoint: Path, backbone: Path) -> nn.Module:
         if not (checkpoint / wanted).is_file():
             raise CheckpointError(f"{checkpoint}: no {wanted}; run 'make train', or leave the checkpoint out")
     try:
-        return PeftModel.from_pretrained(network, str(checkpoint)).merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of transformers about its own attributes
+            return PeftModel.from_pretrained(network, str(checkpoint)).merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, KeyError) as error:
         rank = json.loads((checkpoint / ADAPTER_CONFIG).read_text()).get("r")
         raise CheckpointError(
@@ -268,14 +271,14 @@ class CrossEncoderRanker(Ranker):
     @property
     def preprocess(self) -> Contract:
         """Token sequences of query and item."""
-        version = fingerprint([ITEM_TEXT_FORM, sha256(self.tokenizer_file)])
+        version = fingerprint([ITEM_TEXT_FORM, sha256(self._backbone / "tokenizer.json")])
         inputs = self.graphs[0].contract.inputs
         return preprocess_contract(self.name, inputs, self._tokenizer, pair=True, features_version=version)
 
     @property
-    def tokenizer_file(self) -> Path:
-        """The backbone's."""
-        return self._backbone / "tokenizer.json"
+    def preprocess_files(self) -> dict[str, Path | str]:
+        """The backbone's tokenizer."""
+        return {"tokenizer.json": self._backbone / "tokenizer.json"}
 
     @property
     def checkpoint_files(self) -> list[Path]:
@@ -289,13 +292,13 @@ class CrossEncoderRanker(Ranker):
         for product, encoding in zip(listed, encodings, strict=True):
             yield product.item_id, np.array(encoding.ids[:MAX_LENGTH], dtype="<i4").tobytes()
 
-    def sample(self, query: str, products: Sequence[Product]) -> dict[str, Sample]:
+    def sample(self, request: Request, products: Sequence[Product]) -> dict[str, Sample]:
         """Token sequences from the tokenizer's own template for pairs."""
-        sequences = encode_pairs(self._tokenizer, query, item_texts(products))
+        sequences = encode_pairs(self._tokenizer, request.query, item_texts(products))
         return {self.name: {tensor.name: sequences[tensor.name] for tensor in self.graphs[0].contract.inputs}}
 
-    def score(self, query: str, products: Sequence[Product]) -> np.ndarray:
+    def score(self, request: Request, products: Sequence[Product]) -> np.ndarray:
         """FP32 [candidates]."""
-        sample = self.sample(query, products)[self.name]
+        sample = self.sample(request, products)[self.name]
         with torch.inference_mode():
             return self._network(*(torch.from_numpy(array) for array in sample.values())).numpy()[:, 0]

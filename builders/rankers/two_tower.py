@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from builders.backbone import MASKED, load_backbone, packaged_backbone, weight_files
+from builders.beir import Product, Request
 from builders.contract import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -24,7 +25,6 @@ from builders.contract import (
     padded_length,
     query_vector,
 )
-from builders.datasets import Product
 from builders.files import fingerprint, sha256
 from builders.preprocessing import preprocess_contract
 from builders.ranker import Graph, Ranker, Sample
@@ -126,14 +126,14 @@ class TwoTowerRanker(Ranker):
             (INPUT_IDS, ATTENTION_MASK, item_vectors(self._encoder.width)),
             self._tokenizer,
             pair=False,
-            features_version=fingerprint([ITEM_TEXT_FORM, sha256(self.tokenizer_file), *weights]),
+            features_version=fingerprint([ITEM_TEXT_FORM, sha256(self._backbone / "tokenizer.json"), *weights]),
             vector_width=self._encoder.width,
         )
 
     @property
-    def tokenizer_file(self) -> Path:
-        """The backbone's."""
-        return self._backbone / "tokenizer.json"
+    def preprocess_files(self) -> dict[str, Path | str]:
+        """The backbone's tokenizer."""
+        return {"tokenizer.json": self._backbone / "tokenizer.json"}
 
     @property
     def checkpoint_files(self) -> list[Path]:
@@ -146,9 +146,9 @@ class TwoTowerRanker(Ranker):
         for product, vector in zip(listed, self._item_vectors(listed), strict=True):
             yield product.item_id, vector.astype("<f4").tobytes()
 
-    def sample(self, query: str, products: Sequence[Product]) -> dict[str, Sample]:
+    def sample(self, request: Request, products: Sequence[Product]) -> dict[str, Sample]:
         """The query's tokens; its vector with the items' vectors."""
-        tokens = encode_texts(self._tokenizer, [query], max_length=self._longest_query)
+        tokens = encode_texts(self._tokenizer, [request.query], max_length=self._longest_query)
         with torch.inference_mode():
             vector = self._encoder(*(torch.from_numpy(array) for array in tokens.values())).numpy()
         return {
@@ -156,9 +156,9 @@ class TwoTowerRanker(Ranker):
             self.name: {"query_vector": vector, "item_vectors": self._item_vectors(products)},
         }
 
-    def score(self, query: str, products: Sequence[Product]) -> np.ndarray:
+    def score(self, request: Request, products: Sequence[Product]) -> np.ndarray:
         """FP32 [candidates]: cosines."""
-        head = self.sample(query, products)[self.name]
+        head = self.sample(request, products)[self.name]
         return (head["item_vectors"] @ head["query_vector"][0]).astype(np.float32)
 
     def _item_vectors(self, products: Sequence[Product]) -> np.ndarray:

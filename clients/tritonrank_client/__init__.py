@@ -1,4 +1,4 @@
-"""Ranks items through a `rank` endpoint on NVIDIA Triton, within a deadline.
+"""Ranks, recommends and finds similar items through a tritonrank server on NVIDIA Triton, within a deadline.
 
     from tritonrank_client import RankClient
 
@@ -21,12 +21,15 @@ from ._errors import (
     Unavailable,
 )
 from ._mock import MockTransport
+from ._privacy import hashed_id
 from ._response import RankedList
+from ._rules import Boost, Rules
 from ._transport import InferRequest, Transport
 from ._version import __version__
 
 __all__ = [
     "DEFAULT_TIMEOUT_S",
+    "Boost",
     "ContractMismatch",
     "DeadlineExceeded",
     "InferRequest",
@@ -36,10 +39,12 @@ __all__ = [
     "Overloaded",
     "RankClient",
     "RankedList",
+    "Rules",
     "ServerError",
     "TensorSpec",
     "Transport",
     "TritonRankError",
     "Unavailable",
     "__version__",
+    "hashed_id",
 ]

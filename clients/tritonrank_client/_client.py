@@ -1,34 +1,55 @@
-"""RankClient: a search service's one call."""
+"""RankClient: a shop's calls to its ranking server."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 
-from ._contract import RANK, check_served_model
+from ._contract import ENDPOINTS
 from ._deadline import Deadline
+from ._endpoint import Endpoint
 from ._errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
-from ._request import inputs_from_arguments, listed
-from ._response import RankedList, ranked_list_from_outputs
-from ._transport import GrpcTransport, InferRequest, Transport
+from ._privacy import check_key, hashed_id
+from ._request import (
+    Fields,
+    check_inputs,
+    context_input,
+    history_input,
+    item_fields_input,
+    item_input,
+    item_inputs,
+    listed,
+    query_input,
+    similar_top_k_input,
+    top_k_input,
+    user_input,
+)
+from ._response import RankedList, ranked_list_from_outputs, similar_items_from_outputs
+from ._rules import Rules, may_leave_out, may_move, rule_inputs
+from ._transport import GrpcTransport, Transport
 
 DEFAULT_TIMEOUT_S = 0.2
+EndpointName = Literal["rank", "recommend", "similar"]
 
 
 class RankClient:
-    """Ranks items on one server. Use one a process, made after it forks, from as many threads as you like.
+    """Asks one server. Use one a process, made after it forks, from as many threads as you like.
 
-        RankClient("localhost:8001")                            the published ranker, 0.2 s a request
+        RankClient("localhost:8001")                            the published rankers, 0.2 s a request
         RankClient("localhost:8001", timeout_s=0.05)            another budget for every request
         RankClient("localhost:8001", model="rank_two_tower")    a variant
+        RankClient("localhost:8001", id_key=key)                user ids leave as keyed hashes
         RankClient("mock", transport=MockTransport(handler))    no server, for tests
 
     url: host and port of Triton's gRPC service, without a scheme.
+    model, recommend_model, similar_model: what `rank`, `recommend` and `similar` ask.
     timeout_s: seconds for one call, everything included; a call may bring its own.
-    Raises: InvalidRequest for such a url or timeout_s.
+    id_key: at least 16 secret bytes; `user_id` is sent as `hashed_id(user_id, id_key)`, so the ranker must be trained
+        and the store filled with such ids. Item ids and histories are sent as they are.
+    Raises: InvalidRequest for such a url, timeout_s or id_key.
     """
 
     def __init__(
@@ -36,57 +57,133 @@ class RankClient:
         url: str,
         *,
         model: str = "rank",
+        recommend_model: str = "recommend",
+        similar_model: str = "similar",
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        id_key: bytes | None = None,
         transport: Transport | None = None,
     ):
         _check_url(url)
         Deadline(timeout_s)  # for its check
-        self._model = model
+        if id_key is not None:
+            check_key(id_key)
         self._timeout_s = timeout_s
+        self._id_key = id_key
         self._transport = transport if transport is not None else GrpcTransport(url)
-        self._contract_agreed = False
-        self._contract_lock = threading.Lock()
+        models = {"rank": model, "recommend": recommend_model, "similar": similar_model}
+        self._endpoints = {
+            name: Endpoint(self._transport, models[name], contract) for name, contract in ENDPOINTS.items()
+        }
 
     def rank(
-        self, query: str, item_ids: Sequence[str], top_k: int | None = None, timeout_s: float | None = None
+        self,
+        query: str,
+        item_ids: Sequence[str],
+        top_k: int | None = None,
+        timeout_s: float | None = None,
+        *,
+        rules: Rules | None = None,
+        user_id: str | None = None,
+        history: Sequence[str] | None = None,
+        context: Fields | None = None,
+        item_fields: Mapping[str, Fields] | None = None,
     ) -> RankedList:
         """Rank the items for the query, within the time budget or not at all.
 
             client.rank("red shoes", ids)                     all of them, best first
             client.rank("red shoes", ids, top_k=10)           the best 10
             client.rank("red shoes", ids, timeout_s=0.05)     within 50 ms
+            client.rank("red shoes", ids, rules=Rules(in_stock_only=True))
 
         Args:
             query: not blank, at most 2,048 bytes of UTF-8.
             item_ids: N = 1 to 1,024 distinct ids of 1 to 511 bytes of UTF-8, in first-stage order.
             top_k: items to return, at least 0; None or 0 = all; more than N = N.
             timeout_s: seconds for this call, the connection and the check of the contract at first use included.
+            rules: in place of the recipe's own.
 
-        Returns: K = min(top_k, N) ids with float32 scores, highest first. Items that the server could not score come
-            last, in first-stage order.
+            The rest is for a ranker that reads it; what the served model does not read is refused.
+
+            user_id: whose stored features to use; None = an unknown user's.
+            history: ids of items that the user took, oldest first, at most 10,000; may be empty.
+            context: raw fields of this request, at most 4,096 bytes of JSON.
+            item_fields: item id => raw fields in place of its stored features, as `context`; for a fresh item, say.
+                Rules go by the stored attributes.
+
+        Returns: K = min(top_k, N) ids with float32 scores, highest first; fewer where only items in stock are wanted,
+            in another order where items are pinned or a brand is limited, by `rules` or by the recipe. Items that the
+            server could not score come last, in first-stage order.
         Raises: a TritonRankError: InvalidRequest before anything is sent, ContractMismatch at first use, Unavailable,
             Overloaded, DeadlineExceeded, ServerError.
         """
         deadline = self._deadline(timeout_s)
         ids = listed(item_ids)
-        inputs = inputs_from_arguments(query, ids, top_k, RANK)
-        self._agree_on_contract(deadline)
-        outputs = self._infer(inputs, deadline)
-        return ranked_list_from_outputs(outputs, ids, top_k, RANK)
+        inputs = {
+            **query_input(query),
+            **self._inputs_of_all(ids, top_k, rules, user_id, context, item_fields),
+            **history_input(history),
+        }
+        return self._ranked("rank", ids, top_k, inputs, deadline)
 
-    def check_contract(self, timeout_s: float | None = None) -> None:
+    def recommend(
+        self,
+        history: Sequence[str],
+        item_ids: Sequence[str],
+        top_k: int | None = None,
+        timeout_s: float | None = None,
+        *,
+        rules: Rules | None = None,
+        user_id: str | None = None,
+        context: Fields | None = None,
+        item_fields: Mapping[str, Fields] | None = None,
+    ) -> RankedList:
+        """Rank the items for a user, within the time budget or not at all.
+
+            client.recommend(["B07", "B01"], ids, top_k=10)     after these purchases
+            client.recommend([], ids, top_k=10)                 nothing known of the user: the popular ones
+
+        Args:
+            history: ids of items that the user took, oldest first, at most 10,000; may be empty.
+
+            The others, what is returned and what is raised are as with `rank`.
+        """
+        deadline = self._deadline(timeout_s)
+        ids = listed(item_ids)
+        inputs = {
+            **history_input(listed(history, "history", "oldest first")),
+            **self._inputs_of_all(ids, top_k, rules, user_id, context, item_fields),
+        }
+        return self._ranked("recommend", ids, top_k, inputs, deadline)
+
+    def similar(self, item_id: str, top_k: int = 10, timeout_s: float | None = None) -> RankedList:
+        """The items nearest to one, by the cosine of their stored vectors, without the item itself.
+
+        Args:
+            item_id: of an item of the store.
+            top_k: items to return, 1 to 1,024.
+            timeout_s: as with `rank`.
+
+        Returns: at most top_k ids with float32 cosines, highest first; fewer where the store holds fewer.
+        Raises: as `rank`; InvalidRequest also where the store does not know the item.
+        """
+        deadline = self._deadline(timeout_s)
+        inputs = {**item_input(item_id), **similar_top_k_input(top_k)}
+        endpoint = self._endpoints["similar"]
+        check_inputs(inputs, endpoint.contract)
+        outputs, _ = endpoint.infer(inputs, deadline)
+        return similar_items_from_outputs(outputs, item_id, top_k, endpoint.contract)
+
+    def check_contract(self, timeout_s: float | None = None, endpoint: EndpointName = "rank") -> None:
         """Compare the server's model with this client's contract now: at start-up, say, before the first user waits.
 
         Raises: ContractMismatch, Unavailable, Overloaded, DeadlineExceeded, ServerError.
         """
-        deadline = self._deadline(timeout_s)
-        self._contract_agreed = False
-        self._agree_on_contract(deadline)
+        self._endpoints[endpoint].check_again(self._deadline(timeout_s))
 
-    def ready(self, timeout_s: float | None = None) -> bool:
+    def ready(self, timeout_s: float | None = None, endpoint: EndpointName = "rank") -> bool:
         """Whether the server takes requests for the model; False where nothing answers in time."""
         try:
-            return self._transport.is_ready(self._model, self._deadline(timeout_s).remaining_s())
+            return self._transport.is_ready(self._endpoints[endpoint].model, self._deadline(timeout_s).remaining_s())
         except (Unavailable, Overloaded, DeadlineExceeded):
             return False
 
@@ -105,28 +202,42 @@ class RankClient:
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline(self._timeout_s if timeout_s is None else timeout_s)
 
-    def _agree_on_contract(self, deadline: Deadline) -> None:
-        """Fetch and compare once, from whichever thread comes first; the others wait within their own budget."""
-        if self._contract_agreed:
-            return
-        if not self._contract_lock.acquire(timeout=deadline.remaining_s()):
-            raise DeadlineExceeded(f"timeout_s={deadline.timeout_s:g} was spent on the first check of the contract")
-        try:
-            if not self._contract_agreed:
-                served = self._transport.served_model(self._model, deadline.remaining_s())
-                check_served_model(self._model, served, RANK)
-                self._contract_agreed = True
-        finally:
-            self._contract_lock.release()
+    def _inputs_of_all(
+        self,
+        ids: list[str],
+        top_k: int | None,
+        rules: Rules | None,
+        user_id: str | None,
+        context: Fields | None,
+        item_fields: Mapping[str, Fields] | None,
+    ) -> dict[str, np.ndarray]:
+        """What `rank` and `recommend` have in common."""
+        user = user_input(user_id)
+        if user_id is not None and self._id_key is not None:
+            user = user_input(hashed_id(user_id, self._id_key))
+        return {
+            **item_inputs(ids),
+            **top_k_input(top_k),
+            **user,
+            **context_input(context),
+            **item_fields_input(item_fields, ids),
+            **rule_inputs(rules, ids),
+        }
 
-    def _infer(self, inputs: Mapping[str, np.ndarray], deadline: Deadline) -> Mapping[str, np.ndarray]:
-        outputs = tuple(tensor.name for tensor in RANK.model.outputs)
-        try:
-            return self._transport.infer(InferRequest(self._model, inputs, outputs, deadline.remaining_s()))
-        except (Unavailable, InvalidRequest):
-            # Another model may have been published meanwhile: compare again before the next request.
-            self._contract_agreed = False
-            raise
+    def _ranked(
+        self, name: EndpointName, ids: list[str], top_k: int | None, inputs: dict[str, np.ndarray], deadline: Deadline
+    ) -> RankedList:
+        endpoint = self._endpoints[name]
+        check_inputs(inputs, endpoint.contract)
+        outputs, served = endpoint.infer(inputs, deadline)
+        return ranked_list_from_outputs(
+            outputs,
+            ids,
+            top_k,
+            endpoint.contract,
+            may_leave_out=may_leave_out(inputs, served),
+            may_move=may_move(inputs, served),
+        )
 
 
 def _check_url(url: str) -> None:

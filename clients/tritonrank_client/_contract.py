@@ -1,12 +1,13 @@
-"""The client's copy of the `rank` endpoint's contract, and how a server's model compares with it.
+"""The client's copy of the endpoints' contracts, and how a server's model compares with one.
 
-`contract.json` is generated with the model repository; nothing here repeats a name, dtype or limit that it holds.
+`contracts.json` is generated with the model repository; nothing here repeats a dtype, shape or limit that it holds.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from importlib import resources
 from typing import Any
 
@@ -46,42 +47,44 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
-class Contract:
-    """Tensors and limits of the endpoint.
+class Limits:
+    """Of every endpoint's requests.
 
     Attributes:
-        model: inputs and outputs; a shape has -1 for each free dimension.
         max_candidates: items of one request.
-        max_item_id_bytes, max_query_bytes: of the UTF-8 text.
+        max_item_id_bytes, max_query_bytes: of the UTF-8 text; the first also of a user's id.
+        max_history_events: items of a history.
+        max_context_bytes: of the JSON text of a request's or an item's raw fields.
+        max_attribute_bytes: of a boost's attribute=value.
+        max_boosts: of one request.
+        max_boost_amount: in either direction.
+        max_similar: items of one answer of `similar`.
         unscored: FP32 score of an item that the server could not score, the lowest finite one.
     """
 
-    model: ModelSpec
     max_candidates: int
     max_item_id_bytes: int
     max_query_bytes: int
+    max_history_events: int
+    max_context_bytes: int
+    max_attribute_bytes: int
+    max_boosts: int
+    max_boost_amount: float
+    max_similar: int
     unscored: np.float32
 
-    @classmethod
-    def from_json(cls, text: str) -> Contract:
-        """Read a contract.json."""
-        fields = json.loads(text)
-        parameters = fields["parameters"]
-        return cls(
-            model=ModelSpec(_tensors(fields["inputs"]), _tensors(fields["outputs"])),
-            max_candidates=parameters["max_candidates"],
-            max_item_id_bytes=parameters["max_item_id_bytes"],
-            max_query_bytes=parameters["max_query_bytes"],
-            unscored=np.float32(parameters["unscored"]),
-        )
 
+def check_served_model(name: str, served: ModelSpec, contract: ModelSpec) -> None:
+    """Raise ContractMismatch, naming every tensor at fault, unless `served` does what `contract` says.
 
-def check_served_model(name: str, served: ModelSpec, contract: Contract) -> None:
-    """Raise ContractMismatch, naming every tensor at fault, unless `served` does what `contract` says."""
+    An optional input may be missing: who uses it is told then.
+    """
+    there = {tensor.name for tensor in served.inputs}
+    wanted = tuple(tensor for tensor in contract.inputs if tensor.name in there or not tensor.optional)
     differences = (
-        *_differences("input", contract.model.inputs, served.inputs),
-        *_unknown_inputs(contract.model.inputs, served.inputs),
-        *_differences("output", contract.model.outputs, served.outputs),
+        *_differences("input", wanted, served.inputs),
+        *_unknown_inputs(contract.inputs, served.inputs),
+        *_differences("output", contract.outputs, served.outputs),
     )
     if differences:
         listed = "".join(f"\n  {difference}" for difference in differences)
@@ -100,6 +103,12 @@ def array_fault(tensor: TensorSpec, array: np.ndarray) -> str | None:
     if not _fits(array.shape, tensor.shape):
         return f"{tensor.name}: found shape {_shown(array.shape)}, wanted {_shown(tensor.shape)}"
     return None
+
+
+def unserved(names: Iterable[str], served: ModelSpec) -> list[str]:
+    """Those of the inputs that `served` does not have."""
+    there = {tensor.name for tensor in served.inputs}
+    return [name for name in names if name not in there]
 
 
 def _tensors(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
@@ -143,5 +152,18 @@ def _fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(found) == len(wanted) and all(size in (FREE, actual) for actual, size in zip(found, wanted, strict=True))
 
 
-RANK = Contract.from_json(resources.files(__package__).joinpath("contract.json").read_text(encoding="utf-8"))
-"""The endpoint that this client calls."""
+def _model(contract: dict[str, Any]) -> ModelSpec:
+    return ModelSpec(_tensors(contract["inputs"]), _tensors(contract["outputs"]))
+
+
+def _limits(contracts: Iterable[dict[str, Any]]) -> Limits:
+    found = {name: value for contract in contracts for name, value in contract["parameters"].items()}
+    found["unscored"] = np.float32(found["unscored"])
+    return Limits(**{field.name: found[field.name] for field in fields(Limits)})
+
+
+_CONTRACTS = json.loads(resources.files(__package__).joinpath("contracts.json").read_text(encoding="utf-8"))
+ENDPOINTS = {name: _model(contract) for name, contract in _CONTRACTS.items()}
+"""The endpoints that this client calls, each with every optional input that some ranker reads."""
+RANK, RECOMMEND, SIMILAR = ENDPOINTS["rank"], ENDPOINTS["recommend"], ENDPOINTS["similar"]
+LIMITS = _limits(_CONTRACTS.values())

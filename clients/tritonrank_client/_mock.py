@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ._contract import RANK, ModelSpec
+from ._contract import ENDPOINTS, RANK, ModelSpec
 from ._errors import Unavailable
 from ._transport import InferRequest
 
@@ -22,10 +22,11 @@ class MockTransport:
 
         client = RankClient("mock", transport=MockTransport(first_stage_order))
 
-    served: the interface that the server claims to have; the client's own contract unless given.
+    served: the interface that the server claims to have; unless given, what the client knows of the endpoint that the
+        model is named after (`recommend` of `recommend_sasrec`), else of `rank`.
     """
 
-    def __init__(self, handler: Handler, served: ModelSpec = RANK.model):
+    def __init__(self, handler: Handler, served: ModelSpec | None = None):
         self._handler = handler
         self._served = served
         self._closed = False
@@ -38,7 +39,7 @@ class MockTransport:
     def served_model(self, model: str, timeout_s: float) -> ModelSpec:
         """See Transport."""
         self._check_open()
-        return self._served
+        return self._served or ENDPOINTS.get(model.partition("_")[0], RANK)
 
     def is_ready(self, model: str, timeout_s: float) -> bool:
         """See Transport."""

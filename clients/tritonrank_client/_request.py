@@ -2,69 +2,137 @@
 
 from __future__ import annotations
 
+import json
 import operator
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
-from ._contract import Contract, array_fault
+from ._contract import LIMITS, ModelSpec, array_fault
 from ._errors import InvalidRequest
 
 _MAX_INT32 = int(np.iinfo(np.int32).max)
+Fields = Mapping[str, Any]
+"""Raw field => text, number, boolean, list of them, or None."""
 
 
-def listed(item_ids: Iterable[str]) -> list[str]:
+def listed(ids: Iterable[str], argument: str = "item_ids", order: str = "in first-stage order") -> list[str]:
     """The ids, taken once, so that an iterator serves too. Raises: InvalidRequest where they have no order."""
-    # A lone string is a sequence of strings too, and a set has no first-stage order.
-    if isinstance(item_ids, (str, bytes, Set, Mapping)) or not isinstance(item_ids, Iterable):
-        raise InvalidRequest(
-            f"item_ids: found {type(item_ids).__name__}, wanted a sequence of strings in first-stage order", "item_ids"
-        )
-    return list(item_ids)
+    # A lone string is a sequence of strings too, and a set has no order.
+    if isinstance(ids, (str, bytes, Set, Mapping)) or not isinstance(ids, Iterable):
+        raise InvalidRequest(f"{argument}: found {type(ids).__name__}, wanted a sequence of strings {order}", argument)
+    return list(ids)
 
 
-def inputs_from_arguments(
-    query: str, item_ids: list[str], top_k: int | None, contract: Contract
-) -> dict[str, np.ndarray]:
-    """The endpoint's inputs: `query` BYTES [1], `item_ids` BYTES [N], and `top_k` INT32 [1] unless it is None.
-
-    Raises: InvalidRequest, naming the argument, what was found and what was wanted.
-    """
-    inputs = {"query": _query_array(query, contract), "item_ids": _item_ids_array(item_ids, contract)}
-    if top_k is not None:
-        inputs["top_k"] = _top_k_array(top_k)
-    _check_inputs(inputs, contract)
-    return inputs
-
-
-def _query_array(query: str, contract: Contract) -> np.ndarray:
+def query_input(query: str) -> dict[str, np.ndarray]:
+    """`query` BYTES [1]. Raises: InvalidRequest, as every function here: argument, what was found and wanted."""
     text = _utf8(query, "query", "query")
     if not query.strip():
         raise InvalidRequest(f"query: found {query!r}, wanted text that is not blank", "query")
-    if len(text) > contract.max_query_bytes:
-        wanted = f"at most {contract.max_query_bytes}"
+    if len(text) > LIMITS.max_query_bytes:
+        wanted = f"at most {LIMITS.max_query_bytes}"
         raise InvalidRequest(f"query: found {len(text)} bytes of UTF-8, wanted {wanted}", "query")
-    return np.array([text], dtype=np.object_)
+    return {"query": _texts([text])}
 
 
-def _item_ids_array(ids: list[str], contract: Contract) -> np.ndarray:
-    if not 1 <= len(ids) <= contract.max_candidates:
-        raise InvalidRequest(f"item_ids: found {len(ids)} items, wanted 1 to {contract.max_candidates}", "item_ids")
-    texts = [_item_id_bytes(item_id, f"item_ids[{row}]", contract) for row, item_id in enumerate(ids)]
+def item_inputs(ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """`item_ids` BYTES [N]."""
+    if not 1 <= len(ids) <= LIMITS.max_candidates:
+        raise InvalidRequest(f"item_ids: found {len(ids)} items, wanted 1 to {LIMITS.max_candidates}", "item_ids")
+    texts = [_id_bytes(item_id, f"item_ids[{row}]", "item_ids") for row, item_id in enumerate(ids)]
     _check_distinct(ids)
+    return {"item_ids": _texts(texts)}
+
+
+def item_input(item_id: str) -> dict[str, np.ndarray]:
+    """`item_id` BYTES [1]."""
+    return {"item_id": _texts([_id_bytes(item_id, "item_id", "item_id")])}
+
+
+def top_k_input(top_k: int | None) -> dict[str, np.ndarray]:
+    """`top_k` INT32 [1], nothing for None."""
+    if top_k is None:
+        return {}
+    if not _is_integer(top_k):
+        raise InvalidRequest(f"top_k: found {top_k!r}, wanted an integer or None", "top_k")
+    value = operator.index(top_k)
+    if not 0 <= value <= _MAX_INT32:
+        raise InvalidRequest(f"top_k: found {value}, wanted 0 (all items) to {_MAX_INT32}", "top_k")
+    return {"top_k": np.array([value], dtype=np.int32)}
+
+
+def similar_top_k_input(top_k: int) -> dict[str, np.ndarray]:
+    """`top_k` INT32 [1] of `similar`."""
+    if not _is_integer(top_k) or not 1 <= operator.index(top_k) <= LIMITS.max_similar:
+        raise InvalidRequest(f"top_k: found {top_k!r}, wanted an integer from 1 to {LIMITS.max_similar}", "top_k")
+    return {"top_k": np.array([operator.index(top_k)], dtype=np.int32)}
+
+
+def history_input(history: Iterable[str] | None) -> dict[str, np.ndarray]:
+    """`history` BYTES [H], H = 0 for an empty one; nothing for None."""
+    if history is None:
+        return {}
+    events = listed(history, "history", "oldest first")
+    if len(events) > LIMITS.max_history_events:
+        wanted = f"at most {LIMITS.max_history_events}"
+        raise InvalidRequest(f"history: found {len(events)} items, wanted {wanted}", "history")
+    return {"history": _texts([_id_bytes(item, f"history[{row}]", "history") for row, item in enumerate(events)])}
+
+
+def user_input(user_id: str | None) -> dict[str, np.ndarray]:
+    """`user_id` BYTES [1], nothing for None."""
+    return {} if user_id is None else {"user_id": _texts([_id_bytes(user_id, "user_id", "user_id")])}
+
+
+def context_input(context: Fields | None) -> dict[str, np.ndarray]:
+    """`context` BYTES [1], a JSON object; nothing for None."""
+    return {} if context is None else {"context": _texts([_json_object(context, "context", "context")])}
+
+
+def item_fields_input(item_fields: Mapping[str, Fields] | None, ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """`item_fields` BYTES [N], a JSON object or nothing for each item; nothing for None."""
+    if item_fields is None:
+        return {}
+    if not isinstance(item_fields, Mapping):
+        found = type(item_fields).__name__
+        raise InvalidRequest(f"item_fields: found {found}, wanted a mapping of item ids to fields", "item_fields")
+    for stranger in set(item_fields).difference(ids):
+        raise InvalidRequest(f"item_fields: found {stranger!r}, wanted ids of item_ids", "item_fields")
+    objects = {
+        item_id: _json_object(fields, f"item_fields[{item_id!r}]", "item_fields")
+        for item_id, fields in item_fields.items()
+    }
+    return {"item_fields": _texts([objects.get(item_id, b"") for item_id in ids])}
+
+
+def check_inputs(inputs: Mapping[str, np.ndarray], contract: ModelSpec) -> None:
+    """Hold what was made against the contract, which may have changed since this module was written."""
+    for tensor in contract.inputs:
+        if tensor.name not in inputs:
+            continue
+        fault = array_fault(tensor, inputs[tensor.name])
+        if fault is not None:
+            raise InvalidRequest(fault, tensor.name)
+
+
+def _is_integer(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _texts(texts: list[bytes]) -> np.ndarray:
     return np.array(texts, dtype=np.object_)
 
 
-def _item_id_bytes(item_id: str, place: str, contract: Contract) -> bytes:
-    text = _utf8(item_id, place, "item_ids")
-    if not 1 <= len(text) <= contract.max_item_id_bytes:
-        wanted = f"1 to {contract.max_item_id_bytes}"
-        raise InvalidRequest(f"{place}: found {len(text)} bytes of UTF-8, wanted {wanted}", "item_ids")
-    return text
+def _id_bytes(text: str, place: str, argument: str) -> bytes:
+    encoded = _utf8(text, place, argument)
+    if not 1 <= len(encoded) <= LIMITS.max_item_id_bytes:
+        wanted = f"1 to {LIMITS.max_item_id_bytes}"
+        raise InvalidRequest(f"{place}: found {len(encoded)} bytes of UTF-8, wanted {wanted}", argument)
+    return encoded
 
 
-def _check_distinct(ids: list[str]) -> None:
+def _check_distinct(ids: Sequence[str]) -> None:
     if len(set(ids)) == len(ids):
         return
     first_row: dict[str, int] = {}
@@ -77,29 +145,25 @@ def _check_distinct(ids: list[str]) -> None:
             )
 
 
-def _top_k_array(top_k: int) -> np.ndarray:
-    if isinstance(top_k, bool) or not hasattr(top_k, "__index__"):
-        raise InvalidRequest(f"top_k: found {top_k!r}, wanted an integer or None", "top_k")
-    value = operator.index(top_k)
-    if not 0 <= value <= _MAX_INT32:
-        raise InvalidRequest(f"top_k: found {value}, wanted 0 (all items) to {_MAX_INT32}", "top_k")
-    return np.array([value], dtype=np.int32)
-
-
 def _utf8(text: Any, place: str, argument: str) -> bytes:
     if not isinstance(text, str):
         raise InvalidRequest(f"{place}: found {type(text).__name__}, wanted str", argument)
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:  # a lone surrogate, from bytes decoded with 'surrogateescape'
-        raise InvalidRequest(f"{place}: found {text!r}, wanted text that UTF-8 can hold", argument) from error
+        # An error's text may be logged, and what a user is or did must not be.
+        found = "a lone surrogate" if argument in ("user_id", "history") else repr(text)
+        raise InvalidRequest(f"{place}: found {found}, wanted text that UTF-8 can hold", argument) from error
 
 
-def _check_inputs(inputs: dict[str, np.ndarray], contract: Contract) -> None:
-    """Hold what was made against the contract, which may have changed since this module was written."""
-    for tensor in contract.model.inputs:
-        if tensor.name not in inputs:
-            continue
-        fault = array_fault(tensor, inputs[tensor.name])
-        if fault is not None:
-            raise InvalidRequest(fault, tensor.name)
+def _json_object(fields: Any, place: str, argument: str) -> bytes:
+    if not isinstance(fields, Mapping):
+        raise InvalidRequest(f"{place}: found {type(fields).__name__}, wanted a mapping of raw fields", argument)
+    try:
+        text = json.dumps(dict(fields), ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"{place}: found what JSON cannot hold ({error})", argument) from None
+    if len(text) > LIMITS.max_context_bytes:
+        wanted = f"at most {LIMITS.max_context_bytes}"
+        raise InvalidRequest(f"{place}: found {len(text)} bytes of JSON, wanted {wanted}", argument)
+    return text

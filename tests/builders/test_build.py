@@ -13,9 +13,11 @@ import onnxruntime
 import pytest
 
 from builders import build
-from builders.build import Places, build_variants, fill_item_store, publish_rankers, score_in_process
+from builders.beir import Request
+from builders.build import BuiltRanker, Places, build_variants, score_in_process
 from builders.datasets import Product
 from builders.item_store import ItemStore
+from builders.publishing import DEFAULT_PUBLISHED, add_items, fill_item_store, publish_rankers, published_variants
 from builders.recipe import Gate, RecipeError
 from tests.builders import tiny_xlm_roberta
 from tests.builders.tiny_xlm_roberta import Built
@@ -65,21 +67,22 @@ def test_figures_compare_every_query_with_torch(built: Built) -> None:
 def test_scores_in_process_are_torchs(built: Built) -> None:
     products = list(built.judged.products.values())[:5]
     _, path = built.variants[0].models["cross_encoder"]
-    found = score_in_process(built.ranker, {"cross_encoder": onnxruntime.InferenceSession(path)}, "茶壶", products)
-    assert found == pytest.approx(built.ranker.score("茶壶", products), abs=1e-4)
+    asked = Request("茶壶")
+    found = score_in_process(built.ranker, {"cross_encoder": onnxruntime.InferenceSession(path)}, asked, products)
+    assert found[:, 0] == pytest.approx(built.ranker.score(asked, products), abs=1e-4)
 
 
 # ---------------------------------------------------------------- publishing
 def test_a_variant_that_fails_its_gate_is_not_published(built: Built, tmp_path: Path) -> None:
     passed, failed = built.variants[0], dataclasses.replace(built.variants[1], passed=False)
-    rankers = [(built.recipe, built.ranker, [passed, failed])]
+    rankers = [BuiltRanker(built.recipe, built.ranker, [passed, failed], built.judged)]
     places = Places(tmp_path / "build", tmp_path / "models", tmp_path / "store")
-    publish_rankers(rankers, "cross_encoder_fp32_onnx", "", places=places)
+    publish_rankers(rankers, {"rank": "cross_encoder_fp32_onnx"}, "", places=places)
     assert (places.repository / "rank_cross_encoder_fp32_onnx").exists()
     assert not (places.repository / "rank_cross_encoder_int8_onnx").exists()
     assert not (places.repository / "cross_encoder_int8_onnx").exists()
     with pytest.raises(RecipeError, match="'cross_encoder_int8_onnx' is no variant that passed its gate; wanted"):
-        publish_rankers(rankers, "cross_encoder_int8_onnx", "", places=places)
+        publish_rankers(rankers, {"rank": "cross_encoder_int8_onnx"}, "", places=places)
 
 
 def test_a_gate_asks_for_a_share_of_the_reference_and_the_reference_needs_none(built: Built, tmp_path: Path) -> None:
@@ -103,24 +106,24 @@ def test_the_manifest_says_what_every_model_was_built_from(built: Built) -> None
 
 
 def test_rank_serves_the_published_variant(built: Built) -> None:
-    assert build.published_variant(built.places) == "cross_encoder_fp32_onnx"
+    assert published_variants(built.places)["rank"] == "cross_encoder_fp32_onnx"
 
 
 def test_an_empty_repository_would_publish_the_kits_default(tmp_path: Path) -> None:
-    assert build.published_variant(Places(repository=tmp_path)) == build.DEFAULT_PUBLISHED
+    assert published_variants(Places(repository=tmp_path)) == DEFAULT_PUBLISHED
 
 
 # ---------------------------------------------------------------- item store
 def test_only_missing_items_are_computed(built: Built, tmp_path: Path, said: list[str]) -> None:
     places = Places(item_store=tmp_path)
     products = list(built.judged.products.values())
-    fill_item_store([built.ranker], products[:10], said.append, places)
-    fill_item_store([built.ranker], products[:12], said.append, places)
-    fill_item_store([built.ranker], products[:12], said.append, places)
+    for count in (10, 12, 12):
+        data = dataclasses.replace(built.judged, products={each.item_id: each for each in products[:count]})
+        fill_item_store([BuiltRanker(built.recipe, built.ranker, [], data)], said.append, places)
     assert said == [f"item store: features of {count} items for cross_encoder" for count in (10, 2)]
 
 
 def test_an_added_item_is_in_the_table_that_the_model_reads(built: Built, tmp_path: Path) -> None:
-    build.add_items([built.ranker], [Product("new", "红色咖啡杯")], Places(item_store=tmp_path))
+    add_items([built.ranker], [Product("new", "红色咖啡杯")], Places(item_store=tmp_path))
     with ItemStore(tmp_path) as store:
         assert store.ids("cross_encoder", built.ranker.preprocess.parameters["item_features_version"]) == {"new"}

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from builders.build import POSTPROCESS
 from builders.contract import (
     KNOWN,
     LENGTH_BUCKET,
@@ -24,11 +23,12 @@ from builders.contract import (
     padded_length,
     query_vector,
 )
+from builders.postprocessing import postprocess_contract
 from builders.recipe import REPOSITORY_ROOT
 
 ALL = (
     RANK,
-    POSTPROCESS,
+    postprocess_contract(),
     Contract("head", (query_vector(384), item_vectors(384)), (SCORE, KNOWN), "cosine", {"a": [1]}),
 )
 ON_DISK = sorted((REPOSITORY_ROOT / "model_repository").glob("*/contract.json"))

@@ -13,20 +13,23 @@ from torch import nn
 from tritonclient.grpc import model_config_pb2 as triton
 
 from builders import model_config
-from builders.build import POSTPROCESS
 from builders.contract import (
     ATTENTION_MASK,
     INPUT_IDS,
     MAX_CANDIDATES,
     MAX_ROWS_PER_RUN,
     RANK,
+    RULE_INPUTS,
     SCORE,
+    USER_ID,
     Contract,
+    ContractError,
     Tensor,
     item_vectors,
     length_buckets,
     query_vector,
 )
+from builders.postprocessing import postprocess_contract
 from builders.ranker import Graph
 from builders.recipe import REPOSITORY_ROOT, Recipe, Serving, load_recipes
 
@@ -109,10 +112,10 @@ def test_instances_and_threads_are_explicit() -> None:
 
 
 def test_pre_and_post_processing_are_python_models_that_do_not_batch() -> None:
-    config = reparsed(model_config.python_config(POSTPROCESS))
+    config = reparsed(model_config.python_config(postprocess_contract()))
     assert (config.name, config.backend, config.max_batch_size) == ("postprocess", "python", 0)
-    assert written_tensors(config) == wanted_tensors(POSTPROCESS)
-    assert [one.name for one in config.input if one.optional] == ["top_k"]
+    assert written_tensors(config) == wanted_tensors(postprocess_contract())
+    assert [one.name for one in config.input if one.optional] == ["top_k", *(rule.name for rule in RULE_INPUTS)]
 
 
 def test_a_batching_scorer_bounds_its_queue_and_sets_no_timeout() -> None:
@@ -123,7 +126,7 @@ def test_a_batching_scorer_bounds_its_queue_and_sets_no_timeout() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [model_config.onnx_config(HEAD, "head", SERVING), model_config.python_config(POSTPROCESS)],
+    [model_config.onnx_config(HEAD, "head", SERVING), model_config.python_config(postprocess_contract())],
     ids=lambda config: config.name,
 )
 def test_a_model_that_does_not_batch_has_no_batcher(config: triton.ModelConfig) -> None:
@@ -135,16 +138,16 @@ def endpoint() -> triton.ModelConfig:
     shared = Tensor("known", "BOOL", ("candidates",), "")
     unused = Tensor("unused", "BOOL", ("candidates",), "")
     first = Contract("first", RANK.inputs[:2], (shared, unused))
-    second = Contract("second", (RANK.inputs[1], shared, RANK.inputs[2]), RANK.outputs)
+    second = Contract("second", (RANK.inputs[1], shared, *RANK.inputs[2:]), RANK.outputs)
     steps = [(model_config.python_config(first), 4), (model_config.python_config(second), 2)]
-    return reparsed(model_config.ensemble_config("rank_x", steps))
+    return reparsed(model_config.ensemble_config(dataclasses.replace(RANK, name="rank_x"), steps))
 
 
 def test_an_endpoint_has_the_tensors_of_rank_and_top_k_is_optional() -> None:
     config = endpoint()
     assert (config.name, config.platform, config.max_batch_size) == ("rank_x", "ensemble", 0)
     assert written_tensors(config) == wanted_tensors(RANK)
-    assert [one.name for one in config.input if one.optional] == ["top_k"]
+    assert [one.name for one in config.input if one.optional] == [one.name for one in RANK.inputs if one.optional]
 
 
 def test_an_endpoint_pins_each_step_to_its_version() -> None:
@@ -156,13 +159,34 @@ def test_an_endpoint_joins_steps_by_name_and_leaves_out_what_nobody_reads() -> N
     first, second = endpoint().ensemble_scheduling.step
     assert dict(first.input_map) == {"query": "query", "item_ids": "item_ids"}
     assert dict(first.output_map) == {"known": "known"}
-    assert dict(second.input_map) == {"item_ids": "item_ids", "known": "known", "top_k": "top_k"}
+    assert set(second.input_map) == {"item_ids", "known", *(one.name for one in RANK.inputs if one.optional)}
+    assert all(name == tensor for name, tensor in second.input_map.items())
     assert dict(second.output_map) == {"ranked_ids": "ranked_ids", "scores": "scores"}
+
+
+def test_an_endpoint_takes_the_optional_inputs_that_a_step_reads() -> None:
+    step = Contract("first", (RANK.inputs[0], USER_ID), RANK.outputs)
+    found = model_config.endpoint_contract("rank_x", RANK, [step])
+    assert found.inputs == (*RANK.inputs[:2], USER_ID)  # and not the rules, which no step reads
+
+
+def test_a_feature_with_the_name_of_an_endpoints_input_is_refused() -> None:
+    step = Contract("first", RANK.inputs[:1], (dataclasses.replace(USER_ID, optional=False),))
+    reader = Contract("second", (USER_ID,), RANK.outputs)
+    endpoint = dataclasses.replace(RANK, inputs=(*RANK.inputs, USER_ID))
+    with pytest.raises(ContractError, match="user_id is an input of the endpoint; give the feature another name"):
+        model_config.endpoint_contract("rank_x", endpoint, [step, reader])
+
+
+def test_a_step_without_its_input_is_refused() -> None:
+    step = model_config.python_config(Contract("second", (Tensor("known", "BOOL", ("candidates",), ""),), RANK.outputs))
+    with pytest.raises(ContractError, match="rank: 'second' needs known, there are"):
+        model_config.ensemble_config(RANK, [(step, 1)])
 
 
 # ---------------------------------------------------------------- versions and tuning
 def test_pinning_leaves_the_original_alone() -> None:
-    config = model_config.python_config(POSTPROCESS)
+    config = model_config.python_config(postprocess_contract())
     pinned = reparsed(model_config.pin(config, [3, 2, 3]))
     assert list(pinned.version_policy.specific.versions) == [2, 3]
     assert not config.HasField("version_policy")
@@ -200,7 +224,7 @@ def first_version(text: str) -> str:
 def test_the_committed_files_are_what_a_build_writes(kit: list[str]) -> None:
     repository = REPOSITORY_ROOT / "model_repository"
     manifest = json.loads((repository / "manifest.json").read_text(encoding="utf-8"))
-    assert set(kit) <= set(manifest["ensembles"])
+    assert set(kit) <= {*manifest["ensembles"], *manifest["models"]}
     stale = []
     for model in (*manifest["models"], *manifest["ensembles"]):
         config, contract = f"model_repository/{model}/config.pbtxt", f"model_repository/{model}/contract.json"
@@ -217,7 +241,7 @@ def test_no_version_folder_weight_or_tuning_is_committed() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "model_repository"], cwd=REPOSITORY_ROOT, capture_output=True, check=True, text=True
     ).stdout.splitlines()
-    allowed = {"config.pbtxt", "contract.json", "model.py", "served.py", ".gitkeep"}
+    allowed = {"config.pbtxt", "contract.json", "model.py", "rules.py", "served.py", ".gitkeep"}
     assert {Path(name).name for name in listed} <= allowed
     assert not [name for name in listed if any(part.isdigit() for part in Path(name).parts)]
 
@@ -230,7 +254,8 @@ def test_a_committed_scorer_serves_as_its_recipe_says(recipe: Recipe) -> None:
         contract = Contract.from_json((folder / "contract.json").read_text(encoding="utf-8"))
         assert contract == dataclasses.replace(contract, name=config.name)
         assert written_tensors(config) == wanted_tensors(contract, skip_dims=1 if config.max_batch_size else 0)
-        assert config.instance_group[0].count == (recipe.serving.instances if config.max_batch_size else 1)
+        cosine_only = recipe.ranker == "two_tower"  # its work is in the query encoder, a model of its own
+        assert config.instance_group[0].count == (1 if cosine_only else recipe.serving.instances)
         if config.max_batch_size:
             policy = config.dynamic_batching.default_queue_policy
             assert policy == triton.ModelQueuePolicy(max_queue_size=recipe.serving.max_queue_size)

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from builders.beir import Request
 from builders.quantize import QuantizationError, int8_from_onnx, weighted_products
 from builders.ranker import Sample
 from builders.recipe import Quantization
@@ -130,7 +131,7 @@ def int8(built: Built) -> onnxruntime.InferenceSession:
 @pytest.fixture(scope="module")
 def sample(built: Built) -> Sample:
     """One request of 30 rows."""
-    return built.ranker.sample("户外 黑色", list(built.judged.products.values())[:30])["cross_encoder"]
+    return built.ranker.sample(Request("户外 黑色"), list(built.judged.products.values())[:30])["cross_encoder"]
 
 
 def padded(sample: Sample, columns: int) -> Sample:

@@ -77,12 +77,13 @@ def test_a_file_that_is_not_there_or_not_toml_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("module", "complaint"),
     [
-        ("builders/rankers/absent.py:Ranker", r"module '.*absent\.py' is not there; wanted <file>\.py:<class>"),
-        ("builders/text.py:Absent", r"'builders/text\.py:Absent' is no class derived from builders\.ranker\.Ranker"),
-        ("builders/text.py:load_tokenizer", "is no class derived from"),
+        ("builders/rankers/absent.py:Ranker", r"module '.*absent\.py' is not there; wanted <file>\.py:<name>"),
+        ("builders/text.py:Absent", r"text\.py' has no 'Absent'"),
+        ("builders/text.py:load_tokenizer", r"is no class derived from torch\.nn\.Module or builders\.ranker\.Ranker"),
     ],
 )
 def test_a_module_that_gives_no_ranker_is_refused(tmp_path: Path, module: str, complaint: str) -> None:
-    recipe: Recipe = load_recipe(written(tmp_path, GOOD)).model_copy(update={"module": module})
+    changes = {"module": module, "root": REPOSITORY_ROOT}
+    recipe: Recipe = load_recipe(written(tmp_path, GOOD)).model_copy(update=changes)
     with pytest.raises(RecipeError, match=complaint):
         load_ranker(recipe)

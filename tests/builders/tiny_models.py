@@ -37,7 +37,10 @@ def tiny_model(folder: Path, score: int, contract: Contract = CONTRACT, name: st
 
 def ensembles(step: str = "tiny") -> list[Ensemble]:
     """``rank`` and the variant's own endpoint."""
-    return [Ensemble(name, [step], dataclasses.replace(RANK, name=name)) for name in (f"rank_{step}", "rank")]
+    return [
+        Ensemble(name, [step], model_config.endpoint_contract(name, RANK, [CONTRACT]))
+        for name in (f"rank_{step}", "rank")
+    ]
 
 
 def publish(repository: Path, *models: ServedModel) -> dict[str, int]:

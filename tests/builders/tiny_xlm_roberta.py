@@ -16,14 +16,14 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from builders.build import (
+    BuiltRanker,
     BuiltVariant,
     Places,
     build_variants,
-    fill_item_store,
     load_ranker,
-    publish_rankers,
 )
 from builders.datasets import JudgedQueries, Product
+from builders.publishing import fill_item_store, publish_rankers
 from builders.ranker import Ranker
 from builders.recipe import Gate, Quantization, Recipe, Variant, load_recipes
 
@@ -123,6 +123,7 @@ def built(session_folder: Path) -> Built:
     places = Places(folder / "build", folder / "models", folder / "store")
     ranker = load_ranker(recipe)
     variants = build_variants(recipe, ranker, judged, lambda _: None, places)
-    fill_item_store([ranker], list(judged.products.values()), lambda _: None, places)
-    publish_rankers([(recipe, ranker, variants)], "cross_encoder_fp32_onnx", "made up", lambda _: None, places)
+    whole = BuiltRanker(recipe, ranker, variants, judged)
+    fill_item_store([whole], lambda _: None, places)
+    publish_rankers([whole], {"rank": "cross_encoder_fp32_onnx"}, "made up", lambda _: None, places)
     return Built(recipe, ranker, judged, places, variants)

@@ -17,10 +17,11 @@ from tritonrank_client import (
     MockTransport,
     ModelSpec,
     RankClient,
+    Rules,
     TensorSpec,
     Unavailable,
 )
-from tritonrank_client._contract import RANK
+from tritonrank_client._contract import ENDPOINTS, LIMITS, RANK
 
 from builders import contract as builders_contract
 
@@ -32,20 +33,30 @@ def first_stage_order(request):
     return {"ranked_ids": ids, "scores": -np.arange(len(ids), dtype=np.float32)}
 
 
-def test_the_copy_equals_the_builders_contract():
-    copy = ROOT / "clients" / "tritonrank_client" / "contract.json"
+def test_the_copy_equals_the_builders_contracts():
+    copy = ROOT / "clients" / "tritonrank_client" / "contracts.json"
 
-    assert copy.read_text(encoding="utf-8") == builders_contract.RANK.to_json(), "run 'make repository'"
+    assert copy.read_text(encoding="utf-8") == builders_contract.client_contracts(), "run 'make repository'"
 
 
-def test_the_copy_is_read_whole():
-    tensors = [(tensor.name, tensor.dtype, tensor.shape, tensor.optional) for tensor in builders_contract.RANK.inputs]
+@pytest.mark.parametrize(
+    "wanted", [builders_contract.RANK, builders_contract.RECOMMEND, builders_contract.SIMILAR], ids=lambda one: one.name
+)
+def test_the_copy_is_read_whole(wanted):
+    inputs = {(tensor.name, tensor.dtype, tensor.shape, tensor.optional) for tensor in wanted.inputs}
+    outputs = [(tensor.name, tensor.dtype, tensor.shape, tensor.optional) for tensor in wanted.outputs]
+    found = {dataclasses.astuple(tensor) for tensor in ENDPOINTS[wanted.name].inputs}
 
-    assert [dataclasses.astuple(tensor) for tensor in RANK.model.inputs] == tensors
-    assert RANK.max_candidates == builders_contract.MAX_CANDIDATES
-    assert RANK.max_item_id_bytes == builders_contract.MAX_ITEM_ID_BYTES
-    assert RANK.max_query_bytes == builders_contract.MAX_QUERY_BYTES
-    assert RANK.unscored == np.finfo(np.float32).min
+    assert inputs <= found
+    assert all(optional for _, _, _, optional in found - inputs)
+    assert [dataclasses.astuple(tensor) for tensor in ENDPOINTS[wanted.name].outputs] == outputs
+
+
+def test_the_limits_are_the_builders():
+    names = [name for name in dataclasses.asdict(LIMITS) if name != "unscored"]
+
+    assert [getattr(LIMITS, name) for name in names] == [getattr(builders_contract, name.upper()) for name in names]
+    assert LIMITS.unscored == np.finfo(np.float32).min
 
 
 def served_with(**tensors: TensorSpec | None) -> ModelSpec:
@@ -55,7 +66,7 @@ def served_with(**tensors: TensorSpec | None) -> ModelSpec:
         kept = {tensor.name: tensor for tensor in old}
         return {name: tensors.get(name, tensor) for name, tensor in kept.items()}
 
-    inputs, outputs = changed(RANK.model.inputs), changed(RANK.model.outputs)
+    inputs, outputs = changed(RANK.inputs), changed(RANK.outputs)
     inputs |= {name: tensor for name, tensor in tensors.items() if name not in inputs | outputs}
     return ModelSpec(tuple(filter(None, inputs.values())), tuple(filter(None, outputs.values())))
 
@@ -94,6 +105,35 @@ def test_a_different_server_is_refused_tensor_by_tensor(served, difference):
         "Upgrade tritonrank-client if the server is newer, or publish the model repository again "
         "('make repository') if the client is."
     )
+
+
+def test_a_server_without_an_optional_input_is_taken_until_it_is_used():
+    served = served_with(top_k=None, user_id=None, pinned_ids=None, item_fields=None)
+    client = RankClient("mock", timeout_s=30, transport=MockTransport(first_stage_order, served))
+
+    assert client.rank("shoes", ["a", "b"]).ids == ("a", "b")
+    for argument, message in {
+        "top_k": "top_k: model 'rank' on the server has no input 'top_k'",
+        "user_id": "user_id: model 'rank' on the server has no input 'user_id'",
+        "item_fields": "item_fields: model 'rank' on the server has no input 'item_fields'",
+        "rules": "rules.pins: model 'rank' on the server has no input 'pinned_ids'",
+    }.items():
+        value = {"top_k": 1, "user_id": "u", "item_fields": {"a": {}}, "rules": Rules(pins={"a": 1})}[argument]
+        with pytest.raises(InvalidRequest) as caught:
+            client.rank("shoes", ["a", "b"], **{argument: value})
+        assert str(caught.value) == f"{message}; leave it out, or publish a model that reads it"
+        assert caught.value.argument == argument
+
+
+def test_a_model_that_is_published_later_and_reads_the_input_is_asked():
+    transport = CountingTransport()
+    transport._served = served_with(user_id=None)
+    client = RankClient("mock", timeout_s=30, transport=transport)
+    with pytest.raises(InvalidRequest):
+        client.rank("shoes", ["a"], user_id="u")
+    transport._served = RANK
+
+    assert client.rank("shoes", ["a"], user_id="u").ids == ("a",)
 
 
 def test_a_server_that_merely_offers_more_is_taken():

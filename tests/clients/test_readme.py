@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tritonrank_client import _command, _errors
+from tritonrank_client import MockTransport, RankClient, _command, _errors
 
 README = (Path(__file__).parents[2] / "clients" / "README.md").read_text(encoding="utf-8")
-USAGES, FALLBACK, MOCKS = (block.partition("```")[0] for block in README.split("```python\n")[1:])
+USAGES, FOR_A_USER, RULES, PRIVACY, FALLBACK, MOCKS = (
+    block.partition("```")[0] for block in README.split("```python\n")[1:]
+)
 
 
 def test_the_page_without_a_server_falls_back_to_the_first_stage():
@@ -26,6 +29,33 @@ def test_the_column_of_usages_runs(server):
     exec(usages, names)
 
     assert names["ranked"].ids == ("3", "2", "1")
+
+
+def test_the_usages_for_a_user_with_rules_and_with_a_key_run():
+    requests = []
+
+    def handler(request):
+        requests.append(request)
+        ids = request.inputs.get("item_ids", np.array([b"B01"], dtype=object))
+        count = int(request.inputs.get("top_k", [len(ids)])[0])
+        return {"ranked_ids": ids[:count], "scores": -np.arange(len(ids), dtype=np.float32)[:count]}
+
+    def client(url, **options):
+        return RankClient(url, transport=MockTransport(handler), timeout_s=30, **options)
+
+    names = {"ids": ["1", "2", "3"], "key": b"sixteen secrets!", "RankClient": client, "client": client("mock")}
+    for block in (FOR_A_USER, RULES, PRIVACY):
+        exec(block, names)
+
+    assert [request.model for request in requests] == [
+        *["recommend"] * 2,
+        "rank",
+        "similar",
+        "rank",
+        "rank",
+        "recommend",
+    ]
+    assert requests[-1].inputs["user_id"].tolist() == [names["hashed_id"]("user 7", names["key"]).encode()]
 
 
 def test_the_errors_are_those_of_the_tree():

@@ -6,8 +6,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tritonrank_client import DeadlineExceeded, InvalidRequest, MockTransport, RankClient, _deadline
-from tritonrank_client._contract import RANK
+from tritonrank_client import (
+    Boost,
+    DeadlineExceeded,
+    InvalidRequest,
+    MockTransport,
+    RankClient,
+    Rules,
+    _deadline,
+    hashed_id,
+)
+from tritonrank_client._contract import LIMITS
 
 
 class Recorder:
@@ -107,9 +116,9 @@ def test_top_k_may_be_zero_larger_than_the_items_or_a_numpy_integer(client):
 
 
 def test_the_largest_request_is_taken(client, recorder):
-    ids = [f"{row:0{RANK.max_item_id_bytes}}" for row in range(RANK.max_candidates)]
+    ids = [f"{row:0{LIMITS.max_item_id_bytes}}" for row in range(LIMITS.max_candidates)]
 
-    assert client.rank("q" * RANK.max_query_bytes, ids).ids == tuple(ids)
+    assert client.rank("q" * LIMITS.max_query_bytes, ids).ids == tuple(ids)
 
 
 IDS_TOO_MANY = [str(row) for row in range(1025)]
@@ -172,5 +181,248 @@ def test_a_client_is_not_made_for_a_bad_budget():
 
 
 def test_the_documented_limits_are_the_contracts():
-    for limit in (RANK.max_query_bytes, RANK.max_candidates, RANK.max_item_id_bytes):
+    for limit in (LIMITS.max_query_bytes, LIMITS.max_candidates, LIMITS.max_item_id_bytes):
         assert f" {limit:,} " in RankClient.rank.__doc__
+
+
+# ---------------------------------------------------------------- what only some rankers read
+def test_without_further_arguments_no_further_input_leaves(client, recorder):
+    client.recommend([], ["a"])
+
+    (request,) = recorder.requests
+    assert request.model == "recommend"
+    assert list(request.inputs) == ["history", "item_ids"]
+    assert request.inputs["history"].shape == (0,) and request.inputs["history"].dtype == object
+
+
+def test_each_endpoint_asks_its_own_model(recorder):
+    client = RankClient(
+        "mock", model="rank_a", recommend_model="recommend_b", timeout_s=30, transport=MockTransport(recorder)
+    )
+    client.rank("shoes", ["a"])
+    client.recommend(["h"], ["a"])
+
+    assert [request.model for request in recorder.requests] == ["rank_a", "recommend_b"]
+
+
+def test_user_history_context_and_item_fields_leave_as_text(client, recorder):
+    client.rank(
+        "shoes",
+        ["a", "é"],
+        user_id="ü7",
+        history=iter(["x", "x"]),
+        context={"country": "Österreich", "hour": 7},
+        item_fields={"é": {"price": 1.5}},
+    )
+    client.recommend(["h"], ["a"], user_id="u", context={}, item_fields={"a": {}}, top_k=1)
+
+    inputs = {name: array.tolist() for name, array in recorder.requests[0].inputs.items()}
+    assert inputs == {
+        "query": [b"shoes"],
+        "item_ids": [b"a", "é".encode()],
+        "user_id": ["ü7".encode()],
+        "history": [b"x", b"x"],
+        "context": ['{"country": "Österreich", "hour": 7}'.encode()],
+        "item_fields": [b"", b'{"price": 1.5}'],
+    }
+    assert {name: array.tolist() for name, array in recorder.requests[1].inputs.items()} == {
+        "history": [b"h"],
+        "item_ids": [b"a"],
+        "top_k": [1],
+        "user_id": [b"u"],
+        "context": [b"{}"],
+        "item_fields": [b"{}"],
+    }
+
+
+def test_an_empty_history_of_rank_leaves_and_none_does_not(client, recorder):
+    client.rank("shoes", ["a"], history=[])
+    client.rank("shoes", ["a"])
+
+    assert recorder.requests[0].inputs["history"].shape == (0,)
+    assert "history" not in recorder.requests[1].inputs
+
+
+def rule_arrays(recorder):
+    inputs = recorder.requests[-1].inputs
+    return {name: array.tolist() for name, array in inputs.items() if name not in ("query", "item_ids")}
+
+
+def test_rules_leave_in_the_contracts_inputs(client, recorder):
+    rules = Rules(
+        in_stock_only=True, boosts={"brand=Acme": 0.5, "color=a=b": -1}, pins={"b": 1, "a": 2}, max_per_brand=2
+    )
+    client.rank("shoes", ["a", "b"], rules=rules)
+
+    assert rule_arrays(recorder) == {
+        "in_stock_only": [True],
+        "boosted": [b"brand=Acme", b"color=a=b"],
+        "boost_amounts": [0.5, -1],
+        "pinned_ids": [b"b", b"a"],
+        "pinned_positions": [1, 2],
+        "max_per_brand": [2],
+    }
+
+
+def test_boosts_may_be_a_sequence(client, recorder):
+    client.rank("shoes", ["a"], rules=Rules(boosts=(Boost("brand", "Ümlaut=1", 2), Boost("age", "7", np.float32(1)))))
+
+    assert rule_arrays(recorder) == {"boosted": ["brand=Ümlaut=1".encode(), b"age=7"], "boost_amounts": [2, 1]}
+
+
+def test_no_rule_leaves_nothing_and_an_empty_rule_leaves_empty(client, recorder):
+    client.rank("shoes", ["a"], rules=Rules())
+    assert rule_arrays(recorder) == {}
+    client.rank("shoes", ["a"], rules=Rules(in_stock_only=False, boosts={}, pins={}, max_per_brand=0))
+    assert rule_arrays(recorder) == {
+        "in_stock_only": [False],
+        "boosted": [],
+        "boost_amounts": [],
+        "pinned_ids": [],
+        "pinned_positions": [],
+        "max_per_brand": [0],
+    }
+
+
+def test_similar_sends_one_item_and_a_number(client, recorder):
+    def nearest(request):
+        recorder.requests.append(request)
+        return {"ranked_ids": np.array([b"b"], dtype=object), "scores": np.ones(1, np.float32)}
+
+    client = RankClient("mock", similar_model="similar_2", timeout_s=30, transport=MockTransport(nearest))
+    client.similar("é")
+    client.similar("é", np.int32(3))
+
+    assert [request.model for request in recorder.requests] == ["similar_2", "similar_2"]
+    assert [request.inputs["item_id"].tolist() for request in recorder.requests] == [["é".encode()]] * 2
+    assert [request.inputs["top_k"].tolist() for request in recorder.requests] == [[10], [3]]
+
+
+MANY = {f"a={number}": 1 for number in range(65)}
+BAD_FURTHER = [
+    ({"user_id": ""}, "user_id", "user_id: found 0 bytes of UTF-8, wanted 1 to 511"),
+    ({"user_id": 7}, "user_id", "user_id: found int, wanted str"),
+    ({"user_id": "u\ud800"}, "user_id", "user_id: found a lone surrogate, wanted text that UTF-8 can hold"),
+    ({"history": "abc"}, "history", "history: found str, wanted a sequence of strings oldest first"),
+    ({"history": ["a", ""]}, "history", "history[1]: found 0 bytes of UTF-8, wanted 1 to 511"),
+    ({"history": ["\udcff"]}, "history", "history[0]: found a lone surrogate, wanted text that UTF-8 can hold"),
+    ({"history": ["a"] * 10_001}, "history", "history: found 10001 items, wanted at most 10000"),
+    ({"context": "{}"}, "context", "context: found str, wanted a mapping of raw fields"),
+    ({"context": {"a": {1}}}, "context", "context: found what JSON cannot hold (Object of type set is not JSON"),
+    ({"context": {"a": float("nan")}}, "context", "context: found what JSON cannot hold (Out of range float values"),
+    ({"context": {"a": "x" * 4096}}, "context", "context: found 4105 bytes of JSON, wanted at most 4096"),
+    ({"item_fields": [{}]}, "item_fields", "item_fields: found list, wanted a mapping of item ids to fields"),
+    ({"item_fields": {"z": {}}}, "item_fields", "item_fields: found 'z', wanted ids of item_ids"),
+    ({"item_fields": {"a": 7}}, "item_fields", "item_fields['a']: found int, wanted a mapping of raw fields"),
+    ({"rules": {"pins": {}}}, "rules", "rules: found dict, wanted Rules or None"),
+    ({"rules": Rules(in_stock_only=1)}, "rules", "rules.in_stock_only: found 1, wanted True, False or None"),
+    ({"rules": Rules(boosts="brand=a")}, "rules", "rules.boosts: found str, wanted a mapping or a sequence of Boost"),
+    ({"rules": Rules(boosts=["brand=a"])}, "rules", "rules.boosts: found list, wanted a mapping or a sequence of Boo"),
+    ({"rules": Rules(boosts={"brand": 1})}, "rules", "rules.boosts: found 'brand', wanted 'attribute=value'"),
+    ({"rules": Rules(boosts={"=a": 1})}, "rules", "rules.boosts: found Boost(attribute='', value='a', amount=1), wan"),
+    ({"rules": Rules(boosts={"brand=": 1})}, "rules", "rules.boosts: found Boost(attribute='brand', value='', amount"),
+    (
+        {"rules": Rules(boosts=[Boost("a=b", "c", 1)])},
+        "rules",
+        "rules.boosts: found Boost(attribute='a=b', value='c', a",
+    ),
+    ({"rules": Rules(boosts={"a=\udcff": 1})}, "rules", "rules.boosts: found Boost(attribute='a', value='\\udcff', am"),
+    ({"rules": Rules(boosts={"a=" + "x" * 510: 1})}, "rules", "rules.boosts: found 512 bytes of UTF-8, wanted at most"),
+    (
+        {"rules": Rules(boosts={"a=b": float("nan")})},
+        "rules",
+        "rules.boosts: found Boost(attribute='a', value='b', amo",
+    ),
+    ({"rules": Rules(boosts={"a=b": 1e7})}, "rules", "rules.boosts: found Boost(attribute='a', value='b', amount=1000"),
+    ({"rules": Rules(boosts={"a=b": "1"})}, "rules", "rules.boosts: found Boost(attribute='a', value='b', amount='1')"),
+    ({"rules": Rules(boosts=MANY)}, "rules", "rules.boosts: found 65, wanted at most 64"),
+    ({"rules": Rules(pins=["a"])}, "rules", "rules.pins: found list, wanted a mapping of item ids to positions"),
+    ({"rules": Rules(pins={"z": 1})}, "rules", "rules.pins: found 'z', wanted ids of item_ids"),
+    ({"rules": Rules(pins={"a": 0})}, "rules", "rules.pins['a']: found 0, wanted an integer from 1 to 2"),
+    ({"rules": Rules(pins={"a": 3})}, "rules", "rules.pins['a']: found 3, wanted an integer from 1 to 2"),
+    ({"rules": Rules(pins={"a": 1, "b": 1})}, "rules", "rules.pins: found positions [1, 1], wanted distinct ones"),
+    (
+        {"rules": Rules(max_per_brand=-1)},
+        "rules",
+        "rules.max_per_brand: found -1, wanted an integer from 0 to 21474836",
+    ),
+    ({"rules": Rules(max_per_brand=True)}, "rules", "rules.max_per_brand: found True, wanted an integer from 0 to"),
+]
+
+
+@pytest.mark.parametrize(("change", "argument", "message"), BAD_FURTHER, ids=[message for _, _, message in BAD_FURTHER])
+def test_a_bad_further_argument_is_named_and_nothing_leaves(client, recorder, change, argument, message):
+    calls = [lambda: client.recommend(**{"history": [], "item_ids": ["a", "b"], **change})]
+    calls.append(lambda: client.rank(**{"query": "shoes", "item_ids": ["a", "b"], **change}))
+    for call in calls:
+        with pytest.raises(InvalidRequest) as caught:
+            call()
+        assert str(caught.value).startswith(message)
+        assert caught.value.argument == argument
+    assert recorder.requests == []
+
+
+def test_recommend_wants_a_history(client):
+    with pytest.raises(InvalidRequest, match="history: found NoneType, wanted a sequence of strings oldest first"):
+        client.recommend(None, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("", 1), "item_id: found 0 bytes of UTF-8, wanted 1 to 511"),
+        ((7, 1), "item_id: found int, wanted str"),
+        (("a", 0), "top_k: found 0, wanted an integer from 1 to 1024"),
+        (("a", 1025), "top_k: found 1025, wanted an integer from 1 to 1024"),
+        (("a", None), "top_k: found None, wanted an integer from 1 to 1024"),
+        (("a", True), "top_k: found True, wanted an integer from 1 to 1024"),
+    ],
+)
+def test_a_bad_request_for_similar_items_does_not_leave(client, recorder, arguments, message):
+    with pytest.raises(InvalidRequest) as caught:
+        client.similar(*arguments)
+
+    assert str(caught.value) == message
+    assert recorder.requests == []
+
+
+# ---------------------------------------------------------------- privacy
+KEY = b"sixteen secrets!"
+
+
+def test_a_hashed_id_is_hmac_sha256_in_hexadecimal():
+    # openssl: printf 'user 7' | openssl dgst -sha256 -hmac 'sixteen secrets!'
+    assert hashed_id("user 7", KEY) == "967577ce898f87b478c678abff90f524af727fb1047a9c620b6ac95c7b9f536b"
+    assert hashed_id("user 8", KEY) != hashed_id("user 7", KEY) != hashed_id("user 7", KEY[::-1])
+
+
+def test_with_a_key_the_users_id_leaves_hashed_and_all_else_as_it_is(recorder):
+    client = RankClient("mock", id_key=KEY, timeout_s=30, transport=MockTransport(recorder))
+    client.rank("shoes", ["a"], user_id="user 7", history=["h"])
+    client.recommend(["h"], ["a"], user_id="user 7")
+    client.rank("shoes", ["a"])
+
+    hashed = hashed_id("user 7", KEY).encode()
+    assert [request.inputs.get("user_id", np.array([None]))[0] for request in recorder.requests] == [
+        hashed,
+        hashed,
+        None,
+    ]
+    assert [request.inputs["history"].tolist() for request in recorder.requests[:2]] == [[b"h"], [b"h"]]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [("text", "id_key: found str, wanted bytes"), (KEY[:15], "id_key: found 15 bytes, wanted at least 16 secret ones")],
+)
+def test_a_bad_key_is_refused(key, message):
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        RankClient("localhost:8001", id_key=key)
+    assert caught.value.argument == "id_key"
+    with pytest.raises(InvalidRequest, match=message):
+        hashed_id("user 7", key)
+
+
+def test_no_id_is_not_hashed():
+    with pytest.raises(InvalidRequest, match="user_id: found no text"):
+        hashed_id("", KEY)

@@ -6,16 +6,19 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tritonrank_client import MockTransport, RankClient, ServerError
-from tritonrank_client._contract import RANK
+from tritonrank_client import MockTransport, ModelSpec, RankClient, Rules, ServerError
+from tritonrank_client._contract import LIMITS, RANK
+
+RULES = ("in_stock_only", "boosted", "boost_amounts", "pinned_ids", "pinned_positions", "max_per_brand")
+WITHOUT_RULES = ModelSpec(tuple(tensor for tensor in RANK.inputs if tensor.name not in RULES), RANK.outputs)
 
 
 def answer(ids=(b"b", b"a"), scores=(2.5, -1.0), dtype=np.float32):
     return {"ranked_ids": np.array(ids, dtype=object), "scores": np.array(scores, dtype=dtype)}
 
 
-def rank(outputs, **options):
-    client = RankClient("mock", timeout_s=30, transport=MockTransport(lambda request: outputs))
+def rank(outputs, served=WITHOUT_RULES, **options):
+    client = RankClient("mock", timeout_s=30, transport=MockTransport(lambda request: outputs, served))
     return client.rank("shoes", ["a", "b"], **options)
 
 
@@ -45,7 +48,7 @@ def test_the_servers_array_stays_writeable():
 
 
 def test_items_without_a_score_are_told_apart():
-    assert rank(answer(scores=(2.5, RANK.unscored))).scored.tolist() == [True, False]
+    assert rank(answer(scores=(2.5, LIMITS.unscored))).scored.tolist() == [True, False]
 
 
 def test_equal_scores_are_in_order():
@@ -79,3 +82,61 @@ def test_an_answer_that_breaks_the_contract_is_a_server_error(outputs, fault):
 def test_an_answer_longer_than_top_k_is_a_server_error():
     with pytest.raises(ServerError, match="found 2 ranked_ids and 2 scores, wanted 1 of each"):
         rank(answer(), top_k=1)
+
+
+# ---------------------------------------------------------------- what rules may do to an answer
+ONE, ASCENDING = answer(ids=[b"a"], scores=[1]), answer(scores=[1, 2])
+
+
+@pytest.mark.parametrize("rules", [None, Rules(), Rules(in_stock_only=True)])
+def test_a_filter_of_the_request_or_of_the_recipe_may_shorten_the_list(rules):
+    assert rank(ONE, RANK, rules=rules).ids == ("a",)
+    assert len(rank(answer(ids=[], scores=[]), RANK, rules=rules)) == 0
+
+
+def test_a_list_is_whole_where_no_filter_is_asked_for():
+    with pytest.raises(ServerError, match="found 1 ranked_ids and 1 scores, wanted 2 of each"):
+        rank(ONE, RANK, rules=Rules(in_stock_only=False))
+
+
+def test_a_filter_does_not_lengthen_the_list():
+    with pytest.raises(ServerError, match="found 2 ranked_ids and 2 scores, wanted at most 1 of each"):
+        rank(answer(), RANK, top_k=1)
+
+
+@pytest.mark.parametrize(
+    "rules", [None, Rules(pins={"b": 1}), Rules(pins={"b": 1}, max_per_brand=0), Rules(pins={}), Rules(max_per_brand=2)]
+)
+def test_pins_and_a_brand_limit_of_the_request_or_of_the_recipe_may_change_the_order(rules):
+    assert rank(ASCENDING, RANK, rules=rules).scores.tolist() == [1, 2]
+
+
+def test_the_highest_comes_first_where_pins_and_a_limit_are_switched_off():
+    with pytest.raises(ServerError, match=r"scores\[1\]: found 2.0 after 1.0, wanted the highest first"):
+        rank(ASCENDING, RANK, rules=Rules(pins={}, max_per_brand=0, boosts={"brand=Acme": 1}))
+
+
+# ---------------------------------------------------------------- similar items
+def similar(outputs, top_k=2):
+    client = RankClient("mock", timeout_s=30, transport=MockTransport(lambda request: outputs))
+    return client.similar("x", top_k)
+
+
+def test_similar_items_are_others_than_the_one_asked_about():
+    assert list(similar(answer(scores=[0.9, 0.1]))) == [("b", pytest.approx(0.9)), ("a", pytest.approx(0.1))]
+    assert similar(ONE).ids == ("a",)
+    with pytest.raises(ServerError, match="ranked_ids: found 'x', wanted other items than the one asked about"):
+        similar(answer(ids=[b"x", b"a"]))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "fault"),
+    [
+        (answer(scores=[0.1, 0.9]), "wanted the highest first"),
+        (answer(ids=[b"a", b"a"]), "found 1 repeated ids"),
+        (answer(ids=[b"a", b"b", b"c"], scores=[3, 2, 1]), "found 3 ranked_ids and 3 scores, wanted at most 2 of each"),
+    ],
+)
+def test_an_answer_of_similar_items_that_breaks_the_contract_is_a_server_error(outputs, fault):
+    with pytest.raises(ServerError, match=fault):
+        similar(outputs)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import urllib.request
 from collections.abc import Sequence
 
 import numpy as np
 import tritonclient.grpc as grpc
 
+from builders.beir import Request
 from server import TritonServer
 
 CLIENT_TIMEOUT_S = 120
@@ -43,6 +45,18 @@ def rank(
     """Ranked ids and scores of a well-formed request."""
     limit = {} if top_k is None else {"top_k": integers([top_k])}
     return send(client, endpoint, query=texts(query), item_ids=texts(*item_ids), **limit)
+
+
+def ask(
+    client: grpc.InferenceServerClient, endpoint: str, request: Request, item_ids: Sequence[str]
+) -> tuple[list[str], list[float]]:
+    """Ranked ids and scores for whatever the request holds."""
+    tensors = {"query": texts(request.query)} if request.query else {"history": texts(*request.history)}
+    if request.user_id:
+        tensors["user_id"] = texts(request.user_id)
+    if request.context:
+        tensors["context"] = texts(json.dumps(dict(request.context)))
+    return send(client, endpoint, **tensors, item_ids=texts(*item_ids))
 
 
 def metric(server: TritonServer, name: str, model: str) -> float:

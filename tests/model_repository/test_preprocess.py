@@ -29,6 +29,7 @@ def served_code() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         stand_in = types.ModuleType("triton_python_backend_utils")
         patch.setitem(sys.modules, stand_in.__name__, stand_in)
+        patch.syspath_prepend(REPOSITORY_ROOT / "model_repository" / "postprocess")
         patch.syspath_prepend(REPOSITORY_ROOT / "model_repository")
         yield _load
         sys.modules.pop("served", None)
@@ -126,4 +127,4 @@ def test_a_store_mounted_read_only_is_refused(
     monkeypatch.setenv(served.ITEM_STORE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(served.os, "access", lambda path, mode: False)
     with pytest.raises(RuntimeError, match=r"lock\.mdb' is not writable: mount the item store writable"):
-        served.ItemReader("mugs", "1")
+        served.ItemStore()

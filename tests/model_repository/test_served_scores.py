@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 
-import numpy as np
 import onnxruntime
 import pytest
 import tritonclient.grpc as grpc
 
-from builders.build import PROJECT, load_ranker, score_in_process
+from builders.beir import Request
+from builders.build import PROJECT, as_served, load_ranker, score_in_process
 from builders.contract import MAX_CANDIDATES
-from builders.datasets import JudgedQueries, Product
+from builders.datasets import DatasetError, JudgedQueries, Product, find_data
+from builders.evaluation import evaluation_data
 from builders.ranker import Ranker
 from builders.recipe import Recipe, Variant, load_recipes
 from server import TritonServer
-from tests.model_repository.endpoint import rank
+from tests.model_repository.endpoint import ask, rank
 
 pytestmark = pytest.mark.server
 
-ROWS_IN_TORCH = 64
 COMPARED = 256
 """Of 1,024 items every fourth is scored by torch too; the order is checked of all."""
-FP32 = [(recipe, variant) for recipe in load_recipes().values() for variant in recipe.variants if variant.int8 is None]
-INT8 = [(recipe, variant) for recipe in load_recipes().values() for variant in recipe.variants if variant.int8]
+VARIANTS = [(recipe, variant) for recipe in load_recipes().values() for variant in recipe.variants]
+FP32 = [(recipe, variant) for recipe, variant in VARIANTS if variant.int8 is None]
+INT8 = [(recipe, variant) for recipe, variant in VARIANTS if variant.int8]
 
 
 def named(chosen: object) -> str:
@@ -42,6 +43,18 @@ def ranker_of(name: str) -> Ranker:
     return load_ranker(load_recipes()[name])
 
 
+def data_of(recipe: Recipe) -> JudgedQueries:
+    """What the recipe is judged on; the test is left out where that is not there."""
+    try:
+        return evaluation_data(recipe.data, find_data().folder)
+    except DatasetError as error:
+        pytest.skip(str(error))
+
+
+def endpoint_of(recipe: Recipe, variant: Variant) -> str:
+    return f"{ranker_of(recipe.ranker).endpoint.name}_{recipe.model_name(variant)}"
+
+
 def candidates(judged: JudgedQueries, query_id: str, count: int) -> list[Product]:
     """The query's judged products, then others, the shortest titles first: torch is slow at the rest."""
     own = [judged.products[item_id] for item_id in judged.judgements[query_id]]
@@ -50,10 +63,10 @@ def candidates(judged: JudgedQueries, query_id: str, count: int) -> list[Product
     return list(chosen.values())[:count]
 
 
-def torch_scores(ranker: Ranker, query: str, products: list[Product]) -> dict[str, float]:
-    """Item id => score; in parts, which a row's score does not depend on."""
-    parts = [products[start : start + ROWS_IN_TORCH] for start in range(0, len(products), ROWS_IN_TORCH)]
-    scores = np.concatenate([ranker.score(query, part) for part in parts])
+def torch_scores(recipe: Recipe, request: Request, products: list[Product]) -> dict[str, float]:
+    """Item id => score."""
+    ranker = ranker_of(recipe.ranker)
+    scores = as_served(recipe, ranker, request, products, ranker.score(request, products))
     return {product.item_id: float(score) for product, score in zip(products, scores, strict=True)}
 
 
@@ -68,35 +81,43 @@ def assert_best_first(ids: list[str], scores: list[float], first_stage: list[str
 @pytest.mark.parametrize(("recipe", "variant"), FP32, ids=named)
 @pytest.mark.parametrize("count", [1, 40, MAX_CANDIDATES])
 def test_fp32_scores_are_torchs(
-    client: grpc.InferenceServerClient, judged: JudgedQueries, recipe: Recipe, variant: Variant, count: int
+    client: grpc.InferenceServerClient, recipe: Recipe, variant: Variant, count: int
 ) -> None:
-    query_id, query = next(iter(judged.queries.items()))
+    judged = data_of(recipe)
+    query_id = next(query_id for query_id in judged.queries if query_id not in cold(judged))
     products = candidates(judged, query_id, count)
     known = [product.item_id for product in products]
     first_stage = [*known, *(f"absent {number}" for number in range(count - len(known)))]  # where the data is small
-    ids, scores = rank(client, f"rank_{recipe.model_name(variant)}", query, first_stage)
+    ids, scores = ask(client, endpoint_of(recipe, variant), judged.request(query_id), first_stage)
     assert_best_first(ids, scores, first_stage)
     served = dict(zip(ids, scores, strict=True))
-    wanted = torch_scores(ranker_of(recipe.ranker), query, products[:: max(1, count // COMPARED)])
+    wanted = torch_scores(recipe, judged.request(query_id), products[:: max(1, count // COMPARED)])
     assert {item_id: served[item_id] for item_id in wanted} == pytest.approx(wanted, abs=1e-4)
+
+
+def cold(judged: JudgedQueries) -> set[str]:
+    """Requests of users without a history: popularity answers them, not the network."""
+    requests = {query_id: judged.request(query_id) for query_id in judged.queries}
+    return {query_id for query_id, request in requests.items() if not request.query and not request.history}
 
 
 @pytest.mark.parametrize(("recipe", "variant"), INT8, ids=named)
 def test_int8_scores_are_those_of_the_same_model_in_this_process(
-    client: grpc.InferenceServerClient, judged: JudgedQueries, recipe: Recipe, variant: Variant
+    client: grpc.InferenceServerClient, recipe: Recipe, variant: Variant
 ) -> None:
-    ranker = ranker_of(recipe.ranker)
+    judged, ranker = data_of(recipe), ranker_of(recipe.ranker)
     folder = PROJECT.repository / recipe.model_name(variant)
     newest = max(folder.glob("[0-9]*/model.onnx"), key=lambda path: int(path.parent.name))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = recipe.serving.threads
     sessions = {ranker.graphs[-1].name: onnxruntime.InferenceSession(newest, options)}
-    for query_id, query in list(judged.queries.items())[:3]:
+    for query_id in list(judged.queries)[:3]:
         products = candidates(judged, query_id, 40)
         first_stage = [product.item_id for product in products]
-        ids, scores = rank(client, f"rank_{recipe.model_name(variant)}", query, first_stage)
+        ids, scores = ask(client, endpoint_of(recipe, variant), judged.request(query_id), first_stage)
         assert_best_first(ids, scores, first_stage)
-        wanted = score_in_process(ranker, sessions, query, products)
+        request = judged.request(query_id)
+        wanted = as_served(recipe, ranker, request, products, score_in_process(ranker, sessions, request, products))
         assert dict(zip(ids, scores, strict=True)) == pytest.approx(
             dict(zip(first_stage, map(float, wanted), strict=True)), abs=1e-4
         )
@@ -104,14 +125,15 @@ def test_int8_scores_are_those_of_the_same_model_in_this_process(
 
 @pytest.mark.parametrize(("recipe", "variant"), FP32 + INT8, ids=named)
 def test_an_items_score_depends_neither_on_its_neighbours_nor_on_the_order(
-    client: grpc.InferenceServerClient, judged: JudgedQueries, recipe: Recipe, variant: Variant
+    client: grpc.InferenceServerClient, recipe: Recipe, variant: Variant
 ) -> None:
-    query_id, query = list(judged.queries.items())[-1]
+    judged = data_of(recipe)
+    query_id = list(judged.queries)[-1]
     first_stage = [product.item_id for product in candidates(judged, query_id, 24)]
-    endpoint = f"rank_{recipe.model_name(variant)}"
-    together = dict(zip(*rank(client, endpoint, query, first_stage), strict=True))
-    backwards = dict(zip(*rank(client, endpoint, query, first_stage[::-1]), strict=True))
-    alone = {item_id: rank(client, endpoint, query, [item_id])[1][0] for item_id in first_stage[:6]}
+    endpoint, request = endpoint_of(recipe, variant), judged.request(query_id)
+    together = dict(zip(*ask(client, endpoint, request, first_stage), strict=True))
+    backwards = dict(zip(*ask(client, endpoint, request, first_stage[::-1]), strict=True))
+    alone = {item_id: ask(client, endpoint, request, [item_id])[1][0] for item_id in first_stage[:6]}
     assert backwards == pytest.approx(together, abs=1e-4)
     assert alone == pytest.approx({item_id: together[item_id] for item_id in alone}, abs=1e-4)
 

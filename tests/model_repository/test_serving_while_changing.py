@@ -13,10 +13,12 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from builders import model_config
-from builders.build import PROJECT, Places, add_items, load_ranker
+from builders.beir import Request
+from builders.build import PROJECT, Places, load_ranker
 from builders.contract import UNSCORED
 from builders.datasets import JudgedQueries, Product
 from builders.item_store import ItemStore
+from builders.publishing import add_items
 from builders.ranker import Ranker
 from builders.recipe import load_recipes
 from server import ModelsNotReady, TritonServer
@@ -97,7 +99,9 @@ def test_200_good_and_bad_requests_at_once_are_each_answered_right(
 ) -> None:
     queries = list(judged.queries.values())[:8]
     by_id = {product.item_id: product for product in products}
-    wanted = {query: dict(zip(by_id, map(float, ranker.score(query, products)), strict=True)) for query in queries}
+    wanted = {
+        query: dict(zip(by_id, map(float, ranker.score(Request(query), products)), strict=True)) for query in queries
+    }
     requests = [mixed_request(number, list(by_id), queries) for number in range(REQUESTS)]
     with ThreadPoolExecutor(REQUESTS) as pool:
         answers = [pool.submit(send, client, ENDPOINT, **tensors) for tensors, _ in requests]
@@ -128,7 +132,7 @@ def test_an_item_added_while_serving_is_rankable_at_once(
     add_items([ranker], [new], places)
     ids, scores = rank(client, ENDPOINT, "coffee mug", asked)
     assert ids[0] == new.item_id
-    assert scores[0] == pytest.approx(float(ranker.score("coffee mug", [new])[0]), abs=1e-4)
+    assert scores[0] == pytest.approx(float(ranker.score(Request("coffee mug"), [new])[0]), abs=1e-4)
 
 
 def test_an_item_replaced_while_serving_is_ranked_by_its_new_title(
@@ -138,7 +142,7 @@ def test_an_item_replaced_while_serving_is_ranked_by_its_new_title(
     for title in ("blue ankle socks", "camping tent for two"):
         product = Product("replaced", title)
         add_items([ranker], [product], places)
-        expected = float(ranker.score(query, [product])[0])
+        expected = float(ranker.score(Request(query), [product])[0])
         assert rank(client, ENDPOINT, query, ["replaced"]) == (["replaced"], [pytest.approx(expected, abs=1e-4)])
 
 

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import tritonclient.grpc as grpc
 
+from builders.beir import Request
 from server import TritonServer
 from tests.builders import tiny_xlm_roberta
 from tests.builders.tiny_xlm_roberta import Built
@@ -49,7 +50,7 @@ def test_no_token_types_are_exported_or_made(built: Built) -> None:
 @pytest.mark.parametrize("query", [*tiny_xlm_roberta.QUERIES, "户外 防水 " * 40, "🍵 没见过的字"])
 def test_served_scores_and_order_are_torchs(client: grpc.InferenceServerClient, built: Built, query: str) -> None:
     products = list(built.judged.products.values())
-    wanted = built.ranker.score(query, products)
+    wanted = built.ranker.score(Request(query), products)
     assert wanted.std() > 0.01  # else any order would do
     item_ids = [product.item_id for product in products]
     ids, scores = rank(client, "rank", query, item_ids)

@@ -21,6 +21,11 @@ def judged_queries() -> JudgedQueries:
     return JudgedQueries({"q1": TEST_QUERY}, products, {"q1": {"a": 3, "b": 0, "c": 2}})
 
 
+def asked(queries: dict[str, str]) -> JudgedQueries:
+    """Queries without judgements."""
+    return JudgedQueries(queries, {}, {})
+
+
 def served_quality(*, generated: bool = False, passed: bool = True) -> ServedQuality:
     """A first stage and two variants."""
     rows = [

@@ -25,7 +25,7 @@ from perf.sweep import (
     write_perf,
 )
 from server import TritonServer
-from tests.perf.figures import perf_report, small_endpoints
+from tests.perf.figures import asked, perf_report, small_endpoints
 
 MODEL_PY = """
 import numpy as np
@@ -127,7 +127,7 @@ def server(tmp_path: Path) -> Iterator[TritonServer]:
 @pytest.mark.server
 def test_perf_analyzer_measures_real_requests_of_different_lengths(server: TritonServer, tmp_path: Path) -> None:
     requests_file = tmp_path / "requests.json"
-    write_requests(requests_json({"q1": "red", "q2": "鞋"}, {"q1": ["a", "b"], "q2": ["c"]}), requests_file)
+    write_requests(requests_json(asked({"q1": "red", "q2": "鞋"}), {"q1": ["a", "b"], "q2": ["c"]}), requests_file)
     sweep = Sweep(concurrencies=(1,), window_ms=200, rounds=1)
     rounds, failures = measure_rounds(server.grpc_url, ["rank"], requests_file, sweep)
     assert not failures
@@ -143,7 +143,7 @@ def test_perf_analyzer_measures_real_requests_of_different_lengths(server: Trito
 @pytest.mark.server
 def test_an_endpoint_that_fails_is_left_out_with_the_reason(server: TritonServer, tmp_path: Path) -> None:
     requests_file = tmp_path / "requests.json"
-    requests = requests_json({"q1": "red"}, {"q1": ["a"]})
+    requests = requests_json(asked({"q1": "red"}), {"q1": ["a"]})
     del requests["data"][0]["query"]
     write_requests(requests, requests_file)
     sweep = Sweep(concurrencies=(1,), window_ms=200, rounds=2)

@@ -1,0 +1,129 @@
+"""SASRec: a self-attentive reading of what a user took, once a request, against every candidate's embedding.
+
+Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (arXiv:1808.09781): item embeddings shared by
+input and output, learned positions, causal self-attention with normalisation before each part, the last position's
+state scores the candidates. The paper has width 50, 2 layers, 1 head and dropout 0.5 on sparse data, 200 positions.
+Chosen here on the validation cut: width 64, 1 layer, 2 heads, dropout 0.3; 100 positions.
+
+Ours besides: the sum of the history's embeddings over the root of their number is added to the last state (FISM:
+Kabbur, Ning and Karypis, KDD 2013), an item has a bias, and positions are counted from the latest item back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from builders import features as declare
+from builders.checkpoint import load_checkpoint, load_weights
+from builders.features import ABSENT, Feature
+from builders.interactions import HISTORY_LIMIT, PurchaseLog, purchase_vectors, recent_log_popularity
+
+MASKED = -1e4
+"""Added to the attention of what must not be seen. Not minus infinity: an empty history would give NaN."""
+INITIAL_RMS = 0.13
+INPUT_SCALE = 2.4
+"""Embedding => input of the encoder, about its place in the paper's initialisation: the table is shared with the
+output, where it must be smaller."""
+
+
+class SASRec(nn.Module):
+    """History => a vector; its product with a candidate's embedding is the score.
+
+    Args:
+        features: ``history``, then ``item_id``, with one vocabulary.
+        width: of the embeddings.
+        layers, heads, feedforward, dropout: of the transformer's encoder.
+    """
+
+    fallback_field = "popularity"
+    score_meaning = "logit of being in the next basket; higher is better; comparable within one response only"
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        *,
+        width: int = 64,
+        layers: int = 1,
+        heads: int = 2,
+        feedforward: int = 128,
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.features = tuple(features)
+        self.config = {
+            "width": width,
+            "layers": layers,
+            "heads": heads,
+            "feedforward": feedforward,
+            "dropout": dropout,
+        }
+        history, item = self.features
+        self.items = nn.Embedding(item.rows(), width)
+        self.biases = nn.Embedding(item.rows(), 1)
+        self.positions = nn.Parameter(0.02 * torch.randn(history.size, width))
+        layer = nn.TransformerEncoderLayer(
+            width, heads, feedforward, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+        self.dropout = nn.Dropout(dropout)
+
+    @classmethod
+    def for_log(cls, log: PurchaseLog, settings: Mapping[str, Any]) -> SASRec:
+        """Untrained, with the log's items; embeddings and biases start from who bought what."""
+        network = cls(
+            (
+                declare.history("history", HISTORY_LIMIT, log.known_items),
+                declare.sparse("item_id", ("item_id",), vocabularies=(log.known_items,)),
+            ),
+            **settings,
+        )
+        with torch.no_grad():
+            unseen = network.features[1].rows() - len(log.known_items)
+            network.items.weight[:unseen] = 0
+            network.items.weight[unseen:] = INITIAL_RMS * torch.from_numpy(purchase_vectors(log, network.width))
+            biases = torch.from_numpy(recent_log_popularity(log))
+            network.biases.weight[:unseen] = biases.min()
+            network.biases.weight[unseen:, 0] = biases
+        return network
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path | None) -> SASRec:
+        """Raises: builders.backbone.CheckpointError."""
+        checkpoint = load_checkpoint(folder, "sasrec")
+        network = cls(checkpoint.features, **checkpoint.config)
+        load_weights(network, checkpoint, folder)
+        return network
+
+    @property
+    def width(self) -> int:
+        """Of the embeddings, and of the request's vector."""
+        return self.items.embedding_dim
+
+    def encode_request(self, history: torch.Tensor) -> torch.Tensor:
+        """int32 [rows, events], padded in front, at most the declared size => float32 [rows, width]."""
+        present = (history != ABSENT).to(torch.float32)
+        embedded = self.items(history)
+        states = self.encoder(
+            self.dropout(INPUT_SCALE * embedded + self.positions[-history.shape[1] :]),
+            mask=_later_masked(history.shape[1], history.device),
+            src_key_padding_mask=(1 - present) * MASKED,
+        )
+        bag = (embedded * present.unsqueeze(-1)).sum(dim=1) / present.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
+        vector: torch.Tensor = self.dropout(states[:, -1] + bag)
+        return vector
+
+    def score_candidates(self, request_vector: torch.Tensor, item_id: torch.Tensor) -> torch.Tensor:
+        """float32 [rows, width], int32 [candidates, 1] => float32 [candidates, rows]; one row in serving."""
+        candidates = self.items(item_id[:, 0])
+        scores: torch.Tensor = candidates @ request_vector.T + self.biases(item_id[:, 0])
+        return scores
+
+
+def _later_masked(length: int, device: torch.device) -> torch.Tensor:
+    """float32 [length, length]: :data:`MASKED` where a column is later than the row."""
+    return torch.full((length, length), MASKED, device=device).triu(1)

@@ -1,0 +1,75 @@
+"""One model of the server that speaks one contract: agreed upon once, then asked. Knows nothing of arguments."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+
+from ._contract import ModelSpec, check_served_model, unserved
+from ._deadline import Deadline
+from ._errors import DeadlineExceeded, InvalidRequest, Unavailable
+from ._rules import RULE_OF_INPUT
+from ._transport import InferRequest, Transport
+
+
+class Endpoint:
+    """From as many threads as you like.
+
+    model: its name on the server.
+    contract: what the client knows of it.
+    """
+
+    def __init__(self, transport: Transport, model: str, contract: ModelSpec):
+        self.model = model
+        self.contract = contract
+        self._transport = transport
+        self._served: ModelSpec | None = None
+        self._lock = threading.Lock()
+
+    def served(self, deadline: Deadline) -> ModelSpec:
+        """The server's interface, fetched and compared once, from whichever thread comes first; the others wait within
+        their own budget. Raises: ContractMismatch and the transport's errors."""
+        if (agreed := self._served) is not None:
+            return agreed
+        if not self._lock.acquire(timeout=deadline.remaining_s()):
+            raise DeadlineExceeded(f"timeout_s={deadline.timeout_s:g} was spent on the first check of the contract")
+        try:
+            if (agreed := self._served) is None:
+                agreed = self._transport.served_model(self.model, deadline.remaining_s())
+                check_served_model(self.model, agreed, self.contract)
+                self._served = agreed
+            return agreed
+        finally:
+            self._lock.release()
+
+    def check_again(self, deadline: Deadline) -> None:
+        """Fetch and compare now. Raises: as `served`."""
+        self._served = None
+        self.served(deadline)
+
+    def infer(self, inputs: Mapping[str, np.ndarray], deadline: Deadline) -> tuple[Mapping[str, np.ndarray], ModelSpec]:
+        """Outputs by name, and the interface that the server had. Raises: every TritonRankError."""
+        served = self.served(deadline)
+        self._check_served(inputs, served)
+        outputs = tuple(tensor.name for tensor in self.contract.outputs)
+        try:
+            request = InferRequest(self.model, inputs, outputs, deadline.remaining_s())
+            return self._transport.infer(request), served
+        except (Unavailable, InvalidRequest):
+            # Another model may have been published meanwhile: compare again before the next request.
+            self._served = None
+            raise
+
+    def _check_served(self, inputs: Mapping[str, np.ndarray], served: ModelSpec) -> None:
+        missing = unserved(inputs, served)
+        if missing:
+            self._served = None  # one that has it may be published
+            rule = RULE_OF_INPUT.get(missing[0])
+            place = f"rules.{rule}" if rule else missing[0]
+            raise InvalidRequest(
+                f"{place}: model '{self.model}' on the server has no input '{missing[0]}'; leave it out, or publish a "
+                "model that reads it",
+                "rules" if rule else missing[0],
+            )

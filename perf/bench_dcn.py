@@ -1,0 +1,293 @@
+"""What serving a ranker of many fields costs: a ``dcn_v2`` of 26 sparse and 13 dense fields, 512 candidates a request.
+
+The weights are random and the items made up: the figures are of speed only, and say nothing of quality. Items and
+users lie in a store of their own, the model in a repository of its own, both temporary and made by the kit; the
+pip-only Triton serves them. "In process" is ONNX Runtime on the very file that is served, with the same threads, on
+tensors that are made already: everything else that a served request costs counts against serving.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from rich.console import Console
+
+from builders.beir import JudgedQueries, Product, Request
+from builders.build import BuiltRanker, Places, build_variants
+from builders.contract import CONTEXT, USER_ID
+from builders.export_onnx import run_onnx
+from builders.feature_ranker import FeatureRanker
+from builders.features import Feature, dense, history, sparse
+from builders.publishing import fill_item_store, publish_rankers
+from builders.ranker import Sample
+from builders.rankers.dcn_v2 import DCNv2
+from builders.recipe import Recipe, Serving, Variant
+from perf.analyzer import WINDOWS, measure
+from perf.bench import Bench, Figure, ServerStatistics
+from perf.endpoints import Endpoint, EndpointClient, serving
+from perf.inputs import requests_json, write_requests
+from perf.progress import track
+
+NAME, POSTPROCESS = "bench_dcn_v2", "bench_dcn_v2_postprocess"
+CANDIDATES, ITEMS, USERS, REQUESTS = 512, 10_000, 1_000, 50
+HISTORY = 50
+ITEM_IDS_OF = (10_000, 5_000, 2_000, 1_000, 1_000, 500, 500, 200, 200, 100, 100, 100, 50, 50, 50, 20, 20, 10, 10, 10)
+"""Distinct values of each sparse field of an item."""
+USER_IDS_OF, CONTEXT_IDS_OF = (1_000, 200, 20), (7, 24)
+ITEM_NUMBERS, USER_NUMBERS = 9, 4
+EMBEDDING, RANK, HIDDEN = 16, 64, (256, 256, 256)
+SERVING = Serving(instances=2, threads=1)
+"""Two cores, and a request that one of them answers in milliseconds: more at once beats more threads."""
+
+PAIRS, ROUNDS, WINDOW_MS, CONCURRENCY = 200, 5, 2000, 4
+LATENCY_LIMIT_MS, THROUGHPUT_LIMIT = 2.0, 0.75
+SPEED_ONLY = "random weights, made-up items: speed only"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bout:
+    """The two that are compared.
+
+    Attributes:
+        endpoint: the served one.
+        url: of its server.
+        requests: with their candidates.
+        samples: the same requests' tensors, made already.
+        sessions: as many as Triton has instances, on the file that it serves.
+    """
+
+    endpoint: Endpoint
+    url: str
+    requests: Sequence[tuple[Request, list[str]]]
+    samples: Sequence[Sample]
+    sessions: Sequence[onnxruntime.InferenceSession]
+    console: Console
+
+
+def bench_dcn(bench: Bench) -> list[Figure]:
+    """Served over in-process: p50 at concurrency 1, requests/s at concurrency 4, each step.
+
+    Raises:
+        AnalyzerError, ServerError: nothing to measure with.
+    """
+    with tempfile.TemporaryDirectory(prefix="tritonrank_dcn_") as name:
+        folder = Path(name)
+        places = Places(folder / "build", folder / "model_repository", folder / "item_store")
+        built = build(places, bench.console)
+        endpoint = Endpoint(built.recipe, built.recipe.variants[0], built.ranker.endpoint.name)
+        requests_file = folder / "requests.json"
+        write_requests(perf_analyzer_requests(built.data), requests_file)
+        with serving([endpoint.name], places) as server:
+            bout = _bout(built, endpoint, server.grpc_url, bench.console)
+            return [*latency_figures(bout), throughput_figure(bout, requests_file)]
+
+
+def _bout(built: BuiltRanker, endpoint: Endpoint, url: str, console: Console) -> Bout:
+    [(_, onnx_file)] = built.variants[0].models.values()
+    data = built.data
+    requests = [(data.request(query_id), list(grades)) for query_id, grades in data.judgements.items()]
+    samples = [
+        built.ranker.sample(request, [data.products[item_id] for item_id in item_ids])[NAME]
+        for request, item_ids in requests
+    ]
+    sessions = [_session(onnx_file) for _ in range(SERVING.instances)]
+    return Bout(endpoint, url, requests, samples, sessions, console)
+
+
+def _session(onnx_file: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = SERVING.threads, 1
+    return onnxruntime.InferenceSession(onnx_file, options)
+
+
+# ---------------------------------------------------------------- latency, one request at a time
+def latency_figures(bout: Bout) -> list[Figure]:
+    """Each request served and run in this process, in turn; steps by the server's own statistics."""
+    steps = {model: ServerStatistics(bout.url, model) for model in _steps(bout.endpoint)}
+    with EndpointClient(bout.url, bout.endpoint.name) as client:
+        _paired_ms(bout, client, 0)  # warms up
+        before = {model: statistics.compute() for model, statistics in steps.items()}
+        pairs_ms = np.array(
+            [_paired_ms(bout, client, index) for index in track(range(PAIRS), "served and in process", bout.console)]
+        )
+    served, in_process = np.median(pairs_ms, axis=0)
+    spent = ", ".join(f"{model} {steps[model].compute_ms_since(before[model]):.2f}" for model in steps)
+    return [
+        Figure(
+            f"{NAME}: served p50 minus in-process p50, {CANDIDATES} candidates",
+            float(served - in_process),
+            "ms",
+            LATENCY_LIMIT_MS,
+            detail=f"served {served:.2f} ms, in process {in_process:.2f} ms, {PAIRS} pairs in turn; means by the "
+            f"server's statistics, ms: {spent}; {SPEED_ONLY}",
+        )
+    ]
+
+
+def _steps(endpoint: Endpoint) -> tuple[str, ...]:
+    return f"{NAME}_preprocess", endpoint.model, POSTPROCESS
+
+
+def _paired_ms(bout: Bout, client: EndpointClient, index: int) -> tuple[float, float]:
+    """(served, in process); every other time the second goes first."""
+    request, item_ids = bout.requests[index % len(bout.requests)]
+    sample = bout.samples[index % len(bout.samples)]
+    calls: list[Callable[[], object]] = [
+        lambda: client.ask(request, item_ids),
+        lambda: run_onnx(bout.sessions[0], sample),
+    ]
+    spans_ms = [0.0, 0.0]
+    for which in (0, 1) if index % 2 else (1, 0):
+        start_s = time.perf_counter()
+        calls[which]()
+        spans_ms[which] = (time.perf_counter() - start_s) * 1e3
+    return spans_ms[0], spans_ms[1]
+
+
+# ---------------------------------------------------------------- throughput, four at a time
+def throughput_figure(bout: Bout, requests_file: Path) -> Figure:
+    """Rounds of perf_analyzer on the server and of as many threads on the sessions, in turn."""
+    rounds = []
+    for _ in track(range(ROUNDS), f"{CONCURRENCY} requests at once", bout.console):
+        served = measure(
+            bout.url, bout.endpoint.name, requests_file, concurrency=CONCURRENCY, window_ms=WINDOW_MS
+        ).requests_per_s
+        rounds.append((served, in_process_requests_per_s(bout)))
+    served, in_process = np.array(rounds).T
+    ratios = served / in_process
+    return Figure(
+        f"{NAME}: served requests/s over in-process, {CONCURRENCY} at once, {CANDIDATES} candidates",
+        float(np.median(ratios)),
+        "x",
+        THROUGHPUT_LIMIT,
+        at_least=True,
+        detail=f"served {np.median(served):.0f}/s, in process {np.median(in_process):.0f}/s, {ROUNDS} rounds "
+        f"{ratios.min():.2f} to {ratios.max():.2f}, {SERVING.instances} instances of {SERVING.threads} thread; "
+        f"{SPEED_ONLY}",
+    )
+
+
+def in_process_requests_per_s(bout: Bout) -> float:
+    """CONCURRENCY threads, shared out over the sessions, for as long as perf_analyzer measures."""
+    end_s = time.perf_counter() + WINDOW_MS * WINDOWS / 1e3
+
+    def run(worker: int) -> int:
+        session, samples = bout.sessions[worker % len(bout.sessions)], itertools.cycle(bout.samples)
+        count = 0
+        while time.perf_counter() < end_s:
+            run_onnx(session, next(samples))
+            count += 1
+        return count
+
+    start_s = time.perf_counter()
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        count = sum(pool.map(run, range(CONCURRENCY)))
+    return count / (time.perf_counter() - start_s)
+
+
+def perf_analyzer_requests(data: JudgedQueries) -> dict[str, Any]:
+    """Histories and candidates, with each request's user and context besides."""
+    lists = {query_id: list(grades) for query_id, grades in data.judgements.items()}
+    content = requests_json(data, lists)
+    for row, query_id in zip(content["data"], data.queries, strict=True):
+        request = data.request(query_id)
+        row[USER_ID.name] = {"content": [request.user_id], "shape": [1]}
+        row[CONTEXT.name] = {"content": [json.dumps(request.context)], "shape": [1]}
+    return content
+
+
+# ---------------------------------------------------------------- what is measured
+def features() -> tuple[Feature, ...]:
+    """26 sparse fields, one of them the history's ids, and 13 dense ones: of items, users and the request."""
+    return (
+        sparse("item_values", _names("item_value", ITEM_IDS_OF), vocabularies=_vocabularies(ITEM_IDS_OF)),
+        dense("item_numbers", _names("item_number", range(ITEM_NUMBERS))),
+        sparse("user_values", _names("user_value", USER_IDS_OF), "user", vocabularies=_vocabularies(USER_IDS_OF)),
+        dense("user_numbers", _names("user_number", range(USER_NUMBERS)), "user"),
+        sparse("moment", _names("moment", CONTEXT_IDS_OF), "context", vocabularies=_vocabularies(CONTEXT_IDS_OF)),
+        history("bought", HISTORY, [_item_id(number) for number in range(ITEMS)]),
+    )
+
+
+def made_up_data() -> JudgedQueries:
+    """Requests of :data:`CANDIDATES` items each; grades mean nothing."""
+    draw = random.Random(0)
+    products = {
+        _item_id(number): Product(
+            _item_id(number),
+            f"item {number}",
+            fields=_values(draw, "item_value", ITEM_IDS_OF) | _numbers(draw, "item_number", ITEM_NUMBERS),
+        )
+        for number in range(ITEMS)
+    }
+    users = {
+        f"user {number}": _values(draw, "user_value", USER_IDS_OF) | _numbers(draw, "user_number", USER_NUMBERS)
+        for number in range(USERS)
+    }
+    requests = {
+        f"request {number}": Request(
+            history=tuple(draw.sample(list(products), HISTORY)),
+            user_id=user_id,
+            user=users[user_id],
+            context=_values(draw, "moment", CONTEXT_IDS_OF),
+        )
+        for number, user_id in enumerate(draw.sample(list(users), REQUESTS))
+    }
+    judgements = {request: dict.fromkeys(draw.sample(list(products), CANDIDATES), 0) for request in requests}
+    for grades in judgements.values():
+        grades[next(iter(grades))] = 3
+    return JudgedQueries(dict.fromkeys(requests, ""), products, judgements, requests, users)
+
+
+def build(places: Places, console: Console) -> BuiltRanker:
+    """Export, check, publish and fill the store, by the kit's own functions."""
+    torch.manual_seed(0)
+    network = DCNv2(features(), embedding=EMBEDDING, cross_layers=3, rank=RANK, hidden=HIDDEN)
+    recipe = Recipe(
+        ranker=NAME,
+        module="builders/rankers/dcn_v2.py:DCNv2",
+        data="purchases",
+        variants=(Variant(name="fp32_onnx"),),
+        serving=SERVING,
+    )
+    ranker, data = FeatureRanker(NAME, network), made_up_data()
+
+    def say(line: str) -> None:
+        console.print(line, style="dim")
+
+    built = BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, places), data)
+    fill_item_store([built], say, places)
+    publish_rankers([built], {}, SPEED_ONLY, say, places)
+    return built
+
+
+def _item_id(number: int) -> str:
+    return f"item-{number:06d}"
+
+
+def _names(prefix: str, of: Iterable[int]) -> list[str]:
+    return [f"{prefix}_{column}" for column, _ in enumerate(of)]
+
+
+def _vocabularies(sizes: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(f"value {value}" for value in range(size)) for size in sizes)
+
+
+def _values(draw: random.Random, prefix: str, sizes: tuple[int, ...]) -> dict[str, object]:
+    return {name: f"value {draw.randrange(size)}" for name, size in zip(_names(prefix, sizes), sizes, strict=True)}
+
+
+def _numbers(draw: random.Random, prefix: str, count: int) -> dict[str, object]:
+    return {name: draw.gauss(0, 1) for name in _names(prefix, range(count))}

@@ -1,0 +1,164 @@
+"""A module that the kit has never seen, from its user's recipe to served scores; what the served features do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
+
+from builders.beir import Product, Request
+from builders.build import BuiltRanker, Places
+from builders.contract import UNSCORED
+from builders.publishing import add_items
+from server import TritonServer
+from tests.builders.own_ranker import built_own_ranker
+from tests.model_repository.endpoint import Array, metric, send, texts
+
+pytestmark = pytest.mark.server
+ENDPOINT = "rank_every_kind_fp32_onnx"
+QUERY = "red coffee mug"
+CONTEXT = {"hour": 14}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[BuiltRanker, Places]:
+    return built_own_ranker(tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture(scope="module")
+def server(own: tuple[BuiltRanker, Places]) -> Iterator[TritonServer]:
+    _, places = own
+    with TritonServer(
+        places.repository, load=[ENDPOINT], store=places.item_store, grpc_port=0, http_port=0, metrics_port=0
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: TritonServer) -> Iterator[grpc.InferenceServerClient]:
+    with grpc.InferenceServerClient(server.grpc_url) as connected:
+        yield connected
+
+
+def served(client: grpc.InferenceServerClient, item_ids: list[str], **further: Array) -> dict[str, float]:
+    """Item id => score."""
+    return dict(zip(*send(client, ENDPOINT, query=texts(QUERY), item_ids=texts(*item_ids), **further), strict=True))
+
+
+def by_torch(own: tuple[BuiltRanker, Places], products: list[Product], **further: Any) -> dict[str, float]:
+    scores = own[0].ranker.score(Request(QUERY, **further), products)
+    return {product.item_id: float(score) for product, score in zip(products, scores, strict=True)}
+
+
+@pytest.mark.parametrize("candidates", [1, 40, 600])
+def test_served_scores_are_torchs(
+    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient, candidates: int
+) -> None:
+    products = list(own[0].data.products.values())[:candidates]
+    found = served(
+        client,
+        [product.item_id for product in products],
+        user_id=texts("anna"),
+        history=texts(products[0].item_id, "never seen"),
+        context=texts(json.dumps(CONTEXT)),
+    )
+    history = (products[0].item_id, "never seen")
+    wanted = by_torch(own, products, user={"country": "se"}, history=history, context=CONTEXT)
+    assert found == pytest.approx(wanted, abs=1e-4)
+    assert len(set(found.values())) > candidates / 2
+
+
+def test_what_the_request_leaves_out_counts_as_absent(
+    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient
+) -> None:
+    products = list(own[0].data.products.values())[:20]
+    found = served(client, [product.item_id for product in products])
+    assert found == pytest.approx(by_torch(own, products), abs=1e-4)
+    assert found != pytest.approx(by_torch(own, products, user={"country": "se"}), abs=1e-4)
+
+
+def test_a_user_that_the_store_does_not_know_is_an_unknown_one(
+    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient
+) -> None:
+    ids = list(own[0].data.products)[:5]
+    assert served(client, ids, user_id=texts("nobody")) == served(client, ids)
+
+
+def test_an_image_vector_changes_the_score_from_store_to_served(
+    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient
+) -> None:
+    with_image = next(product for product in own[0].data.products.values() if product.fields)
+    without = Product(**{**vars(with_image), "item_id": "no-image", "fields": {}})
+    add_items([own[0].ranker], [without], own[1])
+    found = served(client, [with_image.item_id, "no-image"])
+    assert found == pytest.approx(by_torch(own, [with_image, without]), abs=1e-4)
+    assert abs(found[with_image.item_id] - found["no-image"]) > 1e-3
+
+
+def test_a_fresh_items_fields_may_ride_in_the_request(
+    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient
+) -> None:
+    stored = list(own[0].data.products.values())[7]
+    fresh = Product("fresh", "Green travel mug", brand="Alder", color="green", price=9.5)
+    fields = json.dumps({"title": fresh.title, "brand": "Alder", "color": "green", "price": 9.5})
+    found = served(client, [stored.item_id, "fresh"], item_fields=texts("", fields))
+    assert found == pytest.approx(by_torch(own, [stored, fresh]), abs=1e-4)
+
+
+def test_an_unknown_item_comes_last_and_is_counted(
+    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient, server: TritonServer
+) -> None:
+    before = metric(server, "tritonrank_unknown_items_total", "every_kind_preprocess")
+    ids = ["nowhere", *list(own[0].data.products)[:3]]
+    assert list(served(client, ids).items())[-1] == ("nowhere", pytest.approx(UNSCORED))
+    assert metric(server, "tritonrank_unknown_items_total", "every_kind_preprocess") == before + 1
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"context": texts("[1]")}, "context: a JSON list, wanted an object of raw fields"),
+        ({"context": texts("{")}, "context: not JSON"),
+        ({"item_fields": texts('{"price": "dear"}', "")}, "item_fields[0]: field 'price': found 'dear', wanted a"),
+        ({"item_fields": texts('{"image": [1, 2]}', "")}, "item_fields[0]: field 'image': found shape [2], wanted 4"),
+        ({"item_fields": texts("")}, "item_fields: 1 objects, wanted one for each of 2 items"),
+        ({"history": texts(b"\xff")}, "history[0]: not UTF-8"),
+        ({"history": texts("")}, "history[0]: 0 bytes, wanted 1 to 511"),
+        ({"user_id": texts("a" * 512)}, "user_id: 512 bytes, wanted one string of at most 511 bytes"),
+    ],
+)
+def test_a_bad_field_is_an_invalid_argument(
+    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient, further: dict[str, Array], message: str
+) -> None:
+    with pytest.raises(InferenceServerException) as refused:
+        served(client, list(own[0].data.products)[:2], **further)
+    assert message in str(refused.value)
+    assert "INVALID_ARGUMENT" in str(refused.value.status())
+
+
+def test_an_empty_history_is_a_history(own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient) -> None:
+    ids = list(own[0].data.products)[:4]
+    empty = np.array([], dtype=object), "BYTES"
+    assert served(client, ids, history=empty) == served(client, ids)
+
+
+def test_a_store_filled_for_other_weights_is_refused_at_load_with_both_versions(
+    own: tuple[BuiltRanker, Places], tmp_path: Any
+) -> None:
+    built, places = own
+    name, version = "every_kind", built.ranker.preprocess.parameters["item_features_version"]
+    from builders.item_store import ItemStore
+    from server.errors import ServerError
+
+    with ItemStore(tmp_path / "other") as store:
+        store.put(name, "0ther0ther", built.ranker.item_features(list(built.data.products.values())[:2]))
+    with pytest.raises(ServerError) as refused:
+        TritonServer(
+            places.repository, load=[ENDPOINT], store=tmp_path / "other", grpc_port=0, http_port=0, metrics_port=0
+        ).__enter__()
+    assert f"{name}@0ther0ther" in str(refused.value) and f"{name}@{version}" in str(refused.value)

@@ -1,0 +1,45 @@
+"""The README's own ranker, as a reader would copy it: from its two files to a published endpoint."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from builders.beir import Request
+from builders.build import Places, build_ranker
+from builders.publishing import fill_item_store, publish_rankers
+from builders.recipe import load_recipe
+from tests.builders.own_ranker import catalogue
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"<!-- own ranker: (\S+) -->\n```\w+\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
+
+
+def test_it_is_under_40_lines() -> None:
+    assert set(FILES) == {"my_ranker.py", "my_ranker.toml"}
+    assert sum(len(text.splitlines()) for text in FILES.values()) < 40
+
+
+def test_it_is_built_checked_and_published(tmp_path: Path) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    places = Places(tmp_path / "build", tmp_path / "models", tmp_path / "store")
+    said: list[str] = []
+    built = build_ranker(load_recipe(tmp_path / "my_ranker.toml"), catalogue(), said.append, places)
+    fill_item_store([built], said.append, places)
+    publish_rankers([built], {}, "made up", said.append, places)
+    assert (places.repository / "recommend_my_ranker_fp32_onnx" / "config.pbtxt").is_file()
+    assert any("parity with torch over 3 shapes" in line for line in said)
+
+
+def test_its_score_depends_on_the_history(tmp_path: Path) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    places = Places(tmp_path / "build", tmp_path / "models", tmp_path / "store")
+    data = catalogue()
+    ranker = build_ranker(load_recipe(tmp_path / "my_ranker.toml"), data, lambda _: None, places).ranker
+    products = list(data.products.values())[:10]
+    first, second = (ranker.score(Request(history=(item_id,)), products) for item_id in ("B1", "B2"))
+    assert np.abs(first - second).max() > 1e-3
