@@ -28,6 +28,7 @@ from builders.quality import QualityError
 from builders.quantize import QuantizationError
 from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, load_recipe, load_recipes
 from builders.repository import RepositoryError, point_rank_at, tune_machine
+from builders.slices import slice_quality, slice_table
 from builders.text import TokenizerError
 
 Data = Annotated[Path | None, typer.Option("--data", help="Folder with the data.")]
@@ -83,7 +84,8 @@ def engines(require_tensorrt: bool = False) -> None:
 
 @app.command()
 def quality(recipes: Recipes = None, data: Data = None) -> None:
-    """Show quality and parity of every variant, offline."""
+    """Show quality and parity of every variant, offline, and the slice of queries that each ranker serves worst."""
+    slices = []
     table = Table("variant", "queries", "NDCG@10", "largest difference from torch", "gate")
     for built in _built(recipes, data):
         for variant in built.variants:
@@ -95,7 +97,33 @@ def quality(recipes: Recipes = None, data: Data = None) -> None:
                 f"{difference:.1e}",
                 "passed" if variant.passed else "FAILED",
             )
-    console.print(table)
+        ndcg = built.variants[0].figures["ndcg_at_10_by_query"]
+        rows = slice_quality(built.data, ndcg, built.recipe.judged_slices)
+        slices.append(slice_table(rows, f"{built.recipe.model_name(built.recipe.variants[0])}: NDCG@10 by slice"))
+    console.print(table, *slices)
+
+
+@app.command()
+def recommend_quality(recipes: Recipes = None, data: Data = None) -> None:
+    """Judge the recommenders offline, over the whole catalogue, beside popularity and item-kNN (minutes)."""
+    from builders.recommend_quality import run
+
+    console.print(run(_data(data).folder, _recipes(recipes)).table())
+
+
+@app.command()
+def explain(
+    ranker: Annotated[str, typer.Argument(help="A recipe's name, or its path.")],
+    query: Annotated[str, typer.Option(help="A search query; none = the first judged request.")] = "",
+    history: Annotated[list[str] | None, typer.Option(help="An item that the user took; repeatable.")] = None,
+    items: Annotated[list[str] | None, typer.Option(help="A candidate; repeatable. None = judged ones.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a page of plots here.")] = None,
+    data: Data = None,
+) -> None:
+    """Say what each token or field contributes to a candidate's score (integrated gradients)."""
+    from builders.explain import run_explain
+
+    run_explain(ranker, console, query=query, history=history or (), items=items or (), out=out, data=data)
 
 
 @app.command()

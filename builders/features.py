@@ -88,6 +88,8 @@ class Feature:
     buckets: int = 1
 
     def __post_init__(self) -> None:
+        for name, convert in (("fields", str), ("mean", float), ("std", float), ("vocabularies", tuple)):
+            object.__setattr__(self, name, tuple(map(convert, getattr(self, name))))  # lists are welcome too
         faults = [*self._faults()]
         if faults:
             raise FeatureError(f"feature '{self.name}': {'; '.join(faults)}")

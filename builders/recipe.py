@@ -14,6 +14,11 @@ import pydantic
 from builders.contract import MAX_BOOST_AMOUNT, MAX_BOOSTS, MAX_CANDIDATES
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+SLICES_OF_DATA = {
+    "judged": ("query_length", "brand_popularity"),
+    "purchases": ("country", "history"),
+    "categories": ("query_length",),
+}
 
 
 class RecipeError(ValueError):
@@ -132,6 +137,7 @@ class Recipe(_Table):
         variants: the first is the reference of the others.
         data: what it is judged on, see ``builders/evaluation.py``.
         postprocess: how heads are combined, and the business rules.
+        slices: groups by which the quality report slices NDCG, see ``builders/slices.py``; absent = those of ``data``.
         trained_on_judgements: then only the test queries may judge it.
         trainer: ``<file>:<function>`` that trains it, called with (recipe, data folder); absent = nothing to train.
         training: its settings.
@@ -144,6 +150,7 @@ class Recipe(_Table):
     backbone: Path | None = None
     checkpoint: Path | None = None
     trained_on_judgements: bool = False
+    slices: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = pydantic.Field(min_length=1)
     serving: Serving = Serving()
     gate: Gate = Gate()
@@ -155,6 +162,11 @@ class Recipe(_Table):
     def model_name(self, variant: Variant) -> str:
         """``<ranker>_<variant>``: the scorer's model name."""
         return f"{self.ranker}_{variant.name}"
+
+    @property
+    def judged_slices(self) -> tuple[str, ...]:
+        """``slices``, or what can be told apart on its data."""
+        return self.slices or SLICES_OF_DATA[self.data]
 
     def path(self, path: Path | str) -> Path:
         """A path of the recipe, absolute."""

@@ -40,7 +40,7 @@ Scorer = Callable[[PurchaseLog, Sequence[str]], np.ndarray]
 """(log, user ids) => float [users, items], items in the log's order, higher is better."""
 
 ITEM_KNN = "item_knn"
-NEIGHBOURS = (20, 50, 100, 200, 500, 1000, 2000)
+NEIGHBOURS = (20, 100, 500, 1000, 2000)
 """Numbers of neighbours that the baseline is chosen among."""
 
 
@@ -84,7 +84,11 @@ def tuned_item_knn(log: PurchaseLog) -> ItemKNN:
     """
     choices = [ItemKNN(kind, neighbours) for kind in ("Cosine", "TFIDF", "BM25") for neighbours in NEIGHBOURS]
     warm = [user_id for user_id in log.positives if log.is_warm(user_id)]
-    return max(choices, key=lambda choice: np.mean(list(catalogue_ndcg(log, choice, warm).values())))
+    means = {
+        choice: float(np.mean(list(catalogue_ndcg(log, choice, warm).values())))
+        for choice in track(choices, "choosing item-kNN", transient=True)
+    }
+    return max(means, key=means.__getitem__)
 
 
 def _similarity(knn: ItemKNN, log: PurchaseLog) -> scipy.sparse.csr_matrix:

@@ -337,7 +337,7 @@ def softmax_loss(scores: Tensor, bought: Tensor) -> Tensor:
 def main() -> None:
     """``python -m builders.training_interactions RECIPE``: judge hyper-parameters on the validation cut."""
     from builders.datasets import find_data
-    from builders.recommend_quality import judge, scorer_of, tuned_item_knn
+    from builders.recommend_quality import ItemKNN, judge, scorer_of
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("recipe", type=Path)
@@ -346,7 +346,7 @@ def main() -> None:
     recipe = load_recipe(options.recipe)
     log = validation_log(find_data(options.data).folder)
     ranker = FeatureRanker(recipe.ranker, trained_network(recipe, log))
-    console.print(judge(log, {recipe.ranker: scorer_of(ranker, recipe)}, tuned_item_knn(log)).table())
+    console.print(judge(log, {recipe.ranker: scorer_of(ranker, recipe)}, ItemKNN()).table())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import plotly.offline
 from builders.build import PROJECT, Places
 from builders.datasets import GRADES, JudgedQueries
 from builders.files import write_atomically
+from builders.recipe import SLICES_OF_DATA
+from builders.slices import slice_quality, worst_text
 from perf.machine import this_machine
 from perf.served_quality import FIRST_STAGE, Difference, RankerQuality, ServedQuality
 from perf.sweep import PerfReport, Point, read_perf
@@ -27,6 +29,7 @@ from perf.tables import interval_text, readable, speedup_text
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN_QUERIES = 4
 SHOWN_ITEMS = 10
+SLICES = SLICES_OF_DATA["judged"]
 COLORS = ("#3b7dd8", "#e08a1e", "#2f9e6e", "#a05fc9", "#d1495b", "#6b7a8f")
 """Readable on white and on near black."""
 TEXT_COLOR, GRID_COLOR = "#7d8796", "rgba(125, 135, 150, 0.25)"
@@ -49,6 +52,7 @@ def render_report(judged: JudgedQueries, found: ServedQuality, perf: PerfReport 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    slices = slice_quality(judged, found.ranker(found.published).ndcg, SLICES)
     environment.filters.update(readable=readable, speedup=speedup_text, interval=interval_text)
     return environment.get_template("report.html.j2").render(
         judged=judged,
@@ -58,6 +62,8 @@ def render_report(judged: JudgedQueries, found: ServedQuality, perf: PerfReport 
         first_stage=FIRST_STAGE,
         grades=GRADES,
         lists=example_lists(judged, found),
+        slices=slices,
+        worst_slice=worst_text(slices),
         shown_items=SHOWN_ITEMS,
         pairs=sum(len(judged.judgements[query_id]) for query_id in judged.queries),
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),

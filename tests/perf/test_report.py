@@ -34,6 +34,11 @@ def test_figures_stand_in_the_page(page: str) -> None:
         assert figure in own_markup(page)
 
 
+def test_the_published_ranker_is_shown_by_group_of_queries(page: str) -> None:
+    assert "<td>query length</td>" in own_markup(page)
+    assert "Worst slice: none, no group that can be judged is below the rest." in own_markup(page)
+
+
 def test_titles_are_escaped(page: str) -> None:
     assert TITLE not in page
     assert "Brush &lt;b&gt;&amp; handle&lt;/b&gt; &lt;script&gt;" in page
