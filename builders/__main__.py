@@ -17,6 +17,7 @@ from rich.table import Table
 
 from builders import build, publishing
 from builders.backbone import CheckpointError
+from builders.beir import read_corpus, read_users
 from builders.build_engine import TensorRTMissing, skipped_engines
 from builders.contract import ContractError, client_contracts
 from builders.datasets import DatasetError, DataSource, find_data, load_judged
@@ -149,14 +150,26 @@ def publish(variant: str) -> None:
 
 
 @app.command()
-def add_items(corpus: Path, recipes: Recipes = None) -> None:
-    """Add or replace the products of a corpus.jsonl in the item store, also while it is being served."""
-    from builders.beir import read_corpus
+def add_items(corpus: Path, recipes: Recipes = None, attributes_only: bool = False) -> None:
+    """Add or replace the products of a corpus.jsonl in the item store, also while it is being served.
 
+    `--attributes-only`: just what business rules read, such as `in_stock`; takes a moment.
+    """
     products = list(read_corpus(corpus).values())
-    chosen = [recipe for recipe in _recipes(recipes) if recipes or recipe.data == "judged"]
+    chosen = [] if attributes_only else [each for each in _recipes(recipes) if recipes or each.data == "judged"]
     publishing.add_items([build.load_ranker(recipe) for recipe in chosen], products)
-    console.print(f"{len(products)} items are rankable from the next request on")
+    console.print(
+        f"{len(products)} items are {'up to date' if attributes_only else 'rankable'} from the next request on"
+    )
+
+
+@app.command()
+def add_users(users: Path, recipes: Recipes = None) -> None:
+    """Add or replace users (JSON lines: `_id` and raw fields) in the item store, also while it is being served."""
+    found = read_users(users)
+    chosen = [recipe for recipe in _recipes(recipes) if recipes or recipe.data == "purchases"]
+    publishing.add_users([build.load_ranker(recipe) for recipe in chosen], found)
+    console.print(f"{len(found)} users are known from the next request on")
 
 
 @app.command()

@@ -180,6 +180,17 @@ def read_corpus(path: Path) -> dict[str, Product]:
     return products
 
 
+def read_users(path: Path) -> dict[str, dict[str, Any]]:
+    """User id to raw fields, of JSON lines ``{"_id": "u1", "country": "SE", ...}``. Raises: DatasetError."""
+    users: dict[str, dict[str, Any]] = {}
+    for where, row in _json_rows(path):
+        user_id = _string(where, row, "_id")
+        if not user_id or user_id in users:
+            raise DatasetError(f"{where}: '_id' is '{user_id}', wanted distinct ids, none empty")
+        users[user_id] = {name: value for name, value in row.items() if name != "_id"}
+    return users
+
+
 def _read_queries(path: Path) -> dict[str, str]:
     queries: dict[str, str] = {}
     for where, row in _json_rows(path):

@@ -100,11 +100,14 @@ class Explanation:
 
     Attributes:
         asked: the request for a reader, such as "query 'coffee mug'".
+        kept: features whose ids pass no embedding layer (they choose one of several scores, say), so that they stay as
+            they are in the baseline too.
     """
 
     ranker: str
     asked: str
     items: tuple[ItemExplanation, ...]
+    kept: tuple[str, ...] = ()
 
     @property
     def completeness_error(self) -> float:
@@ -165,15 +168,16 @@ def explain_features(
     """Fields, tokens and history items of a module that declares its features.
 
     Numbers are integrated over directly; ids through every ``nn.Embedding`` and ``nn.EmbeddingBag`` that they pass,
-    each look-up in a table apart. What several fields share (an id made of two) is split equally among them.
+    each look-up in a table apart. What several fields share (an id made of two) is split equally among them. Ids that
+    pass no embedding layer stay as they are and have no contribution; :attr:`Explanation.kept` names them.
 
     Args:
         titles: item id => title, to name the history's items; an item without one goes by its id.
         head_weights: of a network with several heads: the sum to explain; empty = the first head.
 
     Raises:
-        ExplainError: no product; ids that pass no embedding layer; the history holds no known item, so that items are
-            ranked by popularity and not by the network.
+        ExplainError: no product; a module that reads nothing but ids, none through an embedding layer; the history
+            holds no known item, so that items are ranked by popularity and not by the network.
     """
     _check_products(products)
     if ranker.falls_back and not np.isnan(ranker.encoder.fallback_scores([None], request.history)).all():
@@ -182,8 +186,10 @@ def explain_features(
             f"'{ranker.encoder.fallback_field}' ranks; wanted at least one item that it was trained on"
         )
     labels = _Labels(ranker, request, titles or {})
-    items = [_explained_features(ranker, labels, product, head_weights) for product in products]
-    return _explanation(ranker, request, items)
+    items, kept = zip(
+        *(_explained_features(ranker, labels, product, head_weights) for product in products), strict=True
+    )
+    return dataclasses.replace(_explanation(ranker, request, items), kept=tuple(sorted(set().union(*kept))))
 
 
 def _check_products(products: Sequence[Product]) -> None:
@@ -223,7 +229,7 @@ def _explained_text(
         tuple(baseline.values()),
         rows_at_once=ROWS_AT_ONCE,
     )
-    parts = path.integrated(_is_integer)
+    parts = path.integrated()
     contributions = tuple(
         (_token_label(tokenizer, int(ids[0, place]), bool(in_query[0, place])), float(parts.of_lookups[0][0, place]))
         for place in np.flatnonzero(own[0].numpy())
@@ -276,16 +282,34 @@ def _token_text(tokenizer: Tokenizer, token: int) -> str:
 # ---------------------------------------------------------------- declared features
 def _explained_features(
     ranker: FeatureRanker, labels: _Labels, product: Product, head_weights: Sequence[float]
-) -> ItemExplanation:
+) -> tuple[ItemExplanation, set[str]]:
+    """Its explanation, and the features that were kept."""
     arrays = ranker.tensors(labels.request, [product])
     inputs = tuple(torch.from_numpy(np.array(arrays[feature.name])) for feature in ranker.features)
     baselines = tuple(torch.zeros_like(tensor) for tensor in inputs)  # ABSENT, the mean, or no vector
-    path = _Path(_feature_scorer(ranker, head_weights), _embedding_layers(ranker.module), inputs, baselines)
+    layers = _embedding_layers(ranker.module)
+    path = _Path(_feature_scorer(ranker, head_weights), layers, inputs, baselines)
+    if not path.moves:
+        raise ExplainError(
+            f"{ranker.name}: {type(ranker.module).__name__} reads ids only and looks none up in an nn.Embedding or "
+            "nn.EmbeddingBag; wanted one, as nothing can be integrated over ids themselves"
+        )
     owners = _owners(ranker, path)
-    parts = path.integrated(_is_integer)
+    parts = path.integrated()
     contributions, mixed = _by_column(parts, owners)
     named = labels.named(product, contributions) + ([(MIXED, mixed)] if mixed else [])
-    return ItemExplanation(product.item_id, product.title, parts.score, parts.baseline_score, tuple(named))
+    item = ItemExplanation(product.item_id, product.title, parts.score, parts.baseline_score, tuple(named))
+    return item, _kept(ranker, inputs, owners)
+
+
+def _kept(ranker: FeatureRanker, inputs: Sequence[Tensor], owners: Sequence[Sequence[Sequence[Column]]]) -> set[str]:
+    """Features with ids of which no look-up is made."""
+    looked_up = {place for owned_by in owners for owning in owned_by for place, _ in owning}
+    return {
+        feature.name
+        for place, feature in enumerate(ranker.features)
+        if feature.dtype == "INT32" and inputs[place].any() and place not in looked_up
+    }
 
 
 def _by_column(parts: _Parts, owners: Sequence[Sequence[Sequence[Column]]]) -> tuple[dict[Column, float], float]:
@@ -337,17 +361,10 @@ def _owners(ranker: FeatureRanker, path: _Path) -> list[list[list[Column]]]:
     owners: list[list[list[Column]]] = [[[] for _ in range(ids.numel())] for ids in wanted]
     for place, feature in enumerate(ranker.features):
         told = np.flatnonzero(path.inputs[place][0].numpy()) if feature.dtype == "INT32" else ()
-        passes = False
         for column in map(int, told):
             for of_lookup, ids, found in zip(owners, wanted, path.lookups(without=(place, column)), strict=True):
                 for position in np.flatnonzero((ids != found).flatten().numpy()):
                     of_lookup[position].append((place, column))
-                    passes = True
-        if len(told) and not passes:
-            raise ExplainError(
-                f"{ranker.name}: ids of feature '{feature.name}' pass no nn.Embedding or nn.EmbeddingBag of "
-                f"{type(ranker.module).__name__}; wanted one, as nothing can be integrated over ids themselves"
-            )
     return owners
 
 
@@ -455,6 +472,7 @@ class _Path:
         self.inputs = inputs
         self.baselines = baselines
         self.rows_at_once = rows_at_once
+        self._numbers = [place for place, tensor in enumerate(inputs) if tensor.is_floating_point()]
 
     def lookups(self, without: Column | None = None) -> list[Tensor]:
         """The ids of every look-up in order. without: (input, column) to make absent."""
@@ -463,9 +481,14 @@ class _Path:
             inputs[without[0]][0, without[1]] = ABSENT
         return [ids for ids, _ in self._recorded(inputs)]
 
-    def integrated(self, held: Callable[[Tensor], bool]) -> _Parts:
-        """Contribution of everything. held: which inputs stay as they are, having embeddings move in their place."""
-        moving = [place for place, tensor in enumerate(self.inputs) if not held(tensor)]
+    @property
+    def moves(self) -> bool:
+        """Whether there is anything to integrate over."""
+        return bool(self._numbers or self._recorded(self.inputs))
+
+    def integrated(self) -> _Parts:
+        """Contribution of everything that moves: look-ups in the place of ids, and numbers."""
+        moving = self._numbers
         start = [self.baselines[place] for place in moving]
         end = [self.inputs[place] for place in moving]
         looked_up = [vectors[None] for _, vectors in self._recorded(self.inputs)]
@@ -552,10 +575,6 @@ def _bagged(layer: nn.EmbeddingBag, vectors: Tensor, ids: Tensor) -> Tensor:
     return total / weights.sum(dim=1).clamp(min=1) if layer.mode == "mean" else total
 
 
-def _is_integer(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point()
-
-
 # ---------------------------------------------------------------- shown
 def print_explanation(console: Console, explanation: Explanation, count: int = SHOWN_CONTRIBUTIONS) -> None:
     """One table: each item with its strongest contributions."""
@@ -569,6 +588,8 @@ def print_explanation(console: Console, explanation: Explanation, count: int = S
         table.add_section()
     console.print(table)
     console.print(f"contributions add up to within {explanation.completeness_error:.1e} of the score difference")
+    if explanation.kept:
+        console.print(f"kept as they are, since they pass no embedding layer: {', '.join(explanation.kept)}")
 
 
 def _contribution_text(item: ItemExplanation, count: int) -> Text:

@@ -472,7 +472,7 @@ def _item_values(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     values["popularity_band"] = _decile(table.popularity)
     values["quantity_band"] = _decile(table.mean_quantity)
     values["peak_month"] = _commonest(lines.item_id, lines.time.dt.month)
-    values["peak_weekday"] = _commonest(lines.item_id, lines.time.dt.weekday.map(dict(enumerate(WEEKDAYS))))
+    values["peak_weekday"] = _commonest(lines.item_id, lines.time.dt.day_of_week.map(dict(enumerate(WEEKDAYS))))
     values["peak_hour"] = _commonest(lines.item_id, lines.time.dt.hour)
     values["first_month"] = lines.groupby("item_id").time.min().dt.to_period("M").astype(str)
     values["top_country"] = _commonest(abroad.item_id, abroad.country)

@@ -124,6 +124,15 @@ def add_items(rankers: Sequence[Ranker], products: Sequence[Product], places: Pl
         store.put(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION, attribute_records(products))
 
 
+def add_users(rankers: Sequence[Ranker], users: Mapping[str, Mapping[str, Any]], places: Places = PROJECT) -> None:
+    """Add or replace users while the store is being served; nothing for rankers that read none."""
+    with ItemStore(places.item_store) as store:
+        for ranker in rankers:
+            parameters = ranker.preprocess.parameters
+            if parameters.get("user_features"):
+                store.put(parameters["user_features"], parameters["item_features_version"], ranker.user_features(users))
+
+
 # ---------------------------------------------------------------- endpoints
 def _aliases(ensembles: Mapping[str, Ensemble], published: Mapping[str, str], places: Places) -> list[Ensemble]:
     """``rank``, ``recommend``: the named variants, and those served now whose models are written anew."""

@@ -317,12 +317,12 @@ def _catalogue_ndcg(log: PurchaseLog, scores: np.ndarray, user_ids: Sequence[str
 
 
 def _ndcg(scores: np.ndarray, bought: Sequence[int], relevant: Sequence[int]) -> float:
-    """scores: float [items]; the columns bought before are no candidates."""
+    """scores: float [items]. What was bought before is no candidate: last, without gain, it changes no place."""
     gains = np.zeros(len(scores))
     gains[relevant] = 1
-    kept = np.ones(len(scores), dtype=bool)
-    kept[bought] = False
-    return float(sklearn.metrics.ndcg_score([gains[kept]], [scores[kept]], k=TOP_K))
+    scores = scores.astype(np.float64)
+    scores[bought] = scores.min() - 1
+    return float(sklearn.metrics.ndcg_score([gains], [scores], k=TOP_K))
 
 
 def _auc(scores: Mapping[str, float], positive: str) -> float:

@@ -26,6 +26,8 @@ _ROWS_AT_ONCE = 4096
 class WordEmbeddings(nn.Module):
     """Vectors and weights of tokens; those of padding (id 0) are exactly zero."""
 
+    table: Tensor
+
     def __init__(self, table: Tensor, width: int) -> None:
         """Start from the table's principal directions, and equal weights.
 

@@ -52,6 +52,10 @@ def test_the_contract_is_the_floor_standard_library_only() -> None:
     assert imported(ROOT / "builders" / "contract.py") <= STANDARD_LIBRARY
 
 
+def test_the_features_code_can_be_copied_beside_a_served_model() -> None:
+    assert imported(ROOT / "builders" / "features.py") <= STANDARD_LIBRARY | {"numpy"}
+
+
 @each("builders/**/*.py")
 def test_builders_look_at_nothing_that_they_feed(path: Path) -> None:
     assert imported(path) & ROOMS <= {"builders"}

@@ -44,12 +44,13 @@ def _onnx_lstm(lstm: nn.LSTM, inputs: Tensor) -> Tensor:
     torch's exporter would unroll ``nn.LSTM`` token by token, which freezes the length.
     """
     rows, length, _ = inputs.shape
+    (from_input, from_state), (from_input_back, from_state_back) = lstm.all_weights
     states = torch.onnx.ops.symbolic(
         "LSTM",
         (
             inputs.transpose(0, 1),  # [length, rows, inputs]
-            torch.stack([_onnx_gates(lstm.weight_ih_l0), _onnx_gates(lstm.weight_ih_l0_reverse)]),
-            torch.stack([_onnx_gates(lstm.weight_hh_l0), _onnx_gates(lstm.weight_hh_l0_reverse)]),
+            torch.stack([_onnx_gates(from_input), _onnx_gates(from_input_back)]),
+            torch.stack([_onnx_gates(from_state), _onnx_gates(from_state_back)]),
         ),
         {"direction": "bidirectional", "hidden_size": lstm.hidden_size},
         dtype=inputs.dtype,

@@ -11,6 +11,7 @@ the score as it is. The unit's first layer is multiplied out, so that event and 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,8 @@ from torch import nn
 from builders import features as declare
 from builders.checkpoint import load_checkpoint, load_weights
 from builders.features import ABSENT, Feature
-from builders.interactions import HISTORY_LIMIT, PurchaseLog, purchase_vectors, recent_log_popularity
-
-INITIAL_RMS = 0.13
+from builders.interactions import HISTORY_LIMIT, PurchaseLog
+from builders.item_embeddings import start_from_popularity, start_from_purchases
 
 
 class DIN(nn.Module):
@@ -70,14 +70,8 @@ class DIN(nn.Module):
             ),
             **settings,
         )
-        unseen = network.features[1].rows() - len(log.known_items)
-        vectors = purchase_vectors(log, network.items.embedding_dim)
-        biases = torch.from_numpy(recent_log_popularity(log))
-        with torch.no_grad():
-            network.items.weight[:unseen] = 0
-            network.items.weight[unseen:] = INITIAL_RMS * torch.from_numpy(vectors)
-            network.biases.weight[:unseen] = biases.min()
-            network.biases.weight[unseen:, 0] = biases
+        start_from_purchases(network.items, log)
+        start_from_popularity(network.biases, log)
         return network
 
     @classmethod
@@ -126,5 +120,5 @@ class AttentionUnit(nn.Module):
 def _layers(widths: Sequence[int], dropout: float) -> list[nn.Module]:
     return [
         nn.Sequential(nn.Linear(inputs, outputs), nn.PReLU(), nn.Dropout(dropout))
-        for inputs, outputs in zip(widths, widths[1:], strict=False)
+        for inputs, outputs in itertools.pairwise(widths)
     ]

@@ -19,10 +19,9 @@ from torch import nn
 
 from builders import features as declare
 from builders.checkpoint import load_checkpoint, load_weights
-from builders.features import ABSENT, Feature
-from builders.interactions import HISTORY_LIMIT, PurchaseLog, purchase_vectors, recent_log_popularity
-
-INITIAL_RMS = 0.13
+from builders.features import Feature
+from builders.interactions import HISTORY_LIMIT, PurchaseLog
+from builders.item_embeddings import start_from_popularity, start_from_purchases, summed
 
 
 class NCF(nn.Module):
@@ -77,14 +76,9 @@ class NCF(nn.Module):
             ),
             **settings,
         )
-        unseen = network.features[2].rows() - len(log.known_items)
-        biases = torch.from_numpy(recent_log_popularity(log))
-        with torch.no_grad():
-            for table in (network.product_items, network.tower_items):
-                table.weight[:unseen] = 0
-                table.weight[unseen:] = INITIAL_RMS * torch.from_numpy(purchase_vectors(log, table.embedding_dim))
-            network.biases.weight[:unseen] = biases.min()
-            network.biases.weight[unseen:, 0] = biases
+        start_from_purchases(network.product_items, log)
+        start_from_purchases(network.tower_items, log)
+        start_from_popularity(network.biases, log)
         return network
 
     @classmethod
@@ -98,21 +92,13 @@ class NCF(nn.Module):
     def forward(self, history: torch.Tensor, user_id: torch.Tensor, item_id: torch.Tensor) -> torch.Tensor:
         """int32 [1, events], [1, 1], [rows, 1] => float32 [rows, 1]."""
         user, item = user_id[:, 0], item_id[:, 0]
-        taker = self.product_users(user) + _bag(self.product_items, history)
+        taker = self.product_users(user) + summed(self.product_items(history), history)
         product = self.dropout(taker * self.product_weights) * self.product_items(item)
-        reader = self.tower_users(user) + _bag(self.tower_items, history)
+        reader = self.tower_users(user) + summed(self.tower_items(history), history)
         deep: torch.Tensor = self.tower(
             self.from_user(self.dropout(reader)) + self.from_item(self.dropout(self.tower_items(item)))
         )
         return product.sum(dim=1, keepdim=True) + deep + self.biases(item)
-
-
-def _bag(table: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
-    """int32 [1, events] => float32 [1, width]: the sum over the root of the number of events; 0 without any."""
-    present = (ids != ABSENT).to(torch.float32)
-    summed = (table(ids) * present.unsqueeze(-1)).sum(dim=1)
-    bag: torch.Tensor = summed / present.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
-    return bag
 
 
 def _zeros(rows: int, width: int) -> nn.Embedding:

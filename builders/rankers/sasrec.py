@@ -21,11 +21,9 @@ from torch import nn
 from builders import features as declare
 from builders.checkpoint import load_checkpoint, load_weights
 from builders.features import ABSENT, Feature
-from builders.interactions import HISTORY_LIMIT, PurchaseLog, purchase_vectors, recent_log_popularity
+from builders.interactions import HISTORY_LIMIT, PurchaseLog
+from builders.item_embeddings import start_from_popularity, start_from_purchases, summed
 
-MASKED = -1e4
-"""Added to the attention of what must not be seen. Not minus infinity: an empty history would give NaN."""
-INITIAL_RMS = 0.13
 INPUT_SCALE = 2.4
 """Embedding => input of the encoder, about its place in the paper's initialisation: the table is shared with the
 output, where it must be smaller."""
@@ -41,6 +39,8 @@ class SASRec(nn.Module):
     """
 
     fallback_field = "popularity"
+    later: torch.Tensor
+    others: torch.Tensor
     score_meaning = "logit of being in the next basket; higher is better; comparable within one response only"
 
     def __init__(
@@ -63,6 +63,7 @@ class SASRec(nn.Module):
             "dropout": dropout,
         }
         history, item = self.features
+        self.heads_of_attention = heads
         self.items = nn.Embedding(item.rows(), width)
         self.biases = nn.Embedding(item.rows(), 1)
         self.positions = nn.Parameter(0.02 * torch.randn(history.size, width))
@@ -71,6 +72,9 @@ class SASRec(nn.Module):
         )
         self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
         self.dropout = nn.Dropout(dropout)
+        later = torch.ones(history.size, history.size, dtype=torch.bool).triu(1)
+        self.register_buffer("later", later, persistent=False)
+        self.register_buffer("others", ~torch.eye(history.size, dtype=torch.bool), persistent=False)
 
     @classmethod
     def for_log(cls, log: PurchaseLog, settings: Mapping[str, Any]) -> SASRec:
@@ -82,13 +86,8 @@ class SASRec(nn.Module):
             ),
             **settings,
         )
-        with torch.no_grad():
-            unseen = network.features[1].rows() - len(log.known_items)
-            network.items.weight[:unseen] = 0
-            network.items.weight[unseen:] = INITIAL_RMS * torch.from_numpy(purchase_vectors(log, network.width))
-            biases = torch.from_numpy(recent_log_popularity(log))
-            network.biases.weight[:unseen] = biases.min()
-            network.biases.weight[unseen:, 0] = biases
+        start_from_purchases(network.items, log)
+        start_from_popularity(network.biases, log)
         return network
 
     @classmethod
@@ -99,22 +98,14 @@ class SASRec(nn.Module):
         load_weights(network, checkpoint, folder)
         return network
 
-    @property
-    def width(self) -> int:
-        """Of the embeddings, and of the request's vector."""
-        return self.items.embedding_dim
-
     def encode_request(self, history: torch.Tensor) -> torch.Tensor:
         """int32 [rows, events], padded in front, at most the declared size => float32 [rows, width]."""
-        present = (history != ABSENT).to(torch.float32)
         embedded = self.items(history)
         states = self.encoder(
             self.dropout(INPUT_SCALE * embedded + self.positions[-history.shape[1] :]),
-            mask=_later_masked(history.shape[1], history.device),
-            src_key_padding_mask=(1 - present) * MASKED,
+            mask=self._hidden(history),
         )
-        bag = (embedded * present.unsqueeze(-1)).sum(dim=1) / present.sum(dim=1, keepdim=True).clamp(min=1).sqrt()
-        vector: torch.Tensor = self.dropout(states[:, -1] + bag)
+        vector: torch.Tensor = self.dropout(states[:, -1] + summed(embedded, history))
         return vector
 
     def score_candidates(self, request_vector: torch.Tensor, item_id: torch.Tensor) -> torch.Tensor:
@@ -123,7 +114,12 @@ class SASRec(nn.Module):
         scores: torch.Tensor = candidates @ request_vector.T + self.biases(item_id[:, 0])
         return scores
 
+    def _hidden(self, history: torch.Tensor) -> torch.Tensor:
+        """bool [rows * heads, events, events]: what an event must not see, later ones and padding.
 
-def _later_masked(length: int, device: torch.device) -> torch.Tensor:
-    """float32 [length, length]: :data:`MASKED` where a column is later than the row."""
-    return torch.full((length, length), MASKED, device=device).triu(1)
+        Itself it always sees, or an empty history would give NaN.
+        """
+        rows, events = history.shape
+        hidden = (self.later[:events, :events] | (history == ABSENT).unsqueeze(1)) & self.others[:events, :events]
+        heads = self.heads_of_attention
+        return hidden.unsqueeze(1).expand(rows, heads, events, events).reshape(rows * heads, events, events)

@@ -35,13 +35,14 @@ class TextCnn(TextMatcher):
             windows: words that each sees: the token and those before it.
         """
         super().__init__(table, width=width, channels=len(windows) * channels, vector=vector, dropout=dropout)
+        self.windows = tuple(windows)
         self.convolutions = nn.ModuleList(nn.Conv1d(width, channels, window) for window in windows)
 
     def read(self, embedded: Tensor, own: Tensor) -> Tensor:
         """The convolutions' channels, >= 0; a window never sees what follows. See :meth:`TextMatcher.read`."""
         columns = embedded.transpose(1, 2)  # [rows, width, length]
         seen = [
-            functional.relu(convolution(functional.pad(columns, (convolution.kernel_size[0] - 1, 0))))
-            for convolution in self.convolutions
+            functional.relu(convolution(functional.pad(columns, (window - 1, 0))))
+            for window, convolution in zip(self.windows, self.convolutions, strict=True)
         ]
         return torch.cat(seen, dim=1).transpose(1, 2)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from builders import beir, datasets, public_data
-from builders.beir import DatasetError, JudgedQueries, Product, write_judged
+from builders.beir import DatasetError, JudgedQueries, Product, read_users, write_judged
 from builders.datasets import find_data, is_test_query, load_judged, load_purchases
 from builders.first_stage import first_stage
 from builders.generated_data import generated_catalogue, write_generated
@@ -538,3 +538,15 @@ def test_generated_data_is_the_same_every_time(tmp_path: Path) -> None:
     assert files[0] == files[1]
     # Elsewhere, too: these bytes were written once on Python 3.11.
     assert hashlib.sha256((tmp_path / "one" / beir.QRELS).read_bytes()).hexdigest()[:16] == "7d2d55b04017aa42"
+
+
+def test_users_are_read_with_their_raw_fields(tmp_path: Path) -> None:
+    (tmp_path / "users.jsonl").write_text('{"_id": "u1", "country": "SE", "age": 31}\n{"_id": "u2"}\n')
+    assert read_users(tmp_path / "users.jsonl") == {"u1": {"country": "SE", "age": 31}, "u2": {}}
+
+
+@pytest.mark.parametrize("line", ['{"country": "SE"}', '{"_id": ""}', '{"_id": "u1"}\n{"_id": "u1"}'])
+def test_a_user_without_an_id_of_its_own_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "users.jsonl").write_text(line)
+    with pytest.raises(DatasetError, match=r"users\.jsonl:\d: "):
+        read_users(tmp_path / "users.jsonl")

@@ -27,9 +27,15 @@ from builders.feature_ranker import FeatureRanker
 from builders.features import Feature, bag, dense, history, sparse, tokens, vector
 from builders.ranker import Ranker
 from builders.rankers.cross_encoder import CrossEncoderRanker
+from builders.rankers.dcn_v2 import DCNv2
+from builders.rankers.dlrm import DLRM
+from builders.rankers.mmoe import MMoE
 from builders.rankers.two_tower import TwoTowerRanker
+from builders.rankers.wide_mlp import WideMLP
+from tests.builders import fields
 from tests.builders.tiny_xlm_roberta import chinese_queries, write_backbone
 
+FAMILIES = [DCNv2(fields.FEATURES), DLRM(fields.FEATURES), MMoE(fields.FEATURES), WideMLP(fields.FEATURES)]
 CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "cross_encoder"
 WIDTH = 8
 CLOSE = 0.02
@@ -132,6 +138,23 @@ class BoughtBefore(nn.Module):
         return (self.table(bought[:, -1]) * self.table(item[:, 0])).sum(1, keepdim=True)
 
 
+class Chooses(nn.Module):
+    """The item's brand says which score of the request counts."""
+
+    features = (sparse("when", ["weekday"], "context", vocabularies=(("Mon", "Tue"),)), FEATURES[4])
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.days = nn.Embedding(FEATURES[3].rows(), 4)
+
+    def encode_request(self, when: Tensor) -> Tensor:
+        return self.days(when)[:, 0].tanh()
+
+    def score_candidates(self, request: Tensor, made_by: Tensor) -> Tensor:
+        return request[0][made_by[:, :1].long()]
+
+
 class OneHot(nn.Module):
     features = (sparse("made_by", ["brand"], vocabularies=(("acme",),)),)
 
@@ -217,6 +240,17 @@ def test_fields_of_every_kind_and_form_add_up(network: nn.Module) -> None:
         assert_scores_are(explanation, ranker, REQUEST, PRODUCTS)
 
 
+@pytest.mark.parametrize("network", FAMILIES, ids=lambda network: type(network).__name__)
+def test_fields_of_the_kits_own_networks_add_up(network: nn.Module) -> None:
+    ranker = fields.ranker_of(network)
+    products = fields.products(2)
+    explanation = explain_features(ranker, fields.REQUEST, products)
+    assert_adds_up(explanation)
+    assert explanation.kept == ()
+    labels = {label for item in explanation.items for label, _ in item.contributions}
+    assert {"history: item 3", "weekday=1", "item_id=item 0", "brand=acme", "words=red"} <= labels
+
+
 def test_fields_are_named_by_their_raw_values() -> None:
     explanation = explain_features(FeatureRanker("all_kinds", AllKinds()), REQUEST, PRODUCTS, titles=TITLES)
     [mug] = [item for item in explanation.items if item.item_id == "mug"]
@@ -249,8 +283,18 @@ def test_an_item_that_adds_nothing_in_common_has_no_contribution() -> None:
     assert all(value == pytest.approx(0, abs=EXACT) for _, value in item.contributions)
 
 
-def test_ids_that_pass_no_embedding_are_refused() -> None:
-    with pytest.raises(ExplainError, match=r"feature 'made_by' pass no nn.Embedding or nn.EmbeddingBag of OneHot"):
+def test_ids_that_pass_no_embedding_stay_and_are_named() -> None:
+    ranker = FeatureRanker("chooses", Chooses())
+    request = Request(context={"weekday": "Tue"})
+    explanation = explain_features(ranker, request, PRODUCTS)
+    assert_scores_are(explanation, ranker, request, PRODUCTS)
+    assert_adds_up(explanation)
+    assert explanation.kept == ("made_by",)
+    assert {label for item in explanation.items for label, _ in item.contributions} == {"weekday=Tue"}
+
+
+def test_a_module_without_anything_to_integrate_over_is_refused() -> None:
+    with pytest.raises(ExplainError, match=r"OneHot reads ids only and looks none up in an nn.Embedding"):
         explain_features(FeatureRanker("one_hot", OneHot()), Request("mug"), PRODUCTS)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from builders.beir import Product, Request
+from builders.beir import Product, Request, read_users
 from builders.build import BuiltRanker, Places
 from builders.contract import UNSCORED
-from builders.publishing import add_items
+from builders.publishing import add_items, add_users
 from server import TritonServer
 from tests.builders.own_ranker import built_own_ranker
 from tests.model_repository.endpoint import Array, metric, send, texts
@@ -87,6 +88,19 @@ def test_a_user_that_the_store_does_not_know_is_an_unknown_one(
 ) -> None:
     ids = list(own[0].data.products)[:5]
     assert served(client, ids, user_id=texts("nobody")) == served(client, ids)
+
+
+def test_an_added_user_is_known_from_the_next_request_on(
+    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient, tmp_path: Path
+) -> None:
+    ids = list(own[0].data.products)[:5]
+    before = served(client, ids, user_id=texts("mia"))
+    (tmp_path / "users.jsonl").write_text('{"_id": "mia", "country": "no"}\n', encoding="utf-8")
+    add_users([own[0].ranker], read_users(tmp_path / "users.jsonl"), own[1])
+    products = [own[0].data.products[item_id] for item_id in ids]
+    found = served(client, ids, user_id=texts("mia"))
+    assert found == pytest.approx(by_torch(own, products, user={"country": "no"}), abs=1e-4)
+    assert found != pytest.approx(before, abs=1e-4)
 
 
 def test_an_image_vector_changes_the_score_from_store_to_served(
