@@ -22,7 +22,7 @@ from torch import nn
 
 from builders import quality
 from builders.beir import JudgedQueries, Product, Request
-from builders.contract import MAX_CANDIDATES, MAX_ROWS_PER_RUN, SCORE
+from builders.contract import MAX_CANDIDATES, MAX_ROWS_PER_RUN, SCORE, USUAL_CANDIDATES
 from builders.evaluation import judging_queries
 from builders.export_onnx import OPSET, check_onnx, onnx_from_ranker, run_onnx
 from builders.feature_ranker import FeatureRanker
@@ -32,7 +32,6 @@ from builders.quantize import int8_from_onnx
 from builders.ranker import Graph, Ranker, Sample
 from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, Variant
 
-USUAL_CANDIDATES = 40
 LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers")
 Say = Callable[[str], None]
 Scores = dict[str, dict[str, float]]

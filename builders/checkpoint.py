@@ -58,6 +58,7 @@ def save_checkpoint(
         if not (skip and name.startswith(skip))
     }
     save_file(tensors, str(folder / WEIGHTS))
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it 0600
     write_atomically(folder / FEATURES, encoder.to_json() + "\n")
     write_atomically(folder / CONFIG, json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
 

@@ -16,6 +16,8 @@ from typing import Any, Literal
 # ---------------------------------------------------------------- limits of a request
 MAX_CANDIDATES = 1024
 """Items of one request, at least 1."""
+USUAL_CANDIDATES = 40
+"""Of a search page's request: what is warmed up and checked for parity, beside the smallest and the largest."""
 MAX_ITEM_ID_BYTES = 511
 """LMDB's key limit."""
 MAX_QUERY_BYTES = 2048

@@ -513,9 +513,14 @@ class _Path:
             missed = abs(sum(part.sum().item() for part in found) - difference)
             if missed < least:
                 nearest, least = found, missed
-            if least <= TOLERANCE * sum(part.abs().sum().item() for part in nearest):
+            if least <= TOLERANCE * self._size(nearest):
                 break
         return nearest
+
+    def _size(self, parts: Sequence[Tensor]) -> float:
+        """Absolute sum of the contributions: each number's, and each looked-up vector's as a whole."""
+        direct, embedded = parts[: len(self._numbers)], parts[len(self._numbers) :]
+        return sum(part.abs().sum().item() for part in (*direct, *(part.sum(dim=-1) for part in embedded)))
 
     def _score_at(self, moving: Sequence[int], *point: Tensor) -> Tensor:
         """float32 [rows]: point holds the moving inputs, then every look-up's vectors, [rows, ...] each."""

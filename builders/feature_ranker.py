@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from builders.backbone import packaged_backbone, weight_files
 from builders.beir import Product, Request
 from builders.contract import (
     CONTEXT,
@@ -102,6 +103,8 @@ class FeatureRanker(Ranker):
         further = {"backbone": backbone} if takes_backbone else {}
         module = network() if make is None else make(checkpoint, **further)
         files = sorted(path for path in checkpoint.iterdir() if path.suffix != ".md") if checkpoint else []
+        if takes_backbone:
+            files += weight_files(backbone or packaged_backbone())
         return cls(name, module, files)
 
     @functools.cached_property

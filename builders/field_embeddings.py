@@ -9,6 +9,7 @@ Knows nothing of what a network does with them.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -75,6 +76,34 @@ class FieldEmbeddings(nn.Module):
         numbers = [tensor for feature, tensor in given if feature.kind in _NUMBERS]
         embedded = [self.tables[feature.name](tensor) for feature, tensor in given if feature.kind in _IDS]
         return Side(torch.cat(numbers, dim=1) if numbers else None, torch.cat(embedded, dim=1))
+
+    def matches(self, request: Side, item: Side) -> torch.Tensor | None:
+        """float32 [candidates, pairs * width], for networks that multiply nothing themselves; None without a pair.
+
+        The products, element by element, of a request's bag and an item's field that have one vocabulary: the
+        candidate's id beside those of the history.
+        """
+        products = [request.embedded[:, bag] * item.embedded[:, field] for bag, field in self.matching]
+        return torch.cat(products, dim=1) if products else None
+
+    @functools.cached_property
+    def matching(self) -> tuple[tuple[int, int], ...]:
+        """Columns of ``Side.embedded`` whose ids are of one kind: request's bag, item's field."""
+        request, item = (self._columns(per_candidate=side) for side in (False, True))
+        return tuple(
+            (bag, field)
+            for bag, (kind, values) in enumerate(request)
+            for field, (_, found) in enumerate(item)
+            if kind == "bag" and values and values == found
+        )
+
+    def _columns(self, *, per_candidate: bool) -> list[tuple[str, tuple[str, ...]]]:
+        """Kind and vocabulary of each column of ``Side.embedded``."""
+        return [
+            (feature.kind, feature.vocabularies[place] if feature.vocabularies else ())
+            for feature in self._of(_IDS, per_candidate)
+            for place in range(len(feature.fields))
+        ]
 
     def start_from(self, name: str, vectors: np.ndarray) -> None:
         """Put ``vectors``, float32 [values, width], into the rows of a feature's first vocabulary."""

@@ -639,8 +639,9 @@ def purchase_vectors(log: PurchaseLog, width: int) -> np.ndarray:
     matrix = scipy.sparse.csr_matrix((ones, (users, items)), shape=(len(log.histories), len(row_of)))
     vectors = np.zeros((len(row_of), width), np.float32)
     rank = min(width, min(matrix.shape) - 1)
-    _, _, right = scipy.sparse.linalg.svds(matrix, k=rank, random_state=SEED)
-    vectors[:, :rank] = right.T * np.sqrt(len(row_of))
+    if rank:
+        _, _, right = scipy.sparse.linalg.svds(matrix, k=rank, rng=SEED)
+        vectors[:, :rank] = right.T * np.sqrt(len(row_of))
     return vectors
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
-from builders.contract import MAX_ROWS_PER_RUN, Contract, ContractError, Tensor
+from builders.contract import LENGTH_BUCKET, MAX_ROWS_PER_RUN, USUAL_CANDIDATES, Contract, ContractError, Tensor
 from builders.ranker import Graph
 from builders.recipe import Serving
 
@@ -43,7 +43,7 @@ def onnx_config(graph: Graph, name: str, serving: Serving) -> triton.ModelConfig
             _add_queue(config, serving.max_queue_size)
         config.dynamic_batching.preferred_batch_size.append(MAX_ROWS_PER_RUN)
         _add_parameters(config, max_rows_per_run=MAX_ROWS_PER_RUN)
-        _add_warmup(config, graph)
+    _add_warmup(config, graph)
     _add_parameters(config, intra_op_thread_count=serving.threads, inter_op_thread_count=1)
     return config
 
@@ -59,6 +59,9 @@ def python_config(contract: Contract) -> triton.ModelConfig:
 def ensemble_config(contract: Contract, steps: Sequence[tuple[triton.ModelConfig, int]]) -> triton.ModelConfig:
     """An endpoint: the steps joined by tensors of the same name, each pinned to a version.
 
+    A step may put out a tensor with the name of an input of the endpoint (the ids that it made of the ``history``,
+    say): the steps after it read that.
+
     Args:
         contract: of the endpoint, as :func:`endpoint_contract` makes it.
         steps: (configuration, version) in the order of the data.
@@ -68,21 +71,22 @@ def ensemble_config(contract: Contract, steps: Sequence[tuple[triton.ModelConfig
     """
     config = triton.ModelConfig(name=contract.name, platform="ensemble", max_batch_size=0)
     _add_tensors(config, contract, skip_dims=0)
-    there = {tensor.name for tensor in contract.inputs}
+    of_request = {tensor.name for tensor in contract.inputs}
+    joined_by = {name: name for name in of_request}
     used = {tensor.name for step, _ in steps for tensor in step.input} | {tensor.name for tensor in contract.outputs}
     for step, version in steps:
         message = config.ensemble_scheduling.step.add(model_name=step.name, model_version=version)
-        missing = [tensor.name for tensor in step.input if tensor.name not in there]
+        missing = [tensor.name for tensor in step.input if tensor.name not in joined_by]
         if missing:
             raise ContractError(
-                f"{contract.name}: '{step.name}' needs {', '.join(missing)}, there are {', '.join(sorted(there))}"
+                f"{contract.name}: '{step.name}' needs {', '.join(missing)}, there are {', '.join(sorted(joined_by))}"
             )
         for tensor in step.input:
-            message.input_map[tensor.name] = tensor.name
+            message.input_map[tensor.name] = joined_by[tensor.name]
         for tensor in step.output:
-            there.add(tensor.name)
+            joined_by[tensor.name] = f"{step.name}_{tensor.name}" if tensor.name in of_request else tensor.name
             if tensor.name in used:  # Triton refuses a mapped tensor that no step reads
-                message.output_map[tensor.name] = tensor.name
+                message.output_map[tensor.name] = joined_by[tensor.name]
     return config
 
 
@@ -91,17 +95,12 @@ def endpoint_contract(name: str, endpoint: Contract, steps: Sequence[Contract]) 
     and with those that its steps read beyond it.
 
     Raises:
-        ContractError: a step's output has the name of an input of the endpoint.
+        ContractError: a step's output has the name of an input of the endpoint that the last step reads.
     """
     produced = {tensor.name for step in steps for tensor in step.outputs} - {tensor.name for tensor in endpoint.outputs}
-    further = {
-        tensor.name: tensor
-        for step in steps
-        for tensor in step.inputs
-        if tensor.optional and tensor.name not in produced
-    }
+    further = {tensor.name: tensor for step in steps for tensor in step.inputs if tensor.optional}
     known = {tensor.name for tensor in endpoint.inputs}
-    clashes = sorted((known | set(further)) & produced)
+    clashes = sorted((known | set(further)) & produced & {tensor.name for tensor in steps[-1].inputs})
     if clashes:
         raise ContractError(f"{name}: {', '.join(clashes)} is an input of the endpoint; give the feature another name")
     read = {tensor.name for step in steps for tensor in step.inputs}
@@ -179,11 +178,15 @@ def _add_parameters(config: triton.ModelConfig, **values: int | str) -> None:
 
 
 def _add_warmup(config: triton.ModelConfig, graph: Graph) -> None:
-    """One run for every padded length, or one where lengths are fixed, so that no user's request is a shape's first."""
-    for length in graph.lengths or (0,):
-        sample = config.model_warmup.add(name=f"length_{length}" if length else "one_row", batch_size=1)
+    """One run for every padded length, or one where lengths are fixed, so that no user's request is a shape's first.
+
+    A graph that does not batch is warmed up with a usual number of candidates, and the shortest texts.
+    """
+    for length in graph.lengths or (LENGTH_BUCKET,):
+        sample = config.model_warmup.add(name=f"length_{length}" if graph.lengths else "usual", batch_size=1)
         for tensor in graph.contract.inputs:
-            dims = [length if isinstance(dim, str) else dim for dim in tensor.dims[1:]]
+            free = {"candidates": USUAL_CANDIDATES}
+            dims = [free.get(dim, length) if isinstance(dim, str) else dim for dim in tensor.dims[int(graph.batches) :]]
             sample.inputs[tensor.name].data_type = _data_type(tensor)
             sample.inputs[tensor.name].dims.extend(dims)
             sample.inputs[tensor.name].zero_data = True

@@ -15,9 +15,9 @@ A network that it trains is a class that :class:`builders.feature_ranker.Feature
     optional: float32 [candidates, heads], bool [candidates], float32 [candidates] (0 where not bought). Without it the
     recipe's ``loss`` over head 0.
 
-``forward`` sees one example at a time, as in serving: [1, ...] of the request and [candidates, ...]. ``encode_request``
-sees several, [rows, ...]; ``score_candidates`` then gives [candidates, rows]. In both, a history is as long as the
-longest of the batch: padding in front is cut.
+``forward`` sees one example as in serving, [1, ...] of the request and [candidates, ...]; ``torch.vmap`` makes a batch
+of it. ``encode_request`` sees several, [rows, ...], and ``score_candidates`` then gives [candidates, rows]. In both, a
+history is as long as the longest of the batch: padding in front is cut.
 
 Knows nothing of any network, and never reads a purchase after the cut.
 """
@@ -168,7 +168,9 @@ def encode_examples(ranker: FeatureRanker, log: PurchaseLog, settings: TrainingS
     """Every training example of the log by the ranker's own encoder. Raises: TrainingError if there is none."""
     examples = training_examples(log)
     if not examples:
-        raise TrainingError("no customer has two baskets before the cut, wanted some; give a longer log of purchases")
+        raise TrainingError(
+            f"no customer has two baskets before {log.cut}, wanted some to learn from; give a longer log of purchases"
+        )
     items = log.known_items
     row_of = {item_id: row for row, item_id in enumerate(items)}
     encoder = ranker.encoder
@@ -210,18 +212,18 @@ def _fit(network: nn.Module, examples: EncodedExamples, settings: TrainingSettin
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
     steps = settings.passes * -(-settings.examples // settings.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    step_loss = _batched_loss if hasattr(network, "encode_request") else _accumulated_loss
     network.train()
     with Progress(*Progress.get_default_columns(), "loss {task.fields[loss]:.3f}", console=console) as progress:
         task = progress.add_task(f"training {title}", total=steps, loss=float("nan"))
         for _ in range(settings.passes):
             for drawn in _batches(examples, settings):
                 optimizer.zero_grad()
-                loss = step_loss(network, examples, drawn, settings)
+                loss = _batch_loss(network, examples, drawn, settings)
+                loss.backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
-                progress.update(task, advance=1, loss=loss)
+                progress.update(task, advance=1, loss=loss.item())
     _check_finite(network, title)
 
 
@@ -245,41 +247,34 @@ def _batches(examples: EncodedExamples, settings: TrainingSettings) -> Iterator[
         yield batches[number]
 
 
-def _batched_loss(network: Any, examples: EncodedExamples, drawn: Tensor, settings: TrainingSettings) -> float:
-    """Of a network that encodes requests apart: the whole batch at once. Leaves gradients behind."""
-    vectors = network.encode_request(*_requests(examples, drawn, settings))
+def _batch_loss(network: nn.Module, examples: EncodedExamples, drawn: Tensor, settings: TrainingSettings) -> Tensor:
+    """Mean over the drawn examples."""
     candidates = _drawn_candidates(examples, drawn, settings)
-    scores = network.score_candidates(vectors, *(column[candidates] for column in examples.candidates)).T
-    losses = [
-        _loss(network, row[kept, None], bought, quantities, settings)
-        for row, (kept, bought, quantities) in zip(
-            scores, (_labels(examples, int(number), candidates) for number in drawn), strict=True
-        )
+    requests = _requests(examples, drawn, settings)
+    scores = _scores(network, requests, [column[candidates] for column in examples.candidates])
+    losses = []
+    for row, number in zip(scores, drawn.tolist(), strict=True):
+        kept, bought, quantities = _labels(examples, number, candidates)
+        losses.append(_loss(network, row[kept], bought, quantities, settings))
+    return torch.stack(losses).mean()
+
+
+def _scores(network: Any, requests: Sequence[Tensor], candidates: Sequence[Tensor]) -> Tensor:
+    """[examples, ...] of each per-request and [candidates, ...] of each per-candidate feature, in declared order =>
+    float32 [examples, candidates, heads]."""
+    if hasattr(network, "encode_request"):
+        scores: Tensor = network.score_candidates(network.encode_request(*requests), *candidates)
+        return scores.T.unsqueeze(2)
+    given = [*requests], [*candidates]
+    tensors = [given[feature.per_candidate].pop(0) for feature in network.features]
+    tensors = [
+        tensor if feature.per_candidate else tensor.unsqueeze(1)
+        for tensor, feature in zip(tensors, network.features, strict=True)
     ]
-    loss = torch.stack(losses).mean()
-    loss.backward()
-    return loss.item()
-
-
-def _accumulated_loss(network: Any, examples: EncodedExamples, drawn: Tensor, settings: TrainingSettings) -> float:
-    """Of any other network: one example after the other, as in serving. Leaves gradients behind."""
+    over = tuple(None if feature.per_candidate else 0 for feature in network.features)
     scorer = Broadcasting(network, network.features)
-    candidates = _drawn_candidates(examples, drawn, settings)
-    total = 0.0
-    for number in drawn:
-        kept, bought, quantities = _labels(examples, int(number), candidates)
-        columns = [column[candidates[kept]] for column in examples.candidates]
-        requests = _requests(examples, number[None], settings)
-        scores = scorer(*_in_declared_order(network, requests, columns))
-        loss = _loss(network, scores, bought, quantities, settings) / len(drawn)
-        loss.backward()
-        total += loss.item()
-    return total
-
-
-def _in_declared_order(network: Any, requests: Sequence[Tensor], columns: Sequence[Tensor]) -> list[Tensor]:
-    request, column = iter(requests), iter(columns)
-    return [next(column) if feature.per_candidate else next(request) for feature in network.features]
+    vectorized: Tensor = torch.vmap(scorer, in_dims=over, randomness="different")(*tensors)
+    return vectorized
 
 
 def _requests(examples: EncodedExamples, drawn: Tensor, settings: TrainingSettings) -> list[Tensor]:

@@ -91,7 +91,7 @@ class MatcherSettings(_Settings):
     """
 
     pseudo_query_sets: int = 2
-    distil_epochs: int = 4
+    distil_epochs: int = 5
     distil_batch: int = 32
     distil_rate: float = 2e-3
     tune_epochs: int = 2
@@ -109,10 +109,10 @@ class IntentSettings(_Settings):
         title_words: a title is cut to so many of its first words at most, a new number each time, as queries are short.
     """
 
-    epochs: int = 8
+    epochs: int = 12
     batch: int = 64
-    rate: float = 2e-3
-    query_repeats: int = 4
+    rate: float = 4e-3
+    query_repeats: int = 10
     title_words: int = 8
 
 

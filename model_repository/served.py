@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import json
 import os
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def answer_each(requests: Sequence[Any], answer: Callable[[Any], list[Any]], log
         except InvalidArgument as error:
             responses.append(_error(str(error), pb_utils.TritonError.INVALID_ARG))
         except Exception as error:
-            log.log_error(f"request failed: {type(error).__name__}: {error}")
+            raised = traceback.extract_tb(error.__traceback__)[-1]  # its text may quote the request: not for a log
+            where = f"{Path(raised.filename).name}:{raised.lineno}"
+            log.log_error(f"request failed: {type(error).__name__} at {where}")
             responses.append(_error(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL))
     return responses
 

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from builders.beir import Request
 from builders.build import PROJECT, Places
-from builders.contract import MAX_CANDIDATES
+from builders.contract import MAX_CANDIDATES, USUAL_CANDIDATES
 from builders.datasets import JudgedQueries
 from builders.evaluation import evaluation_data
 from builders.export_onnx import run_onnx
@@ -49,7 +49,6 @@ from perf.sweep import Sweep, measure_rounds, points_of, reference_endpoints
 T = TypeVar("T")
 
 
-USUAL_CANDIDATES = 40
 USUAL_LIMIT_MS, LARGEST_LIMIT_MS = 2.0, 20.0
 LATENCY_RATIO_LIMIT = 1.10
 INT8_SPEEDUP_LIMIT, INT8_NDCG_LIMIT = 1.8, 0.99

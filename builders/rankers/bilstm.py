@@ -1,7 +1,7 @@
 """A text ranker that reads query and item with a bidirectional LSTM (Hochreiter & Schmidhuber, 1997).
 
 Max pooling over the states of both directions, shared between query and item, after InferSent (Conneau et al., 2017,
-arXiv:1705.02364); small enough for a CPU: embeddings of 64, 2 x 64 states.
+arXiv:1705.02364); small enough for a CPU: embeddings of 96, 2 x 64 states.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class BiLstm(TextMatcher):
     name = "bilstm"
 
     def __init__(
-        self, table: Tensor, *, width: int = 64, hidden: int = 64, vector: int = 64, dropout: float = 0.2
+        self, table: Tensor, *, width: int = 96, hidden: int = 64, vector: int = 128, dropout: float = 0.2
     ) -> None:
         """hidden: width of the state in each direction; the others as :class:`TextMatcher`."""
         super().__init__(table, width=width, channels=2 * hidden, vector=vector, dropout=dropout)

@@ -43,7 +43,7 @@ class Intent(nn.Module):
     name = "intent"
 
     def __init__(
-        self, table: Tensor, categories: Sequence[str], *, width: int = 128, hidden: int = 128, dropout: float = 0.3
+        self, table: Tensor, categories: Sequence[str], *, width: int = 96, hidden: int = 256, dropout: float = 0.3
     ) -> None:
         """Build.
 

@@ -24,6 +24,8 @@ from builders.shop_fields import shop_fields, start_from_purchases
 from builders.training_interactions import softmax_loss
 
 HEADS = ("purchase", "bulk")
+MATCH_SCALE = 30.0
+"""Products of embeddings are small beside the other inputs."""
 BULK_SHARE = 0.3
 """Weight of the second task's loss."""
 
@@ -60,7 +62,8 @@ class MMoE(nn.Module):
         self.config = {"embedding": embedding, "experts": experts, "expert": expert, "tower": tower, "dropout": dropout}
         self.experts = experts
         self.embeddings = FieldEmbeddings(features, embedding)
-        widths = self.embeddings.flat_widths
+        request, item = self.embeddings.flat_widths
+        widths = request, item + embedding * len(self.embeddings.matching)
         self.expert_layers = JoinedLinear(widths, experts * expert)
         self.gates = nn.ModuleList(JoinedLinear(widths, experts) for _ in HEADS)
         self.towers = nn.ModuleList(
@@ -85,13 +88,20 @@ class MMoE(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         """One tensor a feature, [1, ...] of the request and [rows, ...] of the candidates => float32 [rows, heads]."""
-        request, item = (side.flat for side in self.embeddings(*tensors))
+        request, item = self._inputs(*tensors)
         experts = self.dropout(self.expert_layers(request, item).relu()).unflatten(1, (self.experts, -1))
         scores = []
         for gate, tower in zip(self.gates, self.towers, strict=True):
             weights = gate(request, item).softmax(dim=1).unsqueeze(1)
             scores.append(tower((weights @ experts).squeeze(1)))
         return torch.cat(scores, dim=1)
+
+    def _inputs(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [1 or rows, width] of the request, [rows, width] of the candidates with what they match."""
+        request, item = self.embeddings(*tensors)
+        matches = self.embeddings.matches(request, item)
+        of_item = item.flat if matches is None else torch.cat([item.flat, MATCH_SCALE * matches], dim=1)
+        return request.flat, of_item
 
     def training_loss(self, scores: torch.Tensor, bought: torch.Tensor, quantities: torch.Tensor) -> torch.Tensor:
         """Scalar: softmax of the purchases among all candidates; of them alone, logistic whether in bulk.

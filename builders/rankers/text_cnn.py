@@ -21,10 +21,10 @@ class TextCnn(TextMatcher):
         self,
         table: Tensor,
         *,
-        width: int = 64,
+        width: int = 96,
         channels: int = 96,
         windows: tuple[int, int] = (2, 3),
-        vector: int = 64,
+        vector: int = 128,
         dropout: float = 0.2,
     ) -> None:
         """Build.

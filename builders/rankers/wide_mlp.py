@@ -3,6 +3,10 @@
 Cheng et al., "Wide & Deep Learning for Recommender Systems", DLRS 2016 (arXiv:1606.07792): embeddings of 32, hidden
 layers of 1024, 512 and 256. Those are for 500 billion examples; the settings here are smaller by as much as a shop's
 log asks for and stand in ``checkpoints/wide_mlp/config.json``.
+
+The paper's wide part also has cross-products, such as of an installed app and the one shown. A table of all pairs of
+items would be larger than a shop's log, so those of history and candidate are factorised: the weighted product of their
+embeddings.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ from builders.features import Feature
 from builders.field_embeddings import FieldEmbeddings, JoinedMLP
 from builders.interactions import PurchaseLog
 from builders.shop_fields import shop_fields, start_from_purchases
+
+CROSS_START = 10.0
+"""Weight of a product of two small embeddings at first."""
 
 
 class WideMLP(nn.Module):
@@ -50,6 +57,7 @@ class WideMLP(nn.Module):
         self.embeddings = FieldEmbeddings(features, embedding)
         self.deep = JoinedMLP(self.embeddings.flat_widths, hidden, dropout)
         self.output = nn.Linear(hidden[-1], 1)
+        self.crosses = _cross_products(embedding * len(self.embeddings.matching))
 
     @classmethod
     def for_log(cls, log: PurchaseLog, settings: Mapping[str, Any]) -> WideMLP:
@@ -70,9 +78,18 @@ class WideMLP(nn.Module):
         """One tensor a feature, [1, ...] of the request and [rows, ...] of the candidates => float32 [rows, 1]."""
         request, item = self.embeddings(*tensors)
         score: torch.Tensor = self.output(self.deep(request.flat, item.flat)) + self._wide(*tensors)
-        return score
+        matches = self.embeddings.matches(request, item)
+        return score if matches is None or self.crosses is None else score + self.crosses(matches)
 
     def _wide(self, *tensors: torch.Tensor) -> torch.Tensor:
         """float32 [rows, 1]: a weight an id, summed; of the history their mean."""
         request, item = self.one_hot(*tensors)
         return item.embedded.sum(dim=1) + request.embedded.sum(dim=1)
+
+
+def _cross_products(width: int) -> nn.Linear | None:
+    if not width:
+        return None
+    weights = nn.Linear(width, 1, bias=False)
+    nn.init.constant_(weights.weight, CROSS_START)
+    return weights

@@ -26,12 +26,19 @@ from builders.explain import (
 from builders.feature_ranker import FeatureRanker
 from builders.features import Feature, bag, dense, history, sparse, tokens, vector
 from builders.ranker import Ranker
+from builders.rankers.bilstm import BiLstm
 from builders.rankers.cross_encoder import CrossEncoderRanker
 from builders.rankers.dcn_v2 import DCNv2
+from builders.rankers.din import DIN
 from builders.rankers.dlrm import DLRM
+from builders.rankers.intent import Intent, intent_features
 from builders.rankers.mmoe import MMoE
+from builders.rankers.ncf import NCF
+from builders.rankers.sasrec import SASRec
+from builders.rankers.text_cnn import TextCnn
 from builders.rankers.two_tower import TwoTowerRanker
 from builders.rankers.wide_mlp import WideMLP
+from builders.text_matcher import TextMatcher
 from tests.builders import fields
 from tests.builders.tiny_xlm_roberta import chinese_queries, write_backbone
 
@@ -151,8 +158,8 @@ class Chooses(nn.Module):
     def encode_request(self, when: Tensor) -> Tensor:
         return self.days(when)[:, 0].tanh()
 
-    def score_candidates(self, request: Tensor, made_by: Tensor) -> Tensor:
-        return request[0][made_by[:, :1].long()]
+    def score_candidates(self, request_vector: Tensor, made_by: Tensor) -> Tensor:
+        return request_vector[0][made_by[:, :1].long()]
 
 
 class OneHot(nn.Module):
@@ -249,6 +256,46 @@ def test_fields_of_the_kits_own_networks_add_up(network: nn.Module) -> None:
     assert explanation.kept == ()
     labels = {label for item in explanation.items for label, _ in item.contributions}
     assert {"history: item 3", "weekday=1", "item_id=item 0", "brand=acme", "words=red"} <= labels
+
+
+BOUGHT, USER = history("history", 10, fields.ITEMS), sparse("user_id", ["user_id"], "user")
+SAME = sparse("item_id", ["item_id"], vocabularies=(fields.ITEMS,))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [NCF((BOUGHT, USER, SAME)), DIN((BOUGHT, SAME)), SASRec((BOUGHT, SAME))],
+    ids=lambda one: type(one).__name__,
+)
+def test_items_of_the_history_of_the_kits_own_networks_add_up(network: nn.Module) -> None:
+    explanation = explain_features(fields.ranker_of(network), fields.REQUEST, fields.products(2))
+    assert_adds_up(explanation)
+    for item in explanation.items:
+        assert {"history: item 3", "history: item 7", f"item_id={item.item_id}"} <= {
+            label for label, value in item.contributions if value != 0
+        }
+
+
+@pytest.mark.parametrize("network", [BiLstm, TextCnn])
+def test_tokens_of_the_kits_own_small_text_networks_add_up(network: type[TextMatcher]) -> None:
+    matcher = network.untrained({}).eval()
+    matcher.words.bake()
+    explanation = explain_features(FeatureRanker(network.name, matcher), Request("red shoes"), SHOES)
+    assert_adds_up(explanation)
+    assert explanation.items[0].item_id == "1"
+    assert {"query: red", "query: shoes", "title: red", "title: trail"} <= {
+        label for label, _ in explanation.items[0].contributions
+    }
+
+
+def test_a_category_is_explained_by_the_querys_tokens() -> None:
+    intent = Intent.untrained({}, intent_features(["Shoes", "Tents"])).eval()
+    intent.words.bake()
+    categories = [Product("1", "Shoes", category=("Shoes",)), Product("2", "Tents", category=("Tents",))]
+    explanation = explain_features(FeatureRanker("intent", intent), Request("red shoes"), categories)
+    assert_adds_up(explanation)
+    assert [label for label, _ in explanation.items[0].contributions] == ["query: red", "query: shoes"]
+    assert len(explanation.kept) == 1
 
 
 def test_fields_are_named_by_their_raw_values() -> None:

@@ -99,7 +99,11 @@ def test_a_scorer_that_does_not_batch_keeps_all_dimensions() -> None:
     config = reparsed(model_config.onnx_config(HEAD, "head", SERVING))
     assert config.max_batch_size == 0
     assert written_tensors(config) == wanted_tensors(HEAD.contract)
-    assert not config.model_warmup
+    [warm_up] = config.model_warmup
+    assert {name: list(tensor.dims) for name, tensor in warm_up.inputs.items()} == {
+        "query_vector": [1, 384],
+        "item_vectors": [40, 384],
+    }
     assert "max_rows_per_run" not in config.parameters
 
 
@@ -168,6 +172,23 @@ def test_an_endpoint_takes_the_optional_inputs_that_a_step_reads() -> None:
     step = Contract("first", (RANK.inputs[0], USER_ID), RANK.outputs)
     found = model_config.endpoint_contract("rank_x", RANK, [step])
     assert found.inputs == (*RANK.inputs[:2], USER_ID)  # and not the rules, which no step reads
+
+
+def test_what_a_step_makes_of_an_input_may_keep_its_name() -> None:
+    ids = Tensor("query", "INT32", ("length",), "its words' ids")
+    score = Tensor("score", "FP32", ("candidates",), "")
+    steps = [
+        Contract("first", (RANK.inputs[0],), (ids,)),
+        Contract("second", (ids,), (score,)),
+        Contract("third", (score, RANK.inputs[1]), RANK.outputs),
+    ]
+    contract = model_config.endpoint_contract("rank_x", RANK, steps)
+    config = model_config.ensemble_config(contract, [(model_config.python_config(step), 1) for step in steps])
+    first, second, third = reparsed(config).ensemble_scheduling.step
+    assert dict(first.input_map) == {"query": "query"}
+    assert dict(first.output_map) == {"query": "first_query"}
+    assert dict(second.input_map) == {"query": "first_query"}
+    assert dict(third.input_map) == {"score": "score", "item_ids": "item_ids"}
 
 
 def test_a_feature_with_the_name_of_an_endpoints_input_is_refused() -> None:
