@@ -55,6 +55,7 @@ from builders.contract import (
 from builders.feature_checks import check_module
 from builders.features import Feature, FeatureEncoder, FeatureError, Source
 from builders.files import fingerprint, sha256
+from builders.preprocessing import limits
 from builders.ranker import Graph, Ranker, Sample
 from builders.text import load_tokenizer_file
 
@@ -154,7 +155,9 @@ class FeatureRanker(Ranker):
             inputs=(*base, *further, ITEM_FIELDS),
             outputs=(*outputs, KNOWN, *([FALLBACK] if self.falls_back else [])),
             parameters={
-                **{name: value for name, value in self.endpoint.parameters.items() if name.startswith("max_")},
+                **limits(
+                    "max_candidates", "max_item_id_bytes", "max_query_bytes", "max_history_events", "max_context_bytes"
+                ),
                 "item_features": self.name,
                 "item_features_version": self.features_version,
                 "user_features": f"{self.name}_users" if self._reads("user") else "",

@@ -45,7 +45,7 @@ def preprocess_contract(
         inputs=(QUERY, ITEM_IDS),
         outputs=(*outputs, KNOWN),
         parameters={
-            **{name: value for name, value in RANK.parameters.items() if name.startswith("max_")},
+            **limits("max_candidates", "max_item_id_bytes", "max_query_bytes"),
             "max_query_tokens": MAX_QUERY_TOKENS,
             "max_length": MAX_LENGTH,
             "length_bucket": LENGTH_BUCKET,
@@ -56,6 +56,11 @@ def preprocess_contract(
             **parameters,
         },
     )
+
+
+def limits(*names: str) -> dict[str, Any]:
+    """Those limits of a request, as the endpoints' contracts state them."""
+    return {name: RANK.parameters[name] for name in names}
 
 
 def special_token_template(tokenizer: Tokenizer, *, pair: bool) -> dict[str, list[int]]:
