@@ -30,6 +30,7 @@ from rich.table import Table
 
 from builders.beir import JudgedQueries
 from builders.build import load_ranker
+from builders.contract import Tensor
 from builders.feature_ranker import FeatureRanker
 from builders.interactions import SEED, PurchaseLog, evaluation_lists, purchase_log, request_of, validation_log
 from builders.quality import TOP_K, Interval, ndcg_of_rankings, paired_interval, rankings_from_scores
@@ -40,6 +41,8 @@ Scorer = Callable[[PurchaseLog, Sequence[str]], np.ndarray]
 """(log, user ids) => float [users, items], items in the log's order, higher is better."""
 
 ITEM_KNN = "item_knn"
+ROWS_AT_ONCE = 256
+"""Candidates that a network scores at once: what it holds of them then stays in a processor's cache."""
 NEIGHBOURS = (20, 100, 500, 1000, 2000)
 """Numbers of neighbours that the baseline is chosen among."""
 
@@ -116,7 +119,7 @@ def _purchases(log: PurchaseLog, user_ids: Sequence[str]) -> scipy.sparse.csr_ma
 def ranker_scores(
     ranker: FeatureRanker, log: PurchaseLog, user_ids: Sequence[str], head_weights: Sequence[float] = ()
 ) -> np.ndarray:
-    """What the served graphs compute, in torch: items encoded once, a customer's whole catalogue scored at once.
+    """What the served graphs compute, in torch: items encoded once, then the whole catalogue scored for each customer.
 
     Args:
         head_weights: of a network with several heads: the recipe's.
@@ -140,14 +143,23 @@ def ranker_scores(
 
 
 def _run(graphs: Sequence[Graph], tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """float32 [candidates, heads]: one graph after the other, each given what the earlier ones computed."""
+    """float32 [candidates, heads]: the request's graph once, where there is one, then the scorer."""
     given = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+    *of_request, scorer = graphs
     with torch.inference_mode():
-        for graph in graphs:
-            output = graph.module(*(given[tensor.name] for tensor in graph.contract.inputs))
-            given[graph.contract.outputs[0].name] = output
-    scores: np.ndarray = output.numpy()
+        for graph in of_request:
+            given[graph.contract.outputs[0].name] = graph.module(*(given[each.name] for each in graph.contract.inputs))
+        parts = [scorer.module(*part) for part in _parts([(each, given[each.name]) for each in scorer.contract.inputs])]
+    scores: np.ndarray = torch.cat(parts).numpy()
     return scores
+
+
+def _parts(given: Sequence[tuple[Tensor, torch.Tensor]]) -> Iterator[list[torch.Tensor]]:
+    """A scorer's inputs for :data:`ROWS_AT_ONCE` candidates after the other."""
+    candidates = max(len(rows) for tensor, rows in given if tensor.scope == "per_candidate")
+    for start in range(0, candidates, ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        yield [rows[part] if tensor.scope == "per_candidate" else rows for tensor, rows in given]
 
 
 def _combined(heads: np.ndarray, weights: Sequence[float]) -> np.ndarray:

@@ -73,7 +73,8 @@ def test_it_installs_what_the_served_models_import_at_the_pip_only_servers_pins(
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.partition(".")[0])
-    third_party = imported - sys.stdlib_module_names - {"served"}
+    beside_the_model = {"served", "features", "rules"}
+    third_party = imported - sys.stdlib_module_names - beside_the_model
 
     assert installed_packages() == third_party - OF_THE_CONTAINER
     assert installed_packages() <= pins().keys()

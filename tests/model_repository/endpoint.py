@@ -50,12 +50,11 @@ def rank(
 def ask(
     client: grpc.InferenceServerClient, endpoint: str, request: Request, item_ids: Sequence[str]
 ) -> tuple[list[str], list[float]]:
-    """Ranked ids and scores for whatever the request holds."""
+    """Ranked ids and scores for whatever the request holds and the endpoint reads."""
     tensors = {"query": texts(request.query)} if request.query else {"history": texts(*request.history)}
-    if request.user_id:
-        tensors["user_id"] = texts(request.user_id)
-    if request.context:
-        tensors["context"] = texts(json.dumps(dict(request.context)))
+    held = {"user_id": request.user_id, "context": json.dumps(dict(request.context)) if request.context else ""}
+    reads = {tensor.name for tensor in client.get_model_metadata(endpoint).inputs}
+    tensors |= {name: texts(value) for name, value in held.items() if value and name in reads}
     return send(client, endpoint, **tensors, item_ids=texts(*item_ids))
 
 

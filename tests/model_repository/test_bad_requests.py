@@ -11,7 +11,7 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from builders.contract import MAX_CANDIDATES, MAX_ITEM_ID_BYTES, MAX_QUERY_BYTES, UNSCORED
+from builders.contract import MAX_CANDIDATES, MAX_ITEM_ID_BYTES, MAX_QUERY_BYTES, RANK, UNSCORED
 from builders.datasets import JudgedQueries
 from server import TritonServer
 from tests.model_repository.endpoint import Array, integers, metric, rank, send, texts
@@ -50,7 +50,7 @@ REFUSED_BY_THE_KIT: dict[str, tuple[dict[str, Array], str]] = {
     "a negative top_k": ({"top_k": integers([-1])}, "top_k: [-1], wanted one number >= 0 (0 = all)"),
 }
 
-MISSING = "expected number of inputs between 2 and 3 but got 1 inputs for model '{endpoint}'."
+MISSING = f"expected number of inputs between 2 and {len(RANK.inputs)} but got 1 inputs for model '{{endpoint}}'."
 SHAPE = "unexpected shape for input '{name}' for model '{{endpoint}}'. Expected [{wanted}], got [{found}]."
 DTYPE = "inference input '{name}' data-type is '{found}', but model '{{endpoint}}' expects '{wanted}'"
 
