@@ -41,7 +41,7 @@ class Repeated(nn.Module):
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         """[candidates, ...] each => float32 [candidates, heads]."""
         if not self.encodes_request:
-            scores: torch.Tensor = self.network(*tensors)
+            scores: torch.Tensor = torch.vmap(self._row)(*tensors)
             return scores
         pairs = list(zip(tensors, self.per_candidate, strict=True))
         vectors = self.network.encode_request(*(tensor for tensor, own in pairs if not own))  # type: ignore[operator]
@@ -49,6 +49,11 @@ class Repeated(nn.Module):
         vector = vectors.mean(dim=0, keepdim=True)
         candidates = (tensor for tensor, own in pairs if own)
         return self.network.score_candidates(vector, *candidates)  # type: ignore[operator]
+
+    def _row(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """[...] each => float32 [heads]: a request of one candidate, with all that the request has."""
+        score: torch.Tensor = self.network(*(tensor.unsqueeze(0) for tensor in tensors))
+        return score[0]
 
 
 def gain_of_computing_once(recipe: Recipe, data: JudgedQueries, candidates: int = CANDIDATES) -> np.ndarray:
@@ -63,7 +68,7 @@ def gain_of_computing_once(recipe: Recipe, data: JudgedQueries, candidates: int 
     request, products = _longest_history(data), list(data.products.values())[:candidates]
     with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as folder:
         served = _sessions(ranker.graphs, ranker.sample(request, products), Path(folder), recipe.serving.threads)
-        whole = _repeated_graph(ranker)
+        whole = _repeated_graph(ranker, len(products))
         repeated_sample = _repeated_sample(ranker, request, products)
         repeated = _sessions([whole], {whole.name: repeated_sample}, Path(folder), recipe.serving.threads)
         samples = ranker.sample(request, products)
@@ -77,20 +82,22 @@ def _longest_history(data: JudgedQueries) -> Request:
     return max((data.request(query_id) for query_id in data.queries), key=lambda request: len(request.history))
 
 
-def _repeated_graph(ranker: FeatureRanker) -> Graph:
+def _repeated_graph(ranker: FeatureRanker, rows: int) -> Graph:
+    """For just so many candidates: what ``vmap`` maps over has a size for the exporter."""
     of_features = {
         tensor.name: tensor
         for graph in ranker.graphs
         for tensor in graph.contract.inputs
         if tensor.name != REQUEST_VECTOR
     }
-    inputs = tuple(_with_rows(of_features[feature.name]) for feature in ranker.features)
+    inputs = tuple(_with_rows(of_features[feature.name], rows) for feature in ranker.features)
+    outputs = tuple(_with_rows(tensor, rows) for tensor in ranker.graphs[-1].contract.outputs)
     name = f"{ranker.name}_repeated"
-    return Graph(name, Repeated(ranker), Contract(name, inputs, ranker.graphs[-1].contract.outputs), batches=False)
+    return Graph(name, Repeated(ranker), Contract(name, inputs, outputs), batches=False)
 
 
-def _with_rows(tensor: Tensor) -> Tensor:
-    return Tensor(tensor.name, tensor.dtype, ("candidates", *tensor.dims[1:]), tensor.meaning, "per_candidate")
+def _with_rows(tensor: Tensor, rows: int) -> Tensor:
+    return Tensor(tensor.name, tensor.dtype, (rows, *tensor.dims[1:]), tensor.meaning, "per_candidate")
 
 
 def _repeated_sample(ranker: FeatureRanker, request: Request, products: Sequence[Product]) -> Sample:
