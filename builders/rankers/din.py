@@ -3,7 +3,7 @@
 Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", KDD 2018 (arXiv:1706.06978): an attention unit
 of 36 hidden units over an event, the candidate and their product, whose weights are not normalised by a softmax; PReLU;
 an MLP of 80 and 40 over the pooled history, the candidate and their product, and a bias an item, as in the authors'
-code. Chosen here on the validation cut: width 32, dropout 0.3.
+code. Here: width 32; dropout 0.3 by the validation cut.
 
 Ours besides: the pooled history is divided by the root of its length, and its product with the candidate is added to
 the score as it is. The unit's first layer is multiplied out, so that event and candidate alone are computed once each.

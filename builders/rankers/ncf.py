@@ -1,8 +1,8 @@
 """NeuMF: a product of user and item embeddings beside an MLP over both, joined in the last layer.
 
 He et al., "Neural Collaborative Filtering", WWW 2017 (arXiv:1708.05031): separate embeddings for the two parts, a tower
-that halves from layer to layer, predictive factors of 8 to 64. Chosen here on the validation cut: 40 factors, a tower
-of 32, 16 and 8, dropout 0.5.
+that halves from layer to layer, predictive factors of 8 to 64. Here: 40 factors, a tower of 32, 16 and 8; dropout 0.5
+by the validation cut.
 
 Ours besides: a user is an embedding of the user's id plus the sum of the embeddings of up to 100 items taken, over the
 root of their number, so that a user who was not there in training is served by the history alone; an item has a bias.

@@ -3,7 +3,7 @@
 Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (arXiv:1808.09781): item embeddings shared by
 input and output, learned positions, causal self-attention with normalisation before each part, the last position's
 state scores the candidates. The paper has width 50, 2 layers, 1 head and dropout 0.5 on sparse data, 200 positions.
-Chosen here on the validation cut: width 64, 1 layer, 2 heads, dropout 0.5; 100 positions.
+Here: width 64, 2 heads, 100 positions; 1 layer and dropout 0.5 by the validation cut.
 
 Ours besides: the sum of the history's embeddings over the root of their number is added to the last state (FISM:
 Kabbur, Ning and Karypis, KDD 2013), an item has a bias, and positions are counted from the latest item back.
