@@ -13,7 +13,7 @@ from builders.evaluation import evaluation_data
 from builders.recipe import load_recipes
 from perf.endpoints import published_endpoints, serving
 from perf.served_quality import load_rankers, measure_served_quality, write_quality
-from perf.tables import check_lines, differences_table, quality_table
+from perf.tables import check_lines, quality_table
 
 DATA = "purchases"
 
@@ -40,6 +40,6 @@ def run_recommend(*, data: Path | None = None, places: Places = PROJECT, console
             places=places,
             console=console,
         )
-    console.print(quality_table(found), differences_table(found), check_lines(found.checks))
+    console.print(quality_table(found, RECOMMEND.name, "popularity"), check_lines(found.checks))
     console.print(f"written: {write_quality(found, places, RECOMMEND.name)}", soft_wrap=True)
     return [check.name for check in found.failed]

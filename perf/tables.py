@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from builders.datasets import GRADES, JudgedQueries
+from perf.endpoints import RANK
 from perf.served_quality import FIRST_STAGE, Check, Difference, RankerQuality, ServedQuality
 from perf.sweep import PerfReport, Point
 
@@ -21,15 +22,21 @@ def readable(name: str) -> str:
     return "first stage (BM25)" if name == FIRST_STAGE else name
 
 
-def quality_table(found: ServedQuality) -> Table:
-    """NDCG@10 of every ranker, as served."""
+def quality_table(found: ServedQuality, kind: str = RANK, first_stage: str = "first stage (BM25)") -> Table:
+    """NDCG@10 of every ranker, as served.
+
+    Args:
+        kind: the endpoint whose published ranker is marked.
+        first_stage: what the order before any ranker is called.
+    """
     table = Table(title="NDCG@10 through the served endpoint", title_justify="left")
     table.add_column("ranker")
     table.add_column("queries", justify="right")
     table.add_column("NDCG@10", justify="right")
     table.add_column("minus first stage, 95% interval", justify="right")
     for row in found.rankers:
-        name = readable(row.name) + ("  = rank" if row.name == found.published else "")
+        name = first_stage if row.name == FIRST_STAGE else row.name
+        name += f"  = {kind}" if row.name == found.published else ""
         difference = found.difference(row.name, FIRST_STAGE)
         queries = f"{len(row.ndcg)} {'test' if row.split == 'test' else 'judged'}"
         table.add_row(name, queries, f"{row.mean_ndcg:.4f}", interval_text(difference) if difference else "")
