@@ -215,7 +215,7 @@ class RecommendReport:
         """For a terminal: warm customers, then cold ones."""
         table = Table(title=self._title(), caption=self._caption(), title_justify="left", caption_justify="left")
         table.add_column("customers")
-        table.add_column("ranker")
+        table.add_column("ranker", overflow="fold")
         for heading in ("NDCG@10", "minus item-kNN [95%]", "NDCG@10, 1+99", "hit@10, 1+99", "AUC, 1+99"):
             table.add_column(heading, justify="right")
         for warm in (True, False):
