@@ -13,7 +13,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from builders.backbone import CheckpointError
 from builders.features import Feature, FeatureEncoder, FeatureError
 from builders.files import write_atomically
+
+N = TypeVar("N", bound=torch.nn.Module)
 
 CONFIG, FEATURES, WEIGHTS = "config.json", "features.json", "weights.safetensors"
 
@@ -90,6 +92,22 @@ def load_checkpoint(folder: Path | None, network: str) -> Checkpoint:
         return Checkpoint(config, features, content["fallback_field"], weights)
     except (ValueError, KeyError, TypeError, FeatureError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: broken checkpoint ({error}); train {network} anew") from error
+
+
+def network_from_checkpoint(network: type[N], folder: Path | None, name: str) -> N:
+    """The network of a folder: made from its features and settings, with its weights.
+
+    Args:
+        network: its constructor takes the features, and the settings by name.
+        name: for messages.
+
+    Raises:
+        CheckpointError: as :func:`load_checkpoint` and :func:`load_weights`.
+    """
+    checkpoint = load_checkpoint(folder, name)
+    made = network(checkpoint.features, **checkpoint.config)
+    load_weights(made, checkpoint, folder)
+    return made
 
 
 def load_weights(network: torch.nn.Module, checkpoint: Checkpoint, folder: Path | None, *, skip: str = "") -> None:

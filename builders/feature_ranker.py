@@ -83,7 +83,7 @@ class FeatureRanker(Ranker):
         self.name = name
         self.module = module.eval()
         self._weights = [*weights, Path(inspect.getfile(type(module)))]
-        self.features: tuple[Feature, ...] = tuple(_attribute(module, "features", ()))
+        self.features: tuple[Feature, ...] = tuple(getattr(module, "features", ()))
         if not any(feature.per_candidate for feature in self.features):
             raise ContractError(
                 f"{name}: {type(module).__name__}.features declares {len(self.features)} features, none of an item; "
@@ -167,7 +167,7 @@ class FeatureRanker(Ranker):
     @property
     def heads(self) -> int:
         """Scores of a candidate."""
-        return int(_attribute(self.module, "heads", 1))
+        return int(getattr(self.module, "heads", 1))
 
     @property
     def falls_back(self) -> bool:
@@ -244,11 +244,11 @@ class FeatureRanker(Ranker):
         return any(feature.source == source for feature in self.features)
 
     def _make_encoder(self) -> FeatureEncoder:
-        file = _attribute(self.module, "tokenizer_file", None)
+        file = getattr(self.module, "tokenizer_file", None)
         beside = Path(inspect.getfile(type(self.module))).parent
         self._tokenizer_file = beside / file if file else None  # an absolute path stays what it is
         tokenizer = load_tokenizer_file(self._tokenizer_file) if self._tokenizer_file else None
-        fallback_field = _attribute(self.module, "fallback_field", "")
+        fallback_field = getattr(self.module, "fallback_field", "")
         try:
             return FeatureEncoder(self.features, tokenizer, fallback_field=fallback_field, length_bucket=LENGTH_BUCKET)
         except FeatureError as error:
@@ -261,7 +261,7 @@ class FeatureRanker(Ranker):
             raise FeatureError(f"item '{product.item_id}': {error}") from error
 
     def _scorer(self, inputs: tuple[Tensor, ...], module: nn.Module) -> Contract:
-        meaning = _attribute(self.module, "score_meaning", "higher is better; comparable within one response only")
+        meaning = getattr(self.module, "score_meaning", "higher is better; comparable within one response only")
         score = Tensor(SCORE.name, "FP32", ("candidates", self.heads), SCORE.meaning, "per_candidate")
         return Contract(self.name, inputs, (score,), score=meaning)
 
@@ -283,7 +283,7 @@ class Broadcasting(nn.Module):
         super().__init__()
         self.network = network
         self.first_candidate = next(row for row, feature in enumerate(features) if feature.per_candidate)
-        own = bool(_attribute(network, "broadcasts", False))
+        own = bool(getattr(network, "broadcasts", False))
         self.repeated = [not feature.per_candidate and not own for feature in features]
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
@@ -326,10 +326,6 @@ class ScoreCandidates(nn.Module):
 def _run(module: nn.Module, sample: Sample) -> torch.Tensor:
     result: torch.Tensor = module(*(torch.from_numpy(np.array(array)) for array in sample.values()))
     return result
-
-
-def _attribute(module: nn.Module, name: str, default: Any) -> Any:
-    return getattr(module, name, default)
 
 
 def _tensor(feature: Feature) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from builders import features as declare
-from builders.checkpoint import load_checkpoint, load_weights
+from builders.checkpoint import network_from_checkpoint
 from builders.features import ABSENT, Feature
 from builders.interactions import HISTORY_LIMIT, PurchaseLog
 from builders.item_embeddings import start_from_popularity, start_from_purchases
@@ -77,10 +77,7 @@ class DIN(nn.Module):
     @classmethod
     def from_checkpoint(cls, folder: Path | None) -> DIN:
         """Raises: builders.backbone.CheckpointError."""
-        checkpoint = load_checkpoint(folder, "din")
-        network = cls(checkpoint.features, **checkpoint.config)
-        load_weights(network, checkpoint, folder)
-        return network
+        return network_from_checkpoint(cls, folder, "din")
 
     def forward(self, history: torch.Tensor, item_id: torch.Tensor) -> torch.Tensor:
         """int32 [1, events], [rows, 1] => float32 [rows, 1]."""

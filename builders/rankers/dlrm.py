@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from builders.checkpoint import load_checkpoint, load_weights
+from builders.checkpoint import network_from_checkpoint
 from builders.contract import ContractError
 from builders.features import Feature
 from builders.field_embeddings import FieldEmbeddings, joined, mlp
@@ -73,10 +73,7 @@ class DLRM(nn.Module):
     @classmethod
     def from_checkpoint(cls, folder: Path | None) -> DLRM:
         """Raises: builders.backbone.CheckpointError."""
-        checkpoint = load_checkpoint(folder, "dlrm")
-        network = cls(checkpoint.features, **checkpoint.config)
-        load_weights(network, checkpoint, folder)
-        return network
+        return network_from_checkpoint(cls, folder, "dlrm")
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         """One tensor a feature, [1, ...] of the request and [rows, ...] of the candidates => float32 [rows, 1]."""

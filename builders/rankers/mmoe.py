@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from builders.checkpoint import load_checkpoint, load_weights
+from builders.checkpoint import network_from_checkpoint
 from builders.features import Feature
 from builders.field_embeddings import FieldEmbeddings, JoinedLinear
 from builders.interactions import BULK_QUANTITY, PurchaseLog
@@ -81,10 +81,7 @@ class MMoE(nn.Module):
     @classmethod
     def from_checkpoint(cls, folder: Path | None) -> MMoE:
         """Raises: builders.backbone.CheckpointError."""
-        checkpoint = load_checkpoint(folder, "mmoe")
-        network = cls(checkpoint.features, **checkpoint.config)
-        load_weights(network, checkpoint, folder)
-        return network
+        return network_from_checkpoint(cls, folder, "mmoe")
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         """One tensor a feature, [1, ...] of the request and [rows, ...] of the candidates => float32 [rows, heads]."""

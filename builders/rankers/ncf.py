@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from builders import features as declare
-from builders.checkpoint import load_checkpoint, load_weights
+from builders.checkpoint import network_from_checkpoint
 from builders.features import Feature
 from builders.interactions import HISTORY_LIMIT, PurchaseLog
 from builders.item_embeddings import start_from_popularity, start_from_purchases, summed
@@ -84,10 +84,7 @@ class NCF(nn.Module):
     @classmethod
     def from_checkpoint(cls, folder: Path | None) -> NCF:
         """Raises: builders.backbone.CheckpointError."""
-        checkpoint = load_checkpoint(folder, "ncf")
-        network = cls(checkpoint.features, **checkpoint.config)
-        load_weights(network, checkpoint, folder)
-        return network
+        return network_from_checkpoint(cls, folder, "ncf")
 
     def forward(self, history: torch.Tensor, user_id: torch.Tensor, item_id: torch.Tensor) -> torch.Tensor:
         """int32 [1, events], [1, 1], [rows, 1] => float32 [rows, 1]."""

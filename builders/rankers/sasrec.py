@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from builders import features as declare
-from builders.checkpoint import load_checkpoint, load_weights
+from builders.checkpoint import network_from_checkpoint
 from builders.features import ABSENT, Feature
 from builders.interactions import HISTORY_LIMIT, PurchaseLog
 from builders.item_embeddings import start_from_popularity, start_from_purchases, summed
@@ -93,10 +93,7 @@ class SASRec(nn.Module):
     @classmethod
     def from_checkpoint(cls, folder: Path | None) -> SASRec:
         """Raises: builders.backbone.CheckpointError."""
-        checkpoint = load_checkpoint(folder, "sasrec")
-        network = cls(checkpoint.features, **checkpoint.config)
-        load_weights(network, checkpoint, folder)
-        return network
+        return network_from_checkpoint(cls, folder, "sasrec")
 
     def encode_request(self, history: torch.Tensor) -> torch.Tensor:
         """int32 [rows, events], padded in front, at most the declared size => float32 [rows, width]."""

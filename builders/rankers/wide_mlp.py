@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from builders.checkpoint import load_checkpoint, load_weights
+from builders.checkpoint import network_from_checkpoint
 from builders.features import Feature
 from builders.field_embeddings import FieldEmbeddings, JoinedMLP
 from builders.interactions import PurchaseLog
@@ -69,10 +69,7 @@ class WideMLP(nn.Module):
     @classmethod
     def from_checkpoint(cls, folder: Path | None) -> WideMLP:
         """Raises: builders.backbone.CheckpointError."""
-        checkpoint = load_checkpoint(folder, "wide_mlp")
-        network = cls(checkpoint.features, **checkpoint.config)
-        load_weights(network, checkpoint, folder)
-        return network
+        return network_from_checkpoint(cls, folder, "wide_mlp")
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         """One tensor a feature, [1, ...] of the request and [rows, ...] of the candidates => float32 [rows, 1]."""
