@@ -1,40 +1,92 @@
-# The server image: NVIDIA's Triton container and the Python packages that the served models import. Models and items
-# are mounted, not copied: /models (read-only) and /item_store (writable, see below).
+# Three images. Models and items are mounted, not copied: /models (read-only) and /item_store (writable, see below).
 #
-#   docker build --tag tritonrank-server .
-#   docker build --tag tritonrank-server --build-arg TRITON_VERSION=<yy.mm> .
+#   engines      builds TensorRT engines, on the GPU that shall serve them    make docker-build-engines
+#   server-cpu   the pip-only Triton, for machines without a GPU              make docker-build docker-serve
+#   server       NVIDIA's Triton container (the default)                      make docker-build docker-serve
 #
-# The only place that names the container's release. 26.11 mends a use-after-free in Triton's dynamic batcher.
-ARG TRITON_VERSION=26.11
-FROM nvcr.io/nvidia/tritonserver:${TRITON_VERSION}-py3
+# The default release is that of builders/versions.py. NVIDIA's containers of one release carry one TensorRT
+# (https://docs.nvidia.com/deeplearning/frameworks/support-matrix/), so that the server loads what `engines` builds.
+ARG TRITON_RELEASE=26.11
+# Smaller: one that Triton's compose.py made with --backend python --backend onnxruntime --backend openvino
+# --backend tensorrt. The whole container also carries backends that nothing here uses.
+ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}-py3
+ARG TENSORRT_IMAGE=nvcr.io/nvidia/tensorrt:${TRITON_RELEASE}-py3
+ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
+
+
+# Engines belong to a GPU and an image build sees none: they are built when this image runs, into mounted folders.
+FROM ${TENSORRT_IMAGE} AS engines
+
+# --target: apart from the system's Python, which Ubuntu reserves for apt and which holds this container's TensorRT.
+COPY requirements/builders.txt /opt/tritonrank/requirements/builders.txt
+RUN pip3 install --no-cache-dir --target /opt/builders --requirement /opt/tritonrank/requirements/builders.txt
+
+# HOME: a --user without an entry in /etc/passwd has none, and torch and ModelOpt write caches there.
+ENV PYTHONPATH=/opt/builders HOME=/tmp HF_HUB_OFFLINE=1
+
+# 'make docker-build-engines' mounts the checkout over this copy; without one, mount build, model_repository, item_store.
+WORKDIR /opt/tritonrank
+COPY builders builders
+COPY recipes recipes
+COPY checkpoints checkpoints
+RUN python3 -m builders --help
+
+USER 1000:1000
+ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh", "python3", "-m", "builders"]
+CMD ["engines"]
+
+
+FROM ${PYTHON_IMAGE} AS server-cpu
+
+COPY requirements/server.txt /opt/tritonrank/requirements/server.txt
+RUN python3 -m venv /opt/server \
+    && /opt/server/bin/pip install --no-cache-dir --only-binary=:all: \
+        --requirement /opt/tritonrank/requirements/server.txt
+ENV TRITONRANK_SERVER_ENV=/opt/server
+
+WORKDIR /opt/tritonrank
+COPY server server
+COPY backends backends
+COPY deploy/ready.py deploy/ready.py
+
+USER 1000:1000
+# HTTP, gRPC, metrics
+EXPOSE 8000 8001 8002
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python3", "/opt/tritonrank/deploy/ready.py"]
+ENTRYPOINT ["python3", "-m", "server", "--host=0.0.0.0", "--repository=/models", "--store=/item_store"]
+CMD ["--load=rank"]
+
+
+FROM ${TRITON_IMAGE} AS server
 
 # The pip-only server's pins, as constraints. NumPy is the container's own; its Python backend is built for it.
 # --no-deps: tokenizers needs huggingface_hub only to download, and the rest must not replace the container's packages.
 # --break-system-packages: the Python backend runs the system's Python, which Ubuntu reserves for apt.
-COPY requirements/server.txt /opt/tritonrank/server.txt
+COPY requirements/server.txt /opt/tritonrank/requirements/server.txt
 RUN pip3 install --no-cache-dir --no-deps --only-binary=:all: --break-system-packages \
-        --constraint /opt/tritonrank/server.txt lmdb tokenizers \
+        --constraint /opt/tritonrank/requirements/server.txt lmdb tokenizers \
     && python3 -c "import lmdb, numpy, tokenizers"
 
 # Mounted writable, because LMDB's readers write its lock file. LMDB knows its readers by process id: containers that
 # share a store must share a PID namespace too (--pid=host), else the second one is refused with a LockError.
 ENV TRITONRANK_ITEM_STORE=/item_store
 
+WORKDIR /opt/tritonrank
+COPY server/plans.py server/plans.py
+COPY deploy/ready.py deploy/serve.py deploy/
+
 # The base image's triton-server, as a number so that Kubernetes' runAsNonRoot can tell. This user, or that of --user,
 # must be able to read /models and to write /item_store/lock.mdb.
 USER 1000:1000
-
 # HTTP, gRPC, metrics
 EXPOSE 8000 8001 8002
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python3", "/opt/tritonrank/deploy/ready.py"]
 
-# http.client reads no proxy variables. Ready means that every loaded model takes requests.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python3", "-c", \
-    "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000, timeout=2); c.request('GET', '/v2/health/ready'); raise SystemExit(c.getresponse().status != 200)"]
-
-# NVIDIA's entry point checks the driver, then becomes tritonserver, so that signals reach it. A model that cannot be
-# loaded ends the server. 6 s: an idle HTTP connection holds up the exit until then, and 'docker stop' kills after 10.
-ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh", "tritonserver", "--model-repository=/models", \
-    "--model-control-mode=explicit", "--exit-timeout-secs=6"]
+# NVIDIA's entry point checks the driver, then becomes serve.py, which checks the engines and becomes tritonserver, so
+# that signals reach it. A model that cannot be loaded ends the server. 6 s: an idle HTTP connection holds up the exit
+# until then, and 'docker stop' kills after 10.
+ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh", "python3", "/opt/tritonrank/deploy/serve.py", "/models", \
+    "--model-control-mode=explicit", "--exit-timeout-secs=6", "--metrics-config=summary_latencies=true"]
 
 # Arguments after the image's name take this one's place: --load-model=rank --load-model=rank_two_tower_fp32_onnx
 CMD ["--load-model=rank"]

@@ -12,13 +12,15 @@ SERVE     ?=
 FRESH     ?=
 QUERIES   ?=
 RECIPES   ?=
+VARIANT   ?=
 REQUIRE_TENSORRT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup data train export build-engines quality recommend repository serve perf bench report lock clean
+.PHONY: help demo test test-gpu check setup data train export build-engines quality recommend repository pareto publish serve \
+    perf bench report gpu-report docker-build docker-build-engines docker-serve lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup ## everything from a fresh clone to ranked lists and a report (QUERIES=10: fewer; FRESH=1: all anew)
 	@$(RUN) -m builders repository
@@ -73,6 +75,12 @@ recommend: setup ## quality of the recommenders, through the served endpoints
 repository: setup ## ... => item store and model_repository/
 	@$(RUN) -m builders repository
 
+pareto: setup ## every variant of a recipe: gated, served, loaded => Pareto page (RECIPES=recipes/ncf.toml; FRESH=1: measure anew)
+	@$(RUN) -m perf pareto $(RECIPES) $(if $(FRESH),--fresh)
+
+publish: setup ## point `rank` (or `recommend`) at VARIANT; none = what 'python -m builders choose' chose
+	@$(RUN) -m builders publish $(VARIANT)
+
 serve: setup ## start Triton on model_repository/ (SERVE="rank_two_tower_fp32_onnx ...": those too; ALL=1; CONFIG=machine)
 	@$(RUN) -m server $(if $(ALL),--all,--load rank $(foreach model,$(SERVE),--load $(model))) $(if $(CONFIG),--config-name $(CONFIG))
 
@@ -81,6 +89,35 @@ perf: setup ## perf_analyzer sweep with real requests against every endpoint
 
 bench: setup ## the ratios that the README states
 	@$(RUN) -m perf bench
+
+test-gpu: setup ## the tests that need a GPU
+	@$(RUN) -m pytest -m gpu -s $(ARGS)
+
+gpu-report: setup ## every figure that only a GPU can give
+	@$(RUN) -m perf gpu-report
+
+CONTAINER ?= $(notdir $(shell command -v docker || command -v podman))
+HAS_GPU   := $(if $(shell command -v nvidia-smi),1)
+IMAGE     := tritonrank-server$(if $(HAS_GPU),,-cpu)
+PODMAN    := $(findstring podman,$(CONTAINER))
+GPUS      := $(if $(PODMAN),--device nvidia.com/gpu=all,--gpus all)
+AS_ME     := --user $(shell id -u):$(shell id -g) $(if $(PODMAN),--userns keep-id)
+BUILD     := $(CONTAINER) build $(if $(PODMAN),--format docker)
+ENGINES   := $(CONTAINER) run --rm $(GPUS) $(AS_ME) --shm-size 1g --volume "$(CURDIR):/opt/tritonrank" \
+             $(if $(TRITONRANK_DATA),--volume "$(TRITONRANK_DATA):/data:ro" --env TRITONRANK_DATA=/data) tritonrank-engines
+
+docker-build: ## the server's image: NVIDIA's container where there is a GPU, else the pip-only server
+	@$(BUILD) --target $(IMAGE:tritonrank-%=%) --tag $(IMAGE) .
+
+docker-build-engines: ## the image that builds engines, and in it 'export' and 'engines' for this machine's GPU
+	@$(BUILD) --target engines --tag tritonrank-engines .
+	@$(ENGINES) export
+	@$(ENGINES) engines
+
+docker-serve: ## serve model_repository/ from the image that docker-build made
+	@$(CONTAINER) run --rm $(if $(HAS_GPU),$(GPUS)) $(AS_ME) --shm-size 256m --stop-timeout 20 \
+	    --publish 127.0.0.1:8000-8002:8000-8002 --volume "$(CURDIR)/model_repository:/models:ro" \
+	    --volume "$(CURDIR)/item_store:/item_store" $(IMAGE)
 
 report: setup ## the report, from the figures that are there
 	@$(RUN) -m perf report

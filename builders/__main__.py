@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 # The kit reads checkpoints from folders only; a hub is never asked.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,19 +19,26 @@ from rich.table import Table
 from builders import build, publishing
 from builders.backbone import CheckpointError
 from builders.beir import read_corpus, read_users
-from builders.build_engine import TensorRTMissing, skipped_engines
+from builders.bisect_precision import BisectError
+from builders.build_engine import EngineError, TensorRTMissing
+from builders.choose import ChoiceError, chosen_variant, run_choose
 from builders.contract import ContractError, client_contracts
 from builders.datasets import DatasetError, DataSource, find_data, load_judged
+from builders.distil import DistillationError
+from builders.engine_store import StoreLocked
 from builders.evaluation import evaluation_data
 from builders.features import FeatureError
 from builders.files import write_atomically
+from builders.half_precision import HalfPrecisionError
 from builders.item_store import ItemStoreError
-from builders.quality import QualityError
+from builders.prune import PruningError
+from builders.quality import GateFailed, QualityError
 from builders.quantize import QuantizationError
-from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, load_recipe, load_recipes
+from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, Variant, load_recipe, load_recipes
 from builders.repository import RepositoryError, point_rank_at, tune_machine
 from builders.slices import slice_quality, slice_table
 from builders.text import TokenizerError
+from builders.versions import VersionError
 
 Data = Annotated[Path | None, typer.Option("--data", help="Folder with the data.")]
 Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipes; all of recipes/ when none is given.")]
@@ -38,11 +46,18 @@ Published = Annotated[
     list[str] | None, typer.Option(help="Variant that `rank` or `recommend` shall serve; repeatable.")
 ]
 
+Force = Annotated[bool, typer.Option("--force", help="Although it fails its gate; the manifest says so.")]
+FidelityLists = Annotated[
+    int | None, typer.Option(min=1, help="Unjudged lists of the gate, in place of the recipe's: fewer are quicker.")
+]
+
 CLIENT_CONTRACTS = REPOSITORY_ROOT / "clients" / "tritonrank_client" / "contracts.json"
 """What the client knows of the endpoints; generated and committed, as the served models' own contracts are."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
+say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+"""A line as it is: figures in brackets are no markup."""
 
 
 @app.command()
@@ -78,9 +93,24 @@ def export(recipes: Recipes = None, data: Data = None) -> None:
 
 
 @app.command()
-def engines(require_tensorrt: bool = False) -> None:
-    """Build TensorRT engines where there is a TensorRT; elsewhere say what was skipped."""
-    console.print(skipped_engines(require_tensorrt))
+def engines(recipes: Recipes = None, require_tensorrt: bool = False, data: Data = None) -> None:
+    """Build TensorRT engines where there is a TensorRT, gate and publish them; elsewhere say what was skipped."""
+    from builders.engine_variants import build_plans
+
+    folder = _data(data).folder
+    chosen = [recipe for recipe in _recipes(recipes) if any(each.runtime == "trt" for each in recipe.variants)]
+    plans = build_plans(chosen, folder, say, require=require_tensorrt)
+    if plans:
+        _publish(recipes or None, data, None, plans=plans)
+
+
+@app.command()
+def bisect(variant: Annotated[str, typer.Argument(help="Such as cross_encoder_int8_onnx.")], data: Data = None) -> None:
+    """Find the layers at which a variant's graph departs from FP32, and print the exclusions to add."""
+    from builders.engine_variants import bisect_variant
+
+    recipe, chosen = _variant(variant)
+    say(bisect_variant(recipe, chosen, evaluation_data(recipe.data, _data(data).folder), say))
 
 
 @app.command()
@@ -127,26 +157,101 @@ def explain(
     run_explain(ranker, console, query=query, history=history or (), items=items or (), out=out, data=data)
 
 
+@app.command("gate")
+def gate_variant(
+    variant: Annotated[str, typer.Argument(help="Such as cross_encoder_int8_onnx.")],
+    data: Data = None,
+    fidelity_lists: FidelityLists = None,
+) -> None:
+    """Judge a variant against its recipe's reference: figures, limits, and the queries that it serves worst."""
+    from builders.gate_report import gate_tables
+
+    recipe, chosen = _variant(variant)
+    built = _built_ranker(recipe, data, wanted=(chosen.name,), fidelity_lists=fidelity_lists).built(chosen)
+    console.print(*gate_tables(recipe, built, evaluation_data(recipe.data, _data(data).folder)))
+    if not built.passed:
+        raise GateFailed(built.figures["gate"])
+
+
 @app.command()
-def repository(recipes: Recipes = None, data: Data = None, published: Published = None) -> None:
+def sensitivity(
+    variant: Annotated[str, typer.Argument(help="One with a static int8 step.")], data: Data = None
+) -> None:
+    """List the layers by what each costs when it alone is quantized; the worst are candidates for keep_fp32."""
+    from builders.sensitivity import sensitivity_table
+
+    recipe, chosen = _variant(variant)
+    console.print(sensitivity_table(recipe, chosen, evaluation_data(recipe.data, _data(data).folder), say))
+
+
+@app.command()
+def repository(
+    recipes: Recipes = None,
+    data: Data = None,
+    published: Published = None,
+    fidelity_lists: FidelityLists = None,
+) -> None:
     """Build what is missing of all recipes, fill the item store and write the model repository."""
     if published is None and not recipes:
         published = list(publishing.published_variants().values())
-    _publish(recipes, data, published)
+    _publish(recipes, data, published, fidelity_lists=fidelity_lists)
 
 
 @app.command("build")
-def build_recipe(recipe: Path, data: Data = None, published: Published = None) -> None:
+def build_recipe(
+    recipe: Path,
+    data: Data = None,
+    published: Published = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="Also this variant although it is a trial, such as bf16_openvino; repeatable."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also variants that fail their gate; kept in the manifest.")
+    ] = False,
+    fidelity_lists: FidelityLists = None,
+) -> None:
     """Take one ranker, yours for example, from its recipe to the model repository: export, parity, gate, store."""
-    _publish([recipe], data, published)
+    _publish([recipe], data, published, wanted=tuple(variant or ()), force=force, fidelity_lists=fidelity_lists)
 
 
 @app.command()
-def publish(variant: str) -> None:
-    """Point `rank` (or `recommend`) at a variant, such as cross_encoder_int8_onnx: one rename. Rolls back likewise."""
+def publish(
+    variant: Annotated[str | None, typer.Argument(help="None = the choice of `choose`.")] = None,
+    force: Force = False,
+    data: Data = None,
+) -> None:
+    """Point `rank` (or `recommend`) at a variant, such as cross_encoder_int8_onnx: one rename. Rolls back likewise.
+
+    A variant that the repository does not hold yet is built and gated before.
+    """
+    variant = variant or chosen_variant()
     endpoint = publishing.endpoint_of(variant)
+    if not (build.PROJECT.repository / f"{endpoint}_{variant}").is_dir():
+        recipe, chosen = _variant(variant)
+        built = _built_ranker(recipe, data, wanted=(chosen.name,))
+        if not built.built(chosen).passed and not force:
+            raise GateFailed(built.built(chosen).figures["gate"])
+        publishing.fill_item_store([built], say)
+        publishing.publish_rankers([built], {}, _data_note(data), say, forced=[variant] if force else [])
+        endpoint = publishing.endpoint_of(variant)
     point_rank_at(build.PROJECT.repository, endpoint, f"{endpoint}_{variant}")
     console.print(f"{endpoint} = {variant}; a running server takes it up when it loads '{endpoint}' anew")
+
+
+@app.command()
+def choose(
+    slo_p99_ms: Annotated[float, typer.Option(min=0, help="Highest p99.")],
+    min_ndcg_ratio: Annotated[float, typer.Option(min=0, help="Of the gate's metric, over the reference's.")],
+    recipe: Annotated[Path | None, typer.Option(help="None = the only one measured.")] = None,
+    max_size_mb: Annotated[float | None, typer.Option(min=0)] = None,
+    min_rate: Annotated[float | None, typer.Option(min=0, help="Candidates/s.")] = None,
+) -> None:
+    """Name the cheapest measured variant that keeps every limit, and why each other one fell out."""
+    choice, lines = run_choose(recipe, slo_p99_ms, min_ndcg_ratio, max_size_mb, min_rate)
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    if choice.chosen is None:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -189,7 +294,7 @@ def _recipes(paths: list[Path] | None) -> list[Recipe]:
     return [load_recipe(path) for path in paths] if paths else list(load_recipes().values())
 
 
-def _built(recipes: list[Path] | None, data: Path | None) -> list[build.BuiltRanker]:
+def _built(recipes: list[Path] | None, data: Path | None, **choice: Any) -> list[build.BuiltRanker]:
     """Of the kit's own recipes those whose data is there; a recipe that the user names must have its data."""
     source = _data(data)
     built = []
@@ -201,15 +306,35 @@ def _built(recipes: list[Path] | None, data: Path | None) -> list[build.BuiltRan
                 raise
             console.print(f"{recipe.ranker}: skipped, {error}", style="yellow")
             continue
-        built.append(build.build_ranker(recipe, judged, console.print))
+        built.append(build.build_ranker(recipe, judged, say, **choice))
     return built
 
 
-def _publish(recipes: list[Path] | None, data: Path | None, published: list[str] | None) -> None:
-    rankers = _built(recipes, data)
-    publishing.fill_item_store(rankers, console.print)
+def _built_ranker(recipe: Recipe, data: Path | None, **choice: Any) -> build.BuiltRanker:
+    judged = evaluation_data(recipe.data, _data(data).folder)
+    return build.build_ranker(recipe, judged, say, **choice)
+
+
+def _variant(name: str) -> tuple[Recipe, Variant]:
+    """Of the kit's recipes the one that has this variant. Raises: RecipeError."""
+    known = {
+        recipe.model_name(variant): (recipe, variant)
+        for recipe in load_recipes().values()
+        for variant in recipe.variants
+    }
+    if name not in known:
+        raise RecipeError(f"no variant '{name}' in recipes/; wanted one of {', '.join(known)}")
+    return known[name]
+
+
+def _publish(
+    recipes: list[Path] | None, data: Path | None, published: list[str] | None, *, force: bool = False, **choice: Any
+) -> None:
+    rankers = _built(recipes, data, **choice)
+    publishing.fill_item_store(rankers, say)
     wanted = publishing.by_endpoint(rankers, published or [])
-    publishing.publish_rankers(rankers, wanted, _data_note(data), console.print)
+    failed = [one.recipe.model_name(each.variant) for one in rankers for each in one.variants if not each.passed]
+    publishing.publish_rankers(rankers, wanted, _data_note(data), say, forced=failed if force else [])
     write_atomically(CLIENT_CONTRACTS, client_contracts())
 
 
@@ -217,15 +342,19 @@ def _data_note(data: Path | None) -> str:
     return find_data(data).kind
 
 
+EXPECTED = (
+    BisectError, CheckpointError, ChoiceError, ContractError, DatasetError, DistillationError, EngineError,
+    FeatureError, HalfPrecisionError, ItemStoreError, PruningError, QualityError, QuantizationError, RecipeError,
+    RepositoryError, StoreLocked, TensorRTMissing, TokenizerError, VersionError,
+)  # fmt: skip
+"""What the kit raises on purpose."""
+
+
 def main() -> None:
     """Run a verb; an error that the kit raises on purpose is one line, without a trace."""
-    expected = (
-        CheckpointError, ContractError, DatasetError, FeatureError, ItemStoreError, QualityError,
-        QuantizationError, RecipeError, RepositoryError, TensorRTMissing, TokenizerError,
-    )  # fmt: skip
     try:
         app()
-    except expected as error:
+    except EXPECTED as error:
         raise SystemExit(f"error: {error}") from None
 
 

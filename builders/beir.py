@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,6 +93,7 @@ class JudgedQueries:
         judgements: query id to {item id: grade}, at least one each; grades as in :data:`GRADES`.
         requests: query id to what it asks besides its text, where there is more.
         users: user id to raw fields.
+        unlabelled: (count, seed) => requests that nobody judged; None = made of the products' texts.
     """
 
     queries: dict[str, str]
@@ -100,6 +101,7 @@ class JudgedQueries:
     judgements: dict[str, dict[str, int]]
     requests: Mapping[str, Request] = dataclasses.field(default_factory=dict)
     users: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    unlabelled: Callable[[int, int], Sequence[Request]] | None = dataclasses.field(default=None, compare=False)
 
     def request(self, query_id: str) -> Request:
         """What the query asks, with the raw fields of its user. Raises: KeyError."""

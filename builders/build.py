@@ -1,4 +1,4 @@
-"""A recipe's ranker => its variants as ONNX files, each checked against torch, quantized where asked for, and gated.
+"""A recipe's ranker => its variants' files (:mod:`builders.variants`), each judged in process and gated.
 
 :mod:`builders.publishing` puts them into the model repository.
 """
@@ -6,34 +6,34 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
+import functools
 import importlib.util
-import inspect
 import json
-import platform
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from torch import nn
 
-from builders import quality
+from builders import gate, quality
 from builders.beir import JudgedQueries, Product, Request
-from builders.contract import MAX_CANDIDATES, MAX_ROWS_PER_RUN, SCORE, USUAL_CANDIDATES
+from builders.contract import SCORE
 from builders.evaluation import judging_queries
-from builders.export_onnx import OPSET, check_onnx, onnx_from_ranker, run_onnx
 from builders.feature_ranker import FeatureRanker
 from builders.files import fingerprint, sha256, write_atomically
 from builders.first_stage import first_stage
-from builders.quantize import int8_from_onnx
-from builders.ranker import Graph, Ranker, Sample
-from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, Variant
+from builders.ranker import Ranker, Sample
+from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, Variant, load_recipe
+from builders.runtimes import Session, files_of, open_session
+from builders.steps import Bf16, Int8Network
+from builders.unlabelled import UnlabelledList, unlabelled_lists
+from builders.variants import Chain, Made, Say, code_of, compressed, variant_files
 
-LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers")
-Say = Callable[[str], None]
+FIDELITY_SEED = 103
+"""Of the gate's unjudged lists."""
 Scores = dict[str, dict[str, float]]
 """Query id => item id => score."""
 
@@ -59,8 +59,8 @@ class BuiltVariant:
     """A variant on disk, with what was measured of it.
 
     Attributes:
-        models: graph name => (model name, ONNX file).
-        figures: NDCG, difference from torch, gate; JSON.
+        models: graph name => (model name, scorer file: ``.onnx``, or ``.xml`` with its ``.bin`` beside it).
+        figures: NDCG, difference from torch, gate, seconds and bytes; JSON.
         passed: whether it may be published.
     """
 
@@ -79,11 +79,17 @@ class BuiltRanker:
     variants: Sequence[BuiltVariant]
     data: JudgedQueries
 
+    def built(self, variant: Variant) -> BuiltVariant:
+        """The variant as it was built. Raises: KeyError: it was not."""
+        return {each.variant.name: each for each in self.variants}[variant.name]
 
-def build_ranker(recipe: Recipe, data: JudgedQueries, say: Say = print, places: Places = PROJECT) -> BuiltRanker:
-    """Load the recipe's ranker and build its variants."""
+
+def build_ranker(
+    recipe: Recipe, data: JudgedQueries, say: Say = print, places: Places = PROJECT, **choice: Any
+) -> BuiltRanker:
+    """Load the recipe's ranker and build its variants. choice: as for :func:`build_variants`."""
     ranker = load_ranker(recipe)
-    return BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, places), data)
+    return BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, places, **choice), data)
 
 
 def load_ranker(recipe: Recipe) -> Ranker:
@@ -119,31 +125,60 @@ def import_from(recipe: Recipe, reference: str) -> Any:
 
 
 def build_variants(
-    recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print, places: Places = PROJECT
+    recipe: Recipe,
+    ranker: Ranker,
+    judged: JudgedQueries,
+    say: Say = print,
+    places: Places = PROJECT,
+    *,
+    wanted: Collection[str] = (),
+    trials: bool = False,
+    fidelity_lists: int | None = None,
+    plans: Mapping[str, Path] | None = None,
 ) -> list[BuiltVariant]:
-    """Export, check, quantize and gate every variant; what is built already is taken as it is."""
-    folder = places.ranker_folder(recipe)
+    """Make, check and gate variants; what is there already is taken as it is.
+
+    Args:
+        wanted: names of variants that are built even if they are trials.
+        trials: build all of them.
+        fidelity_lists: in place of the recipe's gate's.
+        plans: model name => TensorRT plan; variants for TensorRT whose plans are not there are left out.
+
+    Raises:
+        as :func:`builders.variants.variant_files`.
+    """
     evaluated = judging_queries(recipe, judged)
-    wanted = torch_scores(recipe, ranker, evaluated, say, places)
+    judging = _Judging(
+        evaluated,
+        recipe,
+        recipe.gate.fidelity_lists if fidelity_lists is None else fidelity_lists,
+        torch_scores(recipe, ranker, evaluated, say, places),
+    )
+    chain = chain_of(recipe, ranker, judged, say, places)
     built: list[BuiltVariant] = []
-    reference: dict[str, list[str]] | None = None
     for variant in recipe.variants:
-        models = {
-            graph.name: _built_graph(recipe, ranker, graph, variant, judged, folder, say) for graph in ranker.graphs
-        }
-        state = folder / f"{variant.name}.json"
-        inputs = fingerprint(
-            [*(sha256(path) for _, path in models.values()), recipe.gate.model_dump_json(), _digest(evaluated)]
-        )
-        figures = _stored(state, inputs)
-        if figures is None:
-            say(f"{recipe.model_name(variant)}: quality over {len(evaluated.queries)} queries")
-            figures = {"inputs": inputs, **_measure(recipe, ranker, variant, models, evaluated, wanted, reference)}
-            write_atomically(state, json.dumps(figures, indent=2) + "\n")
-        reference = reference or figures["rankings"]
-        say(f"{recipe.model_name(variant)}: {figures['gate']}")
-        built.append(BuiltVariant(variant, models, figures, figures["passed"]))
+        if variant.trial and not trials and variant.name not in wanted:
+            continue
+        made = variant_files(chain, variant) if variant.runtime != "trt" else planned_files(chain, variant, plans or {})
+        if made is None:
+            continue
+        built.append(_built(chain, variant, made, judging))
+        judging.reference = judging.reference or built[0].figures["rankings"]
+        say(built[-1].figures["gate"])
     return built
+
+
+def chain_of(
+    recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print, places: Places = PROJECT
+) -> Chain:
+    """What the steps of the recipe's variants need."""
+    return Chain(recipe, ranker, judged, places.ranker_folder(recipe), load_teacher, say)
+
+
+def load_teacher(name: str) -> Ranker:
+    """The ranker of a recipe, by its name or path. Raises: RecipeError."""
+    path = Path(name) if name.endswith(".toml") else REPOSITORY_ROOT / "recipes" / f"{name}.toml"
+    return load_ranker(load_recipe(path))
 
 
 def torch_scores(
@@ -151,7 +186,7 @@ def torch_scores(
 ) -> Scores:
     """The torch module's own score of every judged candidate, computed once and kept under ``build/``."""
     state = places.ranker_folder(recipe) / "torch_scores.json"
-    inputs = fingerprint([*map(sha256, ranker.checkpoint_files), _code_of(ranker), _digest(judged)])
+    inputs = fingerprint([*map(sha256, ranker.checkpoint_files), code_of(ranker), _digest(judged)])
     stored = _stored(state, inputs)
     if stored is None:
         say(f"{recipe.ranker}: scoring {len(judged.queries)} queries with torch")
@@ -164,115 +199,96 @@ def torch_scores(
     return dict(stored["scores"])
 
 
-def libraries() -> dict[str, str]:
-    """Name => version of what a build depends on, for the manifest."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
+def planned_files(chain: Chain, variant: Variant, plans: Mapping[str, Path]) -> dict[str, Made] | None:
+    """As :func:`variant_files`, with the plan in each ONNX file's place; None where one was not built."""
+    if not plans:
+        return None
+    made = variant_files(chain, variant)
+    own = [one.model for one in made.values() if one.model.endswith(variant.name)]
+    if any(model not in plans for model in own):
+        return None
+    return {name: dataclasses.replace(one, path=plans.get(one.model, one.path)) for name, one in made.items()}
 
 
-def parity_samples(ranker: Ranker, judged: JudgedQueries) -> list[dict[str, Sample]]:
-    """Real requests: one candidate, a usual request, and the largest at the longest texts: MAX_CANDIDATES, or the
-    MAX_ROWS_PER_RUN rows that a scorer which joins requests ever runs at once."""
-    query_id, grades = next(iter(judged.judgements.items()))
-    request = judged.request(query_id)
-    candidates = [judged.products[item_id] for item_id in grades]
-    largest = MAX_ROWS_PER_RUN if ranker.graphs[-1].batches else MAX_CANDIDATES
-    longest = sorted(judged.products.values(), key=lambda product: len(product.title))[-largest:]
-    return [
-        ranker.sample(request, candidates[:1]),
-        ranker.sample(request, candidates[:USUAL_CANDIDATES]),
-        ranker.sample(judged.request(max(judged.queries, key=lambda each: len(judged.queries[each]))), longest),
-    ]
+def _built(chain: Chain, variant: Variant, made: Mapping[str, Made], judging: _Judging) -> BuiltVariant:
+    """Its files, and what was measured of it, now or before."""
+    models = {name: (one.model, one.path) for name, one in made.items()}
+    files = [path for _, file in models.values() for path in files_of(file).values()]
+    state = chain.folder / f"{variant.name}.json"
+    inputs = fingerprint([*map(sha256, files), judging.fingerprint, chain.recipe.model_dump_json(include={"gate"})])
+    figures = _stored(state, inputs)
+    if figures is None or figures["fidelity_lists"] < judging.count:
+        chain.say(f"{chain.recipe.model_name(variant)}: quality over {len(judging.data.queries)} judged queries")
+        ranker, _, _ = compressed(chain, [step for step in variant.network_steps if not isinstance(step, Int8Network)])
+        figures = {
+            "inputs": inputs,
+            "fidelity_lists": judging.count,
+            **_measure(chain, ranker, variant, models, judging),
+        }
+        text = json.dumps(figures) + "\n"
+        write_atomically(state, text)
+        figures = json.loads(text)  # as the next build reads them
+    figures["build_s"] = round(sum(one.seconds for one in made.values()), 1)
+    figures["size_bytes"] = sum(path.stat().st_size for path in files)
+    return BuiltVariant(variant, models, figures, figures["passed"])
 
 
-def _built_graph(
-    recipe: Recipe, ranker: Ranker, graph: Graph, variant: Variant, judged: JudgedQueries, folder: Path, say: Say
-) -> tuple[str, Path]:
-    """(model name, ONNX file); a precise graph of an INT8 variant is that of the reference."""
-    reference = recipe.variants[0]
-    model = f"{graph.name}_{reference.name if graph.precise else variant.name}"
-    source = _exported(ranker, graph, f"{graph.name}_{reference.name}", judged, folder, say)
-    if variant.int8 is None or graph.precise:
-        return model, source
-    target = folder / f"{model}.onnx"
-    inputs = fingerprint([sha256(source), variant.int8.model_dump_json(), onnxruntime.__version__])
-    if not _is_current(target, inputs):
-        queries = variant.int8.calibration_queries
-        say(f"{model}: calibrating on {queries} training queries, {variant.int8.method}")
-        int8_from_onnx(source, target, _calibration(ranker, graph, judged, queries), variant.int8)
-        _mark(target, inputs)
-    return model, target
+def _sampler(chain: Chain, variant: Variant) -> Ranker:
+    """Who makes the variant's samples: its own network, where a vector of the request is among them."""
+    steps = [step for step in variant.network_steps if not isinstance(step, Int8Network)]
+    return compressed(chain, steps)[0]
 
 
-def _exported(ranker: Ranker, graph: Graph, model: str, judged: JudgedQueries, folder: Path, say: Say) -> Path:
-    target = folder / f"{model}.onnx"
-    inputs = fingerprint(
-        [
-            *map(sha256, ranker.checkpoint_files),
-            _code_of(graph.module),
-            graph.contract.to_json(),
-            str(OPSET),
-            str(libraries()),
-        ]
-    )
-    if not _is_current(target, inputs):
-        say(f"{model}: exporting to ONNX")
-        samples = [sample[graph.name] for sample in parity_samples(ranker, judged)]
-        onnx_from_ranker(graph, _two_rows(samples[1]) if graph.batches else samples[1], target)
-        reports = check_onnx(graph, target, samples)
-        worst = max(difference for report in reports for difference in report.max_abs_difference.values())
-        say(f"{model}: parity with torch over {len(samples)} shapes, largest difference {worst:.1e}")
-        _mark(target, inputs)
-    return target
+@dataclasses.dataclass
+class _Judging:
+    """What every variant of a ranker is judged on.
 
+    Attributes:
+        data: the queries that may judge it.
+        lists: without judgements; made when they are first needed.
+        torch_scores: of the judged queries, by the network as trained.
+        reference: rankings by the reference variant.
+        reference_scores: of the unjudged lists.
+    """
 
-def _code_of(thing: object) -> str:
-    """Changes with the files that define its class and, of a network, those of its parts: an edited one is exported
-    anew. What is installed as a package is not looked at: its version is a fact of the environment."""
-    parts = [thing, *(thing.modules() if isinstance(thing, nn.Module) else ())]
-    files = {Path(inspect.getfile(type(part))) for part in parts}
-    return fingerprint(sha256(path) for path in sorted(files) if "site-packages" not in path.parts)
+    data: JudgedQueries
+    recipe: Recipe
+    count: int
+    torch_scores: Scores
+    reference: Mapping[str, list[str]] | None = None
+    reference_scores: list[list[float]] | None = None
 
+    @functools.cached_property
+    def lists(self) -> list[UnlabelledList]:
+        """Other lists than distillation's and calibration's."""
+        return unlabelled_lists(self.data, self.count, self.recipe.gate.fidelity_candidates, FIDELITY_SEED)
 
-def _two_rows(sample: Sample) -> Sample:
-    """The exporter takes a dimension of 1 for a constant."""
-    return {name: np.concatenate([array, array])[: max(2, len(array))] for name, array in sample.items()}
-
-
-def _calibration(ranker: Ranker, graph: Graph, judged: JudgedQueries, count: int) -> list[Sample]:
-    """Real candidates of training queries; the test queries stay unseen."""
-    train = judged.subset("train")
-    return [
-        ranker.sample(train.request(query_id), [judged.products[item_id] for item_id in train.judgements[query_id]])[
-            graph.name
-        ]
-        for query_id in list(train.queries)[:count]
-    ]
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what is judged and how."""
+        return fingerprint([_digest(self.data), sha256(Path(gate.__file__))])
 
 
 def _measure(
-    recipe: Recipe,
-    ranker: Ranker,
-    variant: Variant,
-    models: Mapping[str, tuple[str, Path]],
-    judged: JudgedQueries,
-    torch_reference: Scores,
-    reference: Mapping[str, list[str]] | None,
+    chain: Chain, ranker: Ranker, variant: Variant, models: Mapping[str, tuple[str, Path]], judging: _Judging
 ) -> dict[str, Any]:
     """NDCG, difference from torch query by query, and the gate's answer."""
-    sessions = {name: onnxruntime.InferenceSession(path) for name, (_, path) in models.items()}
-    order = first_stage(judged)
+    recipe, data = chain.recipe, judging.data
+    sessions = open_sessions(recipe, variant, models)
+    order = first_stage(data)
     scores: Scores = {}
     for query_id, candidates in order.items():
-        products = [judged.products[item_id] for item_id in candidates]
-        request = judged.request(query_id)
+        products = [data.products[item_id] for item_id in candidates]
+        request = data.request(query_id)
         found = as_served(recipe, ranker, request, products, score_in_process(ranker, sessions, request, products))
         scores[query_id] = dict(zip(candidates, map(float, found), strict=True))
+    not_finite = sum(not math.isfinite(score) for of_query in scores.values() for score in of_query.values())
     differences = {
-        query_id: max(abs(score - torch_reference[query_id][item_id]) for item_id, score in of_query.items())
+        query_id: max(abs(score - judging.torch_scores[query_id][item_id]) for item_id, score in of_query.items())
         for query_id, of_query in scores.items()
     }
-    rankings = quality.rankings_from_scores(order, scores)
-    ndcg = quality.ndcg_of_rankings(judged, rankings)
+    rankings = quality.rankings_from_scores(order, _finite(scores))
+    ndcg = quality.ndcg_of_rankings(data, rankings)
     figures: dict[str, Any] = {
         "queries": len(ndcg),
         "ndcg_at_10": float(np.mean(list(ndcg.values()))),
@@ -280,20 +296,90 @@ def _measure(
         "max_abs_difference_from_torch_by_query": differences,
         "rankings": rankings,
     }
-    return {**figures, **_gate(recipe, variant, judged, rankings, reference, figures)}
+    return {**figures, **_gated(chain, ranker, variant, sessions, rankings, not_finite, judging, figures)}
+
+
+def _gated(
+    chain: Chain,
+    ranker: Ranker,
+    variant: Variant,
+    sessions: Mapping[str, Session],
+    rankings: Mapping[str, list[str]],
+    not_finite: int,
+    judging: _Judging,
+    figures: Mapping[str, Any],
+) -> dict[str, Any]:
+    recipe = chain.recipe
+    name = recipe.model_name(variant)
+    if judging.reference is None:
+        passed = not not_finite
+        faults = "" if passed else f", but {not_finite} scores are NaN or infinite: not published"
+        return {"gate": f"{name}: NDCG@10 {figures['ndcg_at_10']:.4f}, the reference{faults}", "passed": passed}
+    fidelity = None
+    if not variant.exact:
+        found = _unjudged_scores(chain, ranker, variant, sessions, judging)
+        not_finite += sum(not math.isfinite(score) for one in found for score in one)
+        fidelity = gate.fidelity_of(found, _reference_scores(chain, judging))
+    report = gate.gate_report(judging.data, recipe.data, rankings, judging.reference, recipe.gate, fidelity, not_finite)
+    told = {"report": dataclasses.asdict(report)}
+    try:
+        return {**told, "gate": gate.verdict(name, report, recipe.gate), "passed": True}
+    except quality.GateFailed as failure:
+        return {**told, "gate": str(failure), "passed": False}
+
+
+def _reference_scores(chain: Chain, judging: _Judging) -> list[list[float]]:
+    """Of the unjudged lists, by the reference variant; kept, since every other variant is compared with them."""
+    reference = chain.recipe.variants[0]
+    models = {name: (one.model, one.path) for name, one in variant_files(chain, reference).items()}
+    inputs = fingerprint([*(sha256(path) for _, path in models.values()), judging.fingerprint])
+    state = chain.folder / f"reference_scores_{judging.count}.json"
+    stored = _stored(state, inputs)
+    if stored is None:
+        sessions = open_sessions(chain.recipe, reference, models)
+        scores = _unjudged_scores(chain, chain.ranker, reference, sessions, judging)
+        stored = {"inputs": inputs, "scores": scores}
+        write_atomically(state, json.dumps(stored) + "\n")
+    found: list[list[float]] = stored["scores"]
+    return found
+
+
+def _unjudged_scores(
+    chain: Chain, ranker: Ranker, variant: Variant, sessions: Mapping[str, Session], judging: _Judging
+) -> list[list[float]]:
+    chain.say(f"{chain.recipe.model_name(variant)}: fidelity over {len(judging.lists):,} lists without judgements")
+    return [
+        as_served(
+            chain.recipe, ranker, one.request, one.products,
+            score_in_process(ranker, sessions, one.request, one.products),
+        ).tolist()
+        for one in judging.lists
+    ]  # fmt: skip
+
+
+def _finite(scores: Scores) -> Scores:
+    """What is NaN or infinite counts as lowest, so that the rest can be told; the gate refuses it."""
+    lowest = float(np.finfo(np.float32).min)
+    return {
+        query_id: {item_id: score if math.isfinite(score) else lowest for item_id, score in of_query.items()}
+        for query_id, of_query in scores.items()
+    }
+
+
+def open_sessions(recipe: Recipe, variant: Variant, models: Mapping[str, tuple[str, Path]]) -> dict[str, Session]:
+    """Graph name => session with the threads and the precision that the served model has."""
+    bf16 = any(isinstance(step, Bf16) for step in variant.steps)
+    return {name: open_session(path, threads=recipe.serving.threads, bf16=bf16) for name, (_, path) in models.items()}
 
 
 def score_in_process(
-    ranker: Ranker,
-    sessions: Mapping[str, onnxruntime.InferenceSession],
-    request: Request,
-    products: Sequence[Product],
+    ranker: Ranker, sessions: Mapping[str, Session], request: Request, products: Sequence[Product]
 ) -> np.ndarray:
-    """FP32 [candidates, heads] from ONNX Runtime, without a server: graph by graph, each fed the ones before it."""
+    """FP32 [candidates, heads] without a server: graph by graph, each fed the ones before it."""
     samples = ranker.sample(request, products)
     outputs: Sample = {}
     for graph in ranker.graphs:
-        outputs = run_onnx(sessions[graph.name], {**samples[graph.name], **outputs})
+        outputs = sessions[graph.name].run({**samples[graph.name], **outputs})
     return outputs[SCORE.name]
 
 
@@ -325,26 +411,6 @@ def _scores_of(
     return dict(zip(item_ids, map(float, scores), strict=True))
 
 
-def _gate(
-    recipe: Recipe,
-    variant: Variant,
-    judged: JudgedQueries,
-    rankings: Mapping[str, list[str]],
-    reference: Mapping[str, list[str]] | None,
-    figures: Mapping[str, Any],
-) -> dict[str, Any]:
-    if reference is None:
-        return {"gate": f"NDCG@10 {figures['ndcg_at_10']:.4f}, the reference", "passed": True}
-    comparison = quality.compare(judged, rankings, reference)
-    try:
-        return {
-            "gate": quality.gate(recipe.model_name(variant), comparison, recipe.gate.min_ndcg_ratio),
-            "passed": True,
-        }
-    except quality.GateFailed as failure:
-        return {"gate": str(failure), "passed": False}
-
-
 def _import_file(path: Path) -> Any:
     """The module of a file of this project under its dotted name, of any other file under its own."""
     if path.is_relative_to(REPOSITORY_ROOT):  # so that pickles, patches and isinstance meet one module
@@ -367,13 +433,3 @@ def _stored(path: Path, inputs: str) -> dict[str, Any] | None:
         return None
     figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return figures if figures["inputs"] == inputs else None
-
-
-def _is_current(target: Path, inputs: str) -> bool:
-    mark = target.with_suffix(".inputs")
-    return target.is_file() and mark.is_file() and mark.read_text() == inputs
-
-
-def _mark(target: Path, inputs: str) -> None:
-    """Written last: without it the target counts as not built."""
-    write_atomically(target.with_suffix(".inputs"), inputs)

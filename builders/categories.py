@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from builders.beir import DatasetError, JudgedQueries, Product
+from builders.unlabelled import made_queries
 
 RIGHT, WRONG = 3, 0
 """Grades of a query's label and of every other category."""
@@ -45,6 +46,7 @@ def category_lists(judged: JudgedQueries) -> JudgedQueries:
         },
         requests={query_id: request for query_id, request in judged.requests.items() if query_id in labels},
         users=judged.users,
+        unlabelled=lambda count, seed: made_queries(list(judged.products.values()), count, seed),
     )
 
 

@@ -22,9 +22,8 @@ from builders.contract import Contract, ContractError, Tensor
 from builders.files import write_atomically
 from builders.quality import ParityReport, check_parity
 from builders.ranker import Graph, Sample
+from builders.versions import OPSET
 
-OPSET = 18
-"""Accepted by ONNX Runtime 1.14 and later and by TensorRT 10 and 11."""
 PARITY_ATOL = 1e-4
 _ELEMENT_TYPES = {
     "BOOL": onnx.TensorProto.BOOL,

@@ -23,6 +23,7 @@ Knows nothing of any network.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -108,6 +109,18 @@ class FeatureRanker(Ranker):
             files += weight_files(backbone or packaged_backbone())
         return cls(name, module, files)
 
+    @property
+    def network(self) -> nn.Module:
+        """The module itself."""
+        return self.module
+
+    def with_network(self, network: nn.Module) -> FeatureRanker:
+        """Around another module that takes the same features."""
+        other = copy.copy(self)
+        other.__dict__.pop("graphs", None)  # of the old module
+        other.module = network.eval()
+        return other
+
     @functools.cached_property
     def graphs(self) -> list[Graph]:
         """One graph, or two where the request is encoded apart."""
@@ -115,14 +128,14 @@ class FeatureRanker(Ranker):
         candidates = tuple(_tensor(feature) for feature in self.features if feature.per_candidate)
         if not self.encodes_request:
             inputs = tuple(_tensor(feature) for feature in self.features)
-            module = Broadcasting(self.module, self.features)
+            module = Broadcasting(self.module, self.features).eval()
             return [Graph(self.name, module, self._scorer(inputs, module), batches=False)]
-        encoder = EncodeRequest(self.module)
+        encoder = EncodeRequest(self.module).eval()
         width = self._vector_width(encoder)
         vector = Tensor(REQUEST_VECTOR, "FP32", (1, width), "what the request's own features were encoded to")
         per_row = tuple(_with_rows(tensor, "rows") for tensor in request)
         encoded = Contract(f"{self.name}_request", per_row, (_with_rows(vector, "rows"),))
-        head = ScoreCandidates(self.module)
+        head = ScoreCandidates(self.module).eval()
         return [
             Graph(
                 encoded.name,

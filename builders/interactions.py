@@ -566,7 +566,15 @@ def evaluation_lists(
         judgements=judgements,
         requests={f"u{user_id}": request_of(log, user_id) for user_id in chosen},
         users=log.users,
+        unlabelled=lambda count, seed: training_requests(log, count, seed),
     )
+
+
+def training_requests(log: PurchaseLog, count: int, seed: int) -> list[Request]:
+    """What customers would have asked before baskets of theirs, all before the cut; drawn with a seed, at most all."""
+    examples = [example for example in training_examples(log) if example.history]
+    drawn = random.Random(seed).sample(examples, min(count, len(examples)))
+    return [Request(history=one.history, user_id=one.user_id, user=one.user, context=one.context) for one in drawn]
 
 
 def _judgements(log: PurchaseLog, user_id: str, negatives: int, draw: random.Random) -> dict[str, int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import re
 from collections.abc import Sequence
 
 import bm25s
@@ -17,12 +16,8 @@ import numpy as np
 from builders.beir import Product
 from builders.rankers.two_tower import TwoTower
 from builders.text import Tokenizer, item_texts
+from builders.unlabelled import query_text
 
-_WORD = re.compile(r"[\w'./%\"-]+")
-_CLAUSE = re.compile(r"[\n.:;,!]")
-_STOP_WORDS = {"for", "and", "with", "the", "of", "in", "to", "a", "&", "-", "by", "on", "or"}
-TITLE_HEAD = 14
-"""Words of a title that say what the item is; later ones are mostly attributes for search engines."""
 NEAREST, NEAR = 20, 200
 """Candidates are drawn from a first stage's first 20 and, fewer, from its first 200."""
 
@@ -42,7 +37,7 @@ def pseudo_queries(
     """At most one query a product, ``count`` in all, seeded; 5 to 8 candidates each."""
     rng = random.Random(seed)
     sources = rng.sample(range(len(products)), min(count, len(products)))
-    texts = [_query_text(products[source], rng) for source in sources]
+    texts = [query_text(products[source], rng) for source in sources]
     of_items = item_texts(products)
     item_vectors = teacher.encode_texts(tokenizer, of_items)
     query_vectors = teacher.encode_texts(tokenizer, texts)
@@ -54,40 +49,6 @@ def pseudo_queries(
         candidates = _candidates(source, cosines, _bm25(retriever, text), rng)
         found.append(PseudoQuery(text, candidates, tuple(float(cosines[row]) for row in candidates)))
     return found
-
-
-def _query_text(product: Product, rng: random.Random) -> str:
-    kind = rng.choice(["category", "title", "title", "text"])
-    if kind == "category" and product.category:
-        return _category_query(product, rng)
-    if kind == "text" and product.text:
-        clauses = [clause for clause in _CLAUSE.split(product.text) if _WORD.search(clause)]
-        return _span(_WORD.findall(rng.choice(clauses or [product.title])), rng)
-    return _span(_title_words(product, rng), rng)
-
-
-def _category_query(product: Product, rng: random.Random) -> str:
-    """Such as "makita power table saws"."""
-    words = [word for word in _WORD.findall(product.title)[:TITLE_HEAD] if word.lower() not in _STOP_WORDS]
-    narrow = product.category[-2:] if len(product.category) > 2 else product.category[-1:]
-    parts = [product.brand] if rng.random() < 0.35 else []
-    parts += [product.color] if rng.random() < 0.35 and len(product.color.split()) < 3 else []
-    parts += [rng.choice(words)] if words and rng.random() < 0.5 else []
-    return " ".join([*filter(None, parts), rng.choice(narrow)]).lower()
-
-
-def _title_words(product: Product, rng: random.Random) -> list[str]:
-    """The title's head, more often than not without the brand it opens with."""
-    words = _WORD.findall(product.title)[:TITLE_HEAD]
-    brand = [word.lower() for word in _WORD.findall(product.brand)]
-    opens_with_brand = [word.lower() for word in words[: len(brand)]] == brand
-    return words[len(brand) :] if opens_with_brand and rng.random() < 0.6 else words
-
-
-def _span(words: list[str], rng: random.Random) -> str:
-    length = rng.choice([2, 3, 3, 4, 5])
-    start = rng.randrange(max(1, len(words) - length + 1))
-    return " ".join(words[start : start + length]).lower() or "product"
 
 
 def _candidates(source: int, cosines: np.ndarray, bm25_scores: np.ndarray, rng: random.Random) -> tuple[int, ...]:

@@ -6,13 +6,13 @@ Knows nothing of how a variant was built or judged.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from builders import model_config
 from builders.beir import Product
-from builders.build import PROJECT, BuiltRanker, BuiltVariant, Places, Say, libraries
+from builders.build import PROJECT, BuiltRanker, BuiltVariant, Places
 from builders.contract import ENDPOINTS, Contract
 from builders.export_onnx import OPSET
 from builders.feature_ranker import FeatureRanker
@@ -28,6 +28,8 @@ from builders.postprocessing import (
 from builders.ranker import Ranker
 from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError
 from builders.repository import Ensemble, RepositoryError, ServedModel, publish_models, served_variant
+from builders.runtimes import files_of
+from builders.variants import Say, libraries
 
 SERVED_CODE = REPOSITORY_ROOT / "model_repository"
 """The hand-written ``model.py`` files and what they share."""
@@ -43,6 +45,9 @@ def publish_rankers(
     data_note: str,
     say: Say = print,
     places: Places = PROJECT,
+    *,
+    gated: bool = True,
+    forced: Collection[str] = (),
 ) -> dict[str, int]:
     """Write all rankers' models and endpoints.
 
@@ -50,6 +55,8 @@ def publish_rankers(
         published: endpoint => the variant that its short name serves, such as ``rank`` => ``two_tower_fp32_onnx``;
             an endpoint that is not named goes on serving what it serves.
         data_note: for the manifest.
+        gated: leave out what failed its gate; else everything is written, to be measured.
+        forced: variants, such as ``cross_encoder_int8_onnx``, written although they failed; the manifest says so.
 
     Raises:
         RecipeError: no built variant that passed its gate is called as ``published`` says.
@@ -58,7 +65,7 @@ def publish_rankers(
     ensembles: dict[str, Ensemble] = {}
     for built in rankers:
         for variant in built.variants:
-            if variant.passed:
+            if variant.passed or not gated or built.recipe.model_name(variant.variant) in forced:
                 steps = _served_steps(built.recipe, built.ranker, variant, data_note)
                 models.update({model.name: model for model in steps})
                 name = f"{built.ranker.endpoint.name}_{built.recipe.model_name(variant.variant)}"
@@ -173,10 +180,13 @@ def _served_steps(recipe: Recipe, ranker: Ranker, built: BuiltVariant, data_note
     steps = [_python_model(code, ranker.preprocess, ranker.preprocess_files, common)]
     for graph in ranker.graphs:
         name, path = built.models[graph.name]
-        config = model_config.onnx_config(graph, name, recipe.serving)
+        config = model_config.scorer_config(graph, name, recipe.serving, built.variant, path)
         contract = dataclasses.replace(graph.contract, name=name)
-        built_from = {**common, "checkpoint": checkpoint, "variant": built.variant.model_dump(), "opset": OPSET}
-        steps.append(ServedModel(config, contract, {"model.onnx": path}, built_from))
+        built_from = {
+            **common, "checkpoint": checkpoint, "variant": built.variant.model_dump(mode="json"), "opset": OPSET,
+            "gate": built.figures["gate"], "passed": built.passed,
+        }  # fmt: skip
+        steps.append(ServedModel(config, contract, files_of(path), built_from))
     return [*steps, _postprocess(recipe, ranker)]
 
 

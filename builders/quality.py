@@ -1,4 +1,4 @@
-"""Whether a variant may be shipped: ranking metrics of two rankers query by query, numerical parity, and the gate.
+"""Whether a variant may be shipped: ranking metrics of two rankers query by query, and numerical parity.
 
 NDCG is scikit-learn's, intervals are SciPy's bootstrap, rank correlation is SciPy's Kendall tau. Knows nothing of how
 a ranking came about: in process and served ones are judged alike.
@@ -184,27 +184,6 @@ def compare(judged: JudgedQueries, found: Rankings, reference: Rankings, k: int 
     )
 
 
-def gate(variant: str, comparison: Comparison, min_ndcg_ratio: float) -> str:
-    """Lets a variant pass when it keeps at least ``min_ndcg_ratio`` of its reference's NDCG.
-
-    Returns:
-        A line that says so.
-
-    Raises:
-        GateFailed: it does not; the message says by how much, and what to do.
-    """
-    figure = (
-        f"{variant}: NDCG {comparison.found_ndcg:.4f} is {comparison.ndcg_ratio:.2%} of the reference's "
-        f"{comparison.reference_ndcg:.4f}, limit {min_ndcg_ratio:.2%}, difference {comparison.interval}"
-    )
-    if not comparison.ndcg_ratio >= min_ndcg_ratio:  # written so that NaN fails
-        raise GateFailed(
-            f"{figure}. Not published. Look at its worst queries ({_worst_text(comparison)}); compress it less, or "
-            "lower min_ndcg_ratio in the recipe if this loss is acceptable"
-        )
-    return f"{figure}: passed"
-
-
 # ---------------------------------------------------------------- parity
 @dataclasses.dataclass(frozen=True)
 class ParityReport:
@@ -339,10 +318,6 @@ def _bootstrap_interval(differences: np.ndarray, confidence: float) -> tuple[flo
 
 def _mean(figures: Sequence[float]) -> float:
     return float(np.mean(figures))
-
-
-def _worst_text(comparison: Comparison) -> str:
-    return ", ".join(f"'{query.query}' {query.difference:+.3f}" for query in comparison.worst)
 
 
 def _listed(names: Sequence[str] | Mapping[str, object], limit: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""FP32 ONNX => INT8 ONNX with explicit QuantizeLinear/DequantizeLinear pairs (static: ranges fixed by calibration).
+"""FP32 ONNX => INT8 ONNX: static with explicit QuantizeLinear/DequantizeLinear pairs, dynamic, or embeddings alone.
 
 With static ranges a row's score depends on neither its neighbours in the batch nor the padding, unlike dynamic
 quantization. Method and library: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
@@ -6,19 +6,29 @@ quantization. Method and library: https://onnxruntime.ai/docs/performance/model-
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from builders.files import write_atomically
 from builders.ranker import Sample
-from builders.recipe import Quantization
+from builders.runtimes import open_session
+from builders.steps import Int8, Int8Embeddings
 
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -27,15 +37,20 @@ _METHODS = {
 }
 
 
+SENSITIVITY_SAMPLES = 4
+"""Requests on which a node's cost is measured."""
+
+
 class QuantizationError(ValueError):
     """The graph cannot be quantized as asked."""
 
 
-def int8_from_onnx(source: Path, target: Path, samples: Iterable[Sample], settings: Quantization) -> list[str]:
-    """Quantize the products with constant weights: INT8 weights per output channel, UINT8 activations per tensor.
+def int8_from_onnx(source: Path, target: Path, samples: Iterable[Sample], settings: Int8) -> list[str]:
+    """Quantize the products with constant weights: INT8 weights per output channel, activations per tensor.
 
-    Activations are UINT8 because x86 processors multiply unsigned by signed bytes (VPDPBUSD): on them the same graph
-    with INT8 activations ran no faster than FP32. Products of two activations (attention) stay FP32.
+    Activations are UINT8 by default because x86 processors multiply unsigned by signed bytes (VPDPBUSD): on them the
+    same graph with symmetric INT8 activations, which TensorRT asks for, runs hardly faster in ONNX Runtime than FP32.
+    Products of two activations (attention) stay FP32.
 
     Args:
         source: FP32 model.
@@ -49,18 +64,87 @@ def int8_from_onnx(source: Path, target: Path, samples: Iterable[Sample], settin
     Raises:
         QuantizationError: no node to quantize, or no samples.
     """
-    readings = list(samples)
-    if not readings:
-        raise QuantizationError(f"{source.name}: no calibration samples; wanted at least one request")
+    with _prepared(source, target, samples) as (prepared, ranges, readings):
+        nodes = weighted_products(onnx.load(prepared), settings.keep_fp32)
+        if settings.keep_most_sensitive:
+            costs = _costs(prepared, ranges, readings, nodes, settings)
+            nodes = sorted(costs, key=lambda node: costs[node])[: len(nodes) - settings.keep_most_sensitive]
+        if not nodes:
+            raise QuantizationError(f"{source.name}: no MatMul or Gemm with constant weights is left to quantize")
+        quantized = ranges.with_name("quantized.onnx")
+        _quantize(prepared, quantized, ranges, readings, nodes, settings)
+        write_atomically(target, quantized.read_bytes())
+    return nodes
+
+
+def sensitivity(source: Path, samples: Iterable[Sample], settings: Int8) -> dict[str, float]:
+    """What each node costs: the root mean square change of the first output when it alone is quantized, as a share of
+    that output's standard deviation; the most costly first.
+
+    Args:
+        source, samples, settings: as for :func:`int8_from_onnx`.
+
+    Raises:
+        QuantizationError: no samples.
+    """
+    with _prepared(source, source, samples) as (prepared, ranges, readings):
+        nodes = weighted_products(onnx.load(prepared), settings.keep_fp32)
+        costs = _costs(prepared, ranges, readings, nodes, settings)
+    return dict(sorted(costs.items(), key=lambda cost: -cost[1]))
+
+
+def dynamic_int8_from_onnx(source: Path, target: Path) -> None:
+    """Weights INT8, activations quantized anew in each run. Raises: QuantizationError: nothing to quantize."""
     with tempfile.TemporaryDirectory(dir=_existing(target.parent)) as scratch:
         prepared, quantized = Path(scratch) / "prepared.onnx", Path(scratch) / "quantized.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        nodes = weighted_products(onnx.load(prepared), settings.keep_fp32)
+        nodes = weighted_products(onnx.load(prepared))
         if not nodes:
-            raise QuantizationError(f"{source.name}: no MatMul or Gemm with constant weights is left to quantize")
-        _quantize(prepared, quantized, readings, nodes, settings)
+            raise QuantizationError(f"{source.name}: no MatMul or Gemm with constant weights to quantize")
+        with _quiet():
+            quantize_dynamic(
+                prepared, quantized, nodes_to_quantize=nodes, per_channel=True, weight_type=QuantType.QInt8
+            )
         write_atomically(target, quantized.read_bytes())
-    return nodes
+
+
+def int8_embeddings_from_onnx(
+    source: Path, target: Path, samples: Iterable[Sample], settings: Int8Embeddings
+) -> list[str]:
+    """Tables that are looked up as INT8, one scale each: ``DequantizeLinear(table)`` before the look-up, which runtimes
+    do after it, so that only the rows asked for are dequantized.
+
+    Returns:
+        Names of the tables.
+
+    Raises:
+        QuantizationError: no table of ``min_rows`` rows is looked up.
+    """
+    model = onnx.load(source)
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    lookups = [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Gather" and shapes.get(node.input[0], (0,))[0] >= settings.min_rows
+    ]
+    if not lookups:
+        raise QuantizationError(f"{source.name}: no embedding table of {settings.min_rows} rows or more")
+    with tempfile.TemporaryDirectory(dir=_existing(target.parent)) as scratch:
+        quantized = Path(scratch) / "quantized.onnx"
+        with _quiet():
+            quantize_static(
+                source,
+                quantized,
+                _Samples(list(samples)),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Gather"],
+                nodes_to_quantize=lookups,
+                weight_type=QuantType.QInt8,
+                activation_type=QuantType.QInt8,
+                extra_options={"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["Gather"]},
+            )
+        write_atomically(target, quantized.read_bytes())
+    return [node.input[0] for node in model.graph.node if node.name in lookups]
 
 
 def weighted_products(model: onnx.ModelProto, keep_fp32: Iterable[str] = ()) -> list[str]:
@@ -76,27 +160,69 @@ def weighted_products(model: onnx.ModelProto, keep_fp32: Iterable[str] = ()) -> 
     ]
 
 
-def _quantize(source: Path, target: Path, samples: list[Sample], nodes: list[str], settings: Quantization) -> None:
-    # The quantizer logs each node it leaves alone.
-    logging.getLogger().setLevel(logging.ERROR)
-    quantize_static(
-        source,
-        target,
-        _Samples(samples),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        nodes_to_quantize=nodes,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=_METHODS[settings.method],
-        extra_options={
-            "WeightSymmetric": True,
-            "ActivationSymmetric": False,
-            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],  # results go on in FP32: half the error
-            "CalibPercentile": settings.percentile,
-        },
-    )
+@contextlib.contextmanager
+def _prepared(source: Path, target: Path, samples: Iterable[Sample]) -> Iterator[tuple[Path, Path, list[Sample]]]:
+    """(the graph as the quantizer wants it, where ranges are kept from one call to the next, samples)."""
+    readings = list(samples)
+    if not readings:
+        raise QuantizationError(f"{source.name}: no calibration samples; wanted at least one request")
+    with tempfile.TemporaryDirectory(dir=_existing(target.parent)) as scratch:
+        prepared = Path(scratch) / "prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        yield prepared, Path(scratch) / "ranges.json", readings
+
+
+def _costs(prepared: Path, ranges: Path, samples: list[Sample], nodes: list[str], settings: Int8) -> dict[str, float]:
+    wanted = _first_outputs(prepared, samples[:SENSITIVITY_SAMPLES])
+    costs = {}
+    for node in nodes:
+        quantized = prepared.with_name("one.onnx")
+        _quantize(prepared, quantized, ranges, samples, [node], settings)
+        found = _first_outputs(quantized, samples[:SENSITIVITY_SAMPLES])
+        costs[node] = float(np.sqrt(np.mean((found - wanted) ** 2)) / np.std(wanted))
+    return costs
+
+
+def _first_outputs(path: Path, samples: list[Sample]) -> np.ndarray:
+    session = open_session(path)
+    return np.concatenate([next(iter(session.run(sample).values())).ravel() for sample in samples])
+
+
+def _quantize(
+    source: Path, target: Path, ranges: Path, samples: list[Sample], nodes: list[str], settings: Int8
+) -> None:
+    with _quiet():
+        quantize_static(
+            source,
+            target,
+            _Samples(samples),
+            calibration_cache_path=ranges,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            activation_type=QuantType.QUInt8 if settings.activations == "uint8" else QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=_METHODS[settings.method],
+            extra_options={
+                "WeightSymmetric": True,
+                "ActivationSymmetric": settings.activations == "int8",
+                "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],  # results go on in FP32: half the error
+                "CalibPercentile": settings.percentile,
+            },
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer logs each node it leaves alone."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _existing(folder: Path) -> Path:

@@ -56,6 +56,15 @@ class Ranker(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def network(self) -> nn.Module:
+        """All that was trained, in eval mode; the graphs' modules compute with it."""
+
+    @abc.abstractmethod
+    def with_network(self, network: nn.Module) -> Ranker:
+        """The same ranker around another network, whose inputs and outputs are the same."""
+
+    @property
+    @abc.abstractmethod
     def graphs(self) -> list[Graph]:
         """The networks, in the order in which a request passes them; the last gives ``score``."""
 

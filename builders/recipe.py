@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import pydantic
 
 from builders.contract import MAX_BOOST_AMOUNT, MAX_BOOSTS, MAX_CANDIDATES
+from builders.steps import Bf16, GraphStep, NetworkStep, Settings, Step
 
+Runtime = Literal["onnx", "openvino", "trt"]
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 SLICES_OF_DATA = {
     "judged": ("query_length", "brand_popularity"),
@@ -25,39 +27,50 @@ class RecipeError(ValueError):
     """A recipe cannot be used; every fault is in the message."""
 
 
-class _Table(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-
-class Quantization(_Table):
-    """Static INT8 with explicit Q/DQ; see ``builders/quantize.py``.
-
-    Attributes:
-        calibration_queries: judged training queries whose real candidates calibrate the activations.
-        method: how a range is chosen from what calibration saw.
-        percentile: of the absolute values, with method "percentile".
-        keep_fp32: patterns of node names (``fnmatch``) left in FP32.
-    """
-
-    calibration_queries: int = pydantic.Field(16, ge=1)
-    method: Literal["minmax", "entropy", "percentile"] = "minmax"
-    percentile: float = pydantic.Field(99.99, gt=50, le=100)
-    keep_fp32: tuple[str, ...] = ()
-
-
-class Variant(_Table):
+class Variant(Settings):
     """One form in which the ranker is served.
 
     Attributes:
         name: what was done and the runtime; the model is called ``<ranker>_<name>``.
-        int8: quantize; absent = FP32.
+        steps: the chain that makes it of the trained ranker; none = as it is, in FP32.
+        trial: built to be compared (``make pareto``) or when it is named, not by ``make repository``.
     """
 
-    name: str = pydantic.Field(pattern=r"^[a-z0-9_]+_onnx$")
-    int8: Quantization | None = None
+    name: str = pydantic.Field(pattern=r"^[a-z0-9_]+_(onnx|openvino|trt)$")
+    steps: tuple[Step, ...] = ()
+    trial: bool = False
+
+    @property
+    def runtime(self) -> Runtime:
+        """Which of Triton's backends serves it."""
+        return cast("Runtime", self.name.rsplit("_", 1)[1])
+
+    @property
+    def network_steps(self) -> tuple[NetworkStep, ...]:
+        """Those before the export."""
+        return tuple(step for step in self.steps if isinstance(step, NetworkStep))
+
+    @property
+    def graph_steps(self) -> tuple[GraphStep, ...]:
+        """Those after it."""
+        return tuple(step for step in self.steps if isinstance(step, GraphStep))
+
+    @property
+    def exact(self) -> bool:
+        """Whether its scores are the torch network's own, but for rounding in FP32."""
+        return not self.steps and self.runtime != "trt"
+
+    @pydantic.model_validator(mode="after")
+    def _in_order(self) -> Variant:
+        if self.steps != (*self.network_steps, *self.graph_steps):
+            names = " => ".join(step.step for step in self.steps)
+            raise ValueError(f"steps {names}, wanted those of the network before those of the graph")
+        if self.runtime != "openvino" and any(isinstance(step, Bf16) for step in self.steps):
+            raise ValueError(f"bf16 with the runtime {self.runtime}, wanted a variant ..._openvino")
+        return self
 
 
-class Serving(_Table):
+class Serving(Settings):
     """Explicit, portable defaults; what is tuned to a machine goes to ``configs/<machine>.pbtxt``.
 
     Attributes:
@@ -82,13 +95,37 @@ class Serving(_Table):
         return self
 
 
-class Gate(_Table):
-    """What a variant must keep of its reference's quality to be published."""
+class Gate(Settings):
+    """What a variant must keep of its reference's quality to be published.
 
-    min_ndcg_ratio: float = pydantic.Field(0.99, gt=0, le=1)
+    Attributes:
+        metric: of each judged list; the others are told beside it.
+        max_judged_loss: how far below the reference, as a share of its mean, the lower end of the 95 % interval of the
+            judged difference may lie.
+        min_fidelity_ndcg: NDCG@10 of the variant's order against the reference's own, over lists without judgements.
+        fidelity_lists: how many of those.
+        fidelity_candidates: of each.
+    """
+
+    metric: Literal["ndcg", "hit_rate", "auc", "accuracy"] = "ndcg"
+    max_judged_loss: float = pydantic.Field(0.02, ge=0, lt=1)
+    min_fidelity_ndcg: float = pydantic.Field(0.99, ge=0, le=1)
+    fidelity_lists: int = pydantic.Field(2000, ge=1)
+    fidelity_candidates: int = pydantic.Field(12, ge=2)
 
 
-class RuleDefaults(_Table):
+class Machine(Settings):
+    """What a machine costs that serves it, for the cost of a million scored candidates.
+
+    Attributes:
+        price_per_hour: in ``currency``.
+    """
+
+    price_per_hour: float = pydantic.Field(0.10, gt=0)
+    currency: str = "USD"
+
+
+class RuleDefaults(Settings):
     """Business rules of every request that does not bring its own; their order of application is in
     ``model_repository/postprocess/rules.py``.
 
@@ -104,7 +141,7 @@ class RuleDefaults(_Table):
         Annotated[str, pydantic.Field(pattern=r"^[^=]+=.+$")],
         Annotated[float, pydantic.Field(ge=-MAX_BOOST_AMOUNT, le=MAX_BOOST_AMOUNT)],
     ] = pydantic.Field({}, max_length=MAX_BOOSTS)
-    pins: dict[str, Annotated[int, pydantic.Field(ge=1, le=MAX_CANDIDATES)]] = {}
+    pins: dict[str, Annotated[int, pydantic.Field(ge=1, le=MAX_CANDIDATES)]] = pydantic.Field({})
     max_per_brand: int = pydantic.Field(0, ge=0, le=MAX_CANDIDATES)
 
     @pydantic.model_validator(mode="after")
@@ -114,7 +151,7 @@ class RuleDefaults(_Table):
         return self
 
 
-class Postprocess(_Table):
+class Postprocess(Settings):
     """What happens between the network's scores and the answer.
 
     Attributes:
@@ -126,7 +163,7 @@ class Postprocess(_Table):
     rules: RuleDefaults = RuleDefaults()
 
 
-class Recipe(_Table):
+class Recipe(Settings):
     """A ranker from checkpoint to serving.
 
     Attributes:
@@ -154,10 +191,21 @@ class Recipe(_Table):
     variants: tuple[Variant, ...] = pydantic.Field(min_length=1)
     serving: Serving = Serving()
     gate: Gate = Gate()
+    machine: Machine = Machine()
     postprocess: Postprocess = Postprocess()
     trainer: str | None = pydantic.Field(None, pattern=r"^.+\.py:\w+$")
-    training: dict[str, Any] = {}
+    training: dict[str, Any] = pydantic.Field({})
     root: Path = REPOSITORY_ROOT
+
+    @pydantic.model_validator(mode="after")
+    def _reference_is_exact(self) -> Recipe:
+        names = [variant.name for variant in self.variants]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"variants {', '.join(repeated)} stand there twice, wanted one name each")
+        if not self.variants[0].exact or self.variants[0].trial or self.variants[0].runtime != "onnx":
+            raise ValueError(f"the first variant is {names[0]}, wanted one without steps for the runtime onnx: it is "
+                             "the reference of the others")  # fmt: skip
+        return self
 
     def model_name(self, variant: Variant) -> str:
         """``<ranker>_<variant>``: the scorer's model name."""

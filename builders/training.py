@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.progress import track
 from sklearn.metrics import ndcg_score
 from torch import Tensor
-from torch.nn import functional
 
 from builders.backbone import packaged_backbone
 from builders.beir import GAINS, JudgedQueries, Product, load_judged
+from builders.losses import listnet, pairwise
 from builders.pseudo_queries import pseudo_queries
 from builders.rankers.cross_encoder import ADAPTER_CONFIG, CrossEncoder, save_head
 from builders.rankers.two_tower import TwoTower
@@ -265,19 +265,6 @@ def _tune(model: CrossEncoder, judged: JudgedQueries, folder: Path, settings: Tr
     epochs = [_drawn_lists(judged, settings.candidates, rng) for _ in range(settings.tune_epochs)]
     steps = [batch for lists in epochs for batch in _batches(lists, settings.tune_batch)]
     _fit(model, steps, pairwise, folder, settings, settings.tune_rate, "tuning")
-
-
-def listnet(scores: Tensor, targets: Tensor) -> Tensor:
-    """ListNet's top-one loss as a divergence: 0 where scores equal the target logits up to a constant."""
-    found, wanted = torch.log_softmax(scores, dim=0), torch.log_softmax(targets, dim=0)
-    return functional.kl_div(found, wanted, log_target=True, reduction="sum")
-
-
-def pairwise(scores: Tensor, targets: Tensor) -> Tensor:
-    """Logistic loss of each pair of candidates in the wrong order, weighed by how much better the one is."""
-    better_by = (targets[:, None] - targets[None, :]).clamp(min=0)  # [candidates, candidates]
-    margins = scores[:, None] - scores[None, :]
-    return (better_by * functional.softplus(-margins)).sum() / better_by.sum()
 
 
 def _fit(

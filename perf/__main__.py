@@ -10,11 +10,8 @@ import typer
 from rich.console import Console
 from tritonrank_client import TritonRankError
 
-from builders.backbone import CheckpointError
-from builders.datasets import DatasetError, find_data, load_judged
-from builders.quality import QualityError
-from builders.recipe import RecipeError, load_recipes
-from builders.repository import RepositoryError
+from builders.datasets import find_data, load_judged
+from builders.recipe import load_recipes
 from perf.endpoints import published_endpoints
 from perf.errors import PerfError
 from server.errors import ServerError
@@ -86,6 +83,15 @@ def bench(
     run_bench(part or [], judged, endpoints, load_rankers(recipes, endpoints), folder=folder, console=console)
 
 
+@app.command("gpu-report")
+def gpu_report() -> None:
+    """Build every engine, run the GPU tests and sweeps, and write what came of it: on a machine with an NVIDIA GPU."""
+    from perf.gpu_report import run_gpu_report
+
+    for path in run_gpu_report(console=console):
+        console.print(f"written: {path}", soft_wrap=True)
+
+
 @app.command()
 def recommend(data: Data = None) -> None:
     """Judge `recommend` and its variants through the server: the item that a customer went on to buy among others."""
@@ -94,6 +100,31 @@ def recommend(data: Data = None) -> None:
     failed = run_recommend(data=data, console=console)
     if failed:
         raise PerfError(f"{len(failed)} checks failed: {'; '.join(failed)}. Their figures stand above")
+
+
+@app.command()
+def pareto(
+    recipes: Annotated[list[Path] | None, typer.Argument(help="Recipes; all of recipes/ when none is given.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Each goes through all variants.")] = None,
+    window_ms: Annotated[int | None, typer.Option(min=100, help="Of each of three windows a measurement.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A variant besides the reference; repeatable.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is kept.")] = False,
+    data: Data = None,
+) -> None:
+    """Measure every variant of the recipes: quality, latency, rate, memory, cost; write the Pareto front."""
+    from perf.pareto import ROUNDS, WINDOW_MS, run_all  # torch takes seconds to import
+
+    reports = run_all(
+        recipes or [],
+        console,
+        rounds=rounds or ROUNDS,
+        window_ms=window_ms or WINDOW_MS,
+        only=only or (),
+        fresh=fresh,
+        data=data,
+    )
+    if not reports:
+        raise PerfError("nothing could be measured; the reasons stand above")
 
 
 @app.command()
@@ -110,13 +141,13 @@ def report(data: Data = None) -> None:
 
 def main() -> None:
     """Run a verb; an error that the kit raises on purpose is one line, without a trace."""
-    expected = (
-        CheckpointError, DatasetError, PerfError, QualityError, RecipeError, RepositoryError, ServerError,
-        TritonRankError,
-    )  # fmt: skip
     try:
         app()
-    except expected as error:
+    except Exception as error:
+        from builders.__main__ import EXPECTED  # torch takes seconds to import
+
+        if not isinstance(error, (*EXPECTED, PerfError, ServerError, TritonRankError)):
+            raise
         console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 

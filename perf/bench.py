@@ -33,13 +33,12 @@ from builders.build import PROJECT, Places
 from builders.contract import MAX_CANDIDATES, USUAL_CANDIDATES
 from builders.datasets import JudgedQueries
 from builders.evaluation import evaluation_data
-from builders.export_onnx import run_onnx
 from builders.first_stage import first_stage
 from builders.quality import Rankings
 from builders.ranker import Ranker
 from builders.recipe import load_recipes
 from perf.bench_repeated import CANDIDATES, gain_of_computing_once
-from perf.endpoints import Endpoint, EndpointClient, served_onnx_files, serving
+from perf.endpoints import Endpoint, EndpointClient, served_scorers, serving
 from perf.errors import PerfError
 from perf.inputs import requests_json, write_requests
 from perf.progress import track
@@ -214,7 +213,7 @@ class ServerStatistics:
 # ---------------------------------------------------------------- served over in-process
 def bench_latency(bench: Bench) -> list[Figure]:
     """Every endpoint with one network: a request through Triton and a run in this process, in turn."""
-    chosen = [endpoint for endpoint in bench.endpoints if len(served_onnx_files(endpoint, bench.places)) == 1]
+    chosen = [endpoint for endpoint in bench.endpoints if len(served_scorers(endpoint, bench.places)) == 1]
     with serving([endpoint.name for endpoint in chosen], bench.places) as server:
         return [_latency_figure(bench, server.grpc_url, endpoint) for endpoint in chosen]
 
@@ -230,7 +229,7 @@ def _latency_figure(bench: Bench, url: str, endpoint: Endpoint) -> Figure:
             sample = ranker.sample(query, [bench.judged.products[item_id] for item_id in ids])[graph]
             served, in_process = _paired_ms(
                 lambda query=query, ids=ids: client.ask(query, ids),  # type: ignore[misc]
-                lambda sample=sample: run_onnx(session, sample),  # type: ignore[misc]
+                lambda sample=sample: session.run(sample),  # type: ignore[misc]
                 swap=bool(index % 2),
             )
             pairs_ms.append((served, in_process))
@@ -328,7 +327,7 @@ def bench_memory(bench: Bench) -> list[Figure]:
     The limit is on the sum of RSS over the process tree, which counts shared pages once a process; PSS, which shares
     them out, is told beside it.
     """
-    heavy = [endpoint for endpoint in bench.endpoints if len(served_onnx_files(endpoint, bench.places)) == 1]
+    heavy = [endpoint for endpoint in bench.endpoints if len(served_scorers(endpoint, bench.places)) == 1]
     light = [endpoint for endpoint in bench.endpoints if endpoint not in heavy and endpoint.is_reference]
     return [figure for endpoint in heavy for figure in _memory_figures(bench, endpoint, light)]
 

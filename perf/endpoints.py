@@ -19,6 +19,7 @@ from builders.build import PROJECT, Places
 from builders.contract import CONTEXT, ENDPOINTS, HISTORY, RECOMMEND, USER_ID
 from builders.recipe import Recipe, Variant
 from builders.repository import CONFIG, served_variant
+from builders.runtimes import ONNX, OPENVINO
 from perf.errors import PerfError
 from server import TritonServer
 
@@ -58,7 +59,7 @@ class Endpoint:
     @property
     def is_fp32(self) -> bool:
         """Whether it must agree with torch."""
-        return self.variant.int8 is None
+        return self.variant.exact
 
     @property
     def split(self) -> str:
@@ -97,13 +98,14 @@ def published_model(places: Places = PROJECT, kind: str = RANK) -> str:
     return served_variant(places.repository, kind)
 
 
-def served_onnx_files(endpoint: Endpoint, places: Places = PROJECT) -> list[Path]:
-    """The ONNX files of the versions that the endpoint names, in the order in which a request passes them."""
+def served_scorers(endpoint: Endpoint, places: Places = PROJECT) -> list[Path]:
+    """The scorer files of the versions that the endpoint names, in the order in which a request passes them."""
     config = model_config.parse((places.repository / endpoint.name / CONFIG).read_text(encoding="utf-8"))
     folders = [
         places.repository / step.model_name / str(step.model_version) for step in config.ensemble_scheduling.step
     ]
-    return [folder / "model.onnx" for folder in folders if (folder / "model.onnx").is_file()]
+    found = [folder / f"model{suffix}" for folder in folders for suffix in (ONNX, OPENVINO)]
+    return [path for path in found if path.is_file()]
 
 
 @contextlib.contextmanager

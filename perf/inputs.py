@@ -7,27 +7,47 @@ Source: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from builders.beir import JudgedQueries, Request
-from builders.contract import HISTORY, ITEM_IDS, QUERY
+from builders.contract import CONTEXT, HISTORY, ITEM_IDS, QUERY, USER_ID
 from builders.files import write_atomically
 
 
-def requests_json(judged: JudgedQueries, candidates: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def requests_json(
+    judged: JudgedQueries, candidates: Mapping[str, Sequence[str]], reads: Collection[str] = ()
+) -> dict[str, Any]:
     """One request a query; ``top_k`` is left out, so the whole list comes back.
 
     Args:
         candidates: query id to item ids, in first-stage order.
+        reads: names of the endpoint's inputs: the user and the context are sent where it has them.
     """
-    return {"data": [_request(judged.request(query_id), candidates[query_id]) for query_id in judged.queries]}
+    return {"data": [_request(judged.request(query_id), candidates[query_id], reads) for query_id in judged.queries]}
+
+
+def evenly_mixed(requests: Mapping[str, Any]) -> dict[str, Any]:
+    """The same requests so ordered that the first few have about as many candidates as all on average.
+
+    perf_analyzer sends them in turn, and a slow variant does not come as far in its windows as a quick one: both shall
+    be asked for the same.
+    """
+    left, mean = list(requests["data"]), mean_candidates(requests)
+    ordered: list[Any] = []
+    surplus = 0.0
+    while left:
+        nearest = min(left, key=lambda request: abs(surplus + _candidates(request) - mean))
+        left.remove(nearest)
+        ordered.append(nearest)
+        surplus += _candidates(nearest) - mean
+    return {"data": ordered}
 
 
 def mean_candidates(requests: Mapping[str, Any]) -> float:
     """Candidates of a request, mean over the requests, which perf_analyzer sends in turn."""
-    counts = [request[ITEM_IDS.name]["shape"][0] for request in requests["data"]]
+    counts = [_candidates(request) for request in requests["data"]]
     return sum(counts) / len(counts)
 
 
@@ -36,10 +56,16 @@ def write_requests(requests: Mapping[str, Any], path: Path) -> None:
     write_atomically(path, json.dumps(requests, ensure_ascii=False))
 
 
-def _request(request: Request, item_ids: Sequence[str]) -> dict[str, Any]:
+def _candidates(request: Mapping[str, Any]) -> int:
+    return int(request[ITEM_IDS.name]["shape"][0])
+
+
+def _request(request: Request, item_ids: Sequence[str], reads: Collection[str]) -> dict[str, Any]:
     """A query, or a history; an empty one is an unknown item, since perf_analyzer cannot send a list of none."""
     of_user = [request.query] if request.query else list(request.history) or ["unknown"]
+    further = {USER_ID.name: request.user_id, CONTEXT.name: json.dumps(dict(request.context))}
     return {
         (QUERY if request.query else HISTORY).name: {"content": of_user, "shape": [len(of_user)]},
         ITEM_IDS.name: {"content": list(item_ids), "shape": [len(item_ids)]},
+        **{name: {"content": [text], "shape": [1]} for name, text in further.items() if name in reads},
     }

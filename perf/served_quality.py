@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pydantic
 from rich.console import Console
 
@@ -26,7 +25,8 @@ from builders.quality import Interval
 from builders.ranker import Ranker
 from builders.recipe import Recipe
 from builders.repository import MANIFEST
-from perf.endpoints import RANK, Endpoint, EndpointClient, first_queries, published_model, served_onnx_files
+from builders.runtimes import Session
+from perf.endpoints import RANK, Endpoint, EndpointClient, first_queries, published_model, served_scorers
 from perf.progress import track
 
 TORCH_ATOL = 1e-4
@@ -291,7 +291,7 @@ def in_process_scores(
     places: Places = PROJECT,
     console: Console | None = None,
 ) -> Scores:
-    """Scores of ONNX Runtime in this process, from the very files that are served, each query one batch."""
+    """Scores of the same runtime in this process, from the very files that are served, each query one batch."""
     sessions = in_process_sessions(endpoint, ranker, places)
     scores: Scores = {}
     for query_id in track(list(asked.queries), f"{endpoint.model} in process", console):
@@ -303,18 +303,11 @@ def in_process_scores(
     return scores
 
 
-def in_process_sessions(
-    endpoint: Endpoint, ranker: Ranker, places: Places = PROJECT
-) -> dict[str, onnxruntime.InferenceSession]:
+def in_process_sessions(endpoint: Endpoint, ranker: Ranker, places: Places = PROJECT) -> dict[str, Session]:
     """Graph name => session with the threads that the recipe gives the server."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = endpoint.recipe.serving.threads
-    options.inter_op_num_threads = 1
-    files = served_onnx_files(endpoint, places)
-    return {
-        graph.name: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        for graph, path in zip(ranker.graphs, files, strict=True)
-    }
+    files = served_scorers(endpoint, places)
+    models = {graph.name: ("", path) for graph, path in zip(ranker.graphs, files, strict=True)}
+    return build.open_sessions(endpoint.recipe, endpoint.variant, models)
 
 
 def check_parity(model: str, whose: str, served: Scores, wanted: Scores, atol: float) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from server import health, self_test
 from server.backend_directory import DROP_INS, assemble_backends
 from server.environment import REPOSITORY_ROOT, ServerEnvironment, find_environment
 from server.errors import ModelsNotReady, ServerNotReady
+from server.plans import servable_repository
 from server.ports import port_to_bind
 from server.process import GuardedProcess
 from server.repository import check_models_exist, model_names
@@ -28,12 +30,14 @@ EXIT_TIMEOUT_S = 10  # for requests that run when the server is stopped
 EXIT_MARGIN_S = 5  # for Triton itself after that
 LOG_LINES_IN_ERRORS = 30
 SHARED_MEMORY = Path("/dev/shm")
+TENSORRT_PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
+_LOGGER = logging.getLogger(__name__)
 
 
 class TritonServer:
     """A running tritonserver; a context manager that starts it, waits until it is ready, and stops it.
 
-    repository     Triton model repository
+    repository     Triton model repository; where its TensorRT plans are not for this machine, see server/plans.py
     load           models to load, with what they depend on; None loads all
     store          item-store folder, told to the models as $TRITONRANK_ITEM_STORE
     config_name    <model>/configs/<config_name>.pbtxt takes the place of config.pbtxt where it exists
@@ -116,10 +120,11 @@ class TritonServer:
 
     def start(self) -> None:
         """Start tritonserver and wait until every wanted model takes requests."""
-        self._check_repository()
-        self._check_environment()
-        self._choose_ports()
         try:
+            self._choose_repository()
+            self._check_repository()
+            self._check_environment()
+            self._choose_ports()
             self._start_process()
             self._wait_until_ready()
         except BaseException:
@@ -166,11 +171,20 @@ class TritonServer:
             raise ServerNotReady("the server was not started; enter it with 'with TritonServer(...) as server'.")
         return self._process
 
+    def _choose_repository(self) -> None:
+        """Serve the repository, or a view of it without the plans that this machine cannot load."""
+        self._served, refused = servable_repository(self.repository, self._work_folder, self._tensorrt_version)
+        for refusal in refused:
+            _LOGGER.warning(refusal.line)
+
+    def _tensorrt_version(self) -> str | None:
+        return next(filter(None, map(self.environment.version_of, TENSORRT_PACKAGES)), None)
+
     def _check_repository(self) -> None:
         if self.models is None:
-            self._wanted = model_names(self.repository)
+            self._wanted = model_names(self._served)
         else:
-            check_models_exist(self.repository, self.models)
+            check_models_exist(self._served, self.models)
             self._wanted = self.models
 
     def _check_environment(self) -> None:
@@ -207,7 +221,7 @@ class TritonServer:
         models = ["*"] if self.models is None else self.models
         return [
             str(self.environment.tritonserver),
-            f"--model-repository={self.repository}",
+            f"--model-repository={self._served}",
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in models),
             *([f"--model-config-name={self.config_name}"] if self.config_name else []),
@@ -230,10 +244,12 @@ class TritonServer:
     def _environ(self) -> dict[str, str]:
         """The caller's variables; the stub finds its Python by PATH, and reads no PYTHON* variable."""
         path = os.pathsep.join([str(self.environment.bin), os.environ.get("PATH", os.defpath)])
+        # The caller's come last: they may hold CUDA's and TensorRT's libraries.
+        libraries = filter(None, [str(self.environment.libraries), os.environ.get("LD_LIBRARY_PATH")])
         return {
             **os.environ,
             "PATH": path,
-            "LD_LIBRARY_PATH": str(self.environment.libraries),
+            "LD_LIBRARY_PATH": os.pathsep.join(libraries),
             STORE_VARIABLE: str(self.store),
         }
 

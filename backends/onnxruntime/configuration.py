@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from signature import ANY, ConfigurationMismatch, Signature, dims_of, triton_type
+from model_configuration import ConfigurationMismatch
+from signature import ANY, Signature, dims_of, triton_type
 
 # Triton's --backend-config=onnxruntime,default-max-batch-size; a Python-based backend cannot read the option.
 DEFAULT_MAX_BATCH_SIZE = 4

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from batching import Arrays, BatchFailed, merge_alike, run_rows, run_whole
+from batching import Arrays, RunFailed, run_joined, run_whole
 from configuration import complete_configuration, needs_completion
-from ort_session import OrtError, create_run_options, create_session, onnx_file, row_cap
+from model_configuration import LoadErrors, row_cap
+from ort_session import OrtError, create_run_options, create_session, onnx_file
 from signature import check_configuration, is_scalar, read_signature
 
 
@@ -29,7 +30,7 @@ class TritonPythonModel:
         """Complete missing inputs, outputs, max_batch_size and scheduler from the ONNX file; raise where it cannot."""
         config = auto_complete_model_config.as_dict()
         if needs_completion(config):
-            with _load_errors(config["name"]):
+            with LoadErrors(config["name"]):
                 complete_configuration(config, read_signature(onnx_file(config, Path(pb_utils.get_model_dir()))))
         return auto_complete_model_config
 
@@ -37,14 +38,14 @@ class TritonPythonModel:
         """Create the session and check the configuration against it; raise with the reason where they do not fit."""
         self.config = json.loads(args["model_config"])
         version_folder = Path(args["model_repository"]) / args["model_version"]
-        with _load_errors(args["model_name"]):
+        with LoadErrors(args["model_name"]):
             self.session = create_session(
                 self.config, onnx_file(self.config, version_folder), args["model_instance_kind"]
             )
             check_configuration(self.config, self.session)
             self.run_options = create_run_options(self.config)
-            self.row_cap = row_cap(self.config)
-        self.batches = self.config["max_batch_size"] > 0
+            self.batches = self.config["max_batch_size"] > 0
+            self.row_cap = row_cap(self.config, takes_any_rows=self.batches)
         self.output_names = [output["name"] for output in self.config["output"]]
         self.scalar_shapes = _scalar_shapes(self.config, self.session)
         self.string_inputs = {i["name"] for i in self.config["input"] if i["data_type"] == "TYPE_STRING"}
@@ -53,32 +54,18 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request; one that fails does not fail those that were batched with it."""
         inputs = [self._inputs(request) for request in requests]
-        results: list[Arrays | OrtError] = [OrtError("not run")] * len(requests)
-        for group in merge_alike(inputs) if self.batches else [[index] for index in range(len(inputs))]:
-            for index, result in zip(group, self._run_group([inputs[index] for index in group]), strict=True):
-                results[index] = result
+        results = run_joined(self._run, inputs, self.row_cap) if self.batches else map(self._run_alone, inputs)
         return [self._response(request, result) for request, result in zip(requests, results, strict=True)]
 
     def finalize(self) -> None:
         """Release the session."""
         del self.session
 
-    def _run_group(self, inputs: list[Arrays]) -> list[Arrays | OrtError]:
-        """Run requests of equal shapes together; each on its own where that fails, to tell which one is at fault."""
-        if not self.batches:
-            return [self._run_alone(inputs[0])]
-        try:
-            return list(run_rows(self._run, inputs, self.row_cap))
-        except (OrtError, BatchFailed) as error:
-            if len(inputs) == 1:
-                return [OrtError(str(error))]
-            return [result for one in inputs for result in self._run_group([one])]
-
-    def _run_alone(self, inputs: Arrays) -> Arrays | OrtError:
+    def _run_alone(self, inputs: Arrays) -> Arrays | RunFailed:
         try:
             return run_whole(self._run, inputs, self.scalar_inputs, self.scalar_shapes)
-        except OrtError as error:
-            return error
+        except RunFailed as failure:
+            return failure
 
     def _run(self, inputs: Arrays) -> Arrays:
         try:
@@ -93,8 +80,8 @@ class TritonPythonModel:
         # ONNX Runtime reads an object array's elements with str(), which would turn b"a" into "b'a'".
         return {name: array.astype("S") if name in self.string_inputs else array for name, array in arrays.items()}
 
-    def _response(self, request: Any, result: Arrays | OrtError) -> Any:
-        if isinstance(result, OrtError):
+    def _response(self, request: Any, result: Arrays | RunFailed) -> Any:
+        if isinstance(result, RunFailed):
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), pb_utils.TritonError.INTERNAL))
         wanted = [name for name in self.output_names if name in request.requested_output_names()]
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, _as_triton(result[name])) for name in wanted])
@@ -116,17 +103,3 @@ def _scalar_shapes(config: dict[str, Any], session: Any) -> dict[str, list[int]]
     return {
         output["name"]: [int(dim) for dim in output["dims"]] for output in config["output"] if output["name"] in scalars
     }
-
-
-class _load_errors:
-    """Turns what goes wrong while loading into Triton's exception, prefixed with the model's name."""
-
-    def __init__(self, model: str):
-        self.model = model
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception):
-            raise pb_utils.TritonModelException(f"unable to load model '{self.model}': {error}") from error

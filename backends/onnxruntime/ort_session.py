@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
+from batching import RunFailed
+from model_configuration import Unsupported, parameter, refuse_unsupported_features
 
 DEFAULT_FILE = "model.onnx"
 
@@ -22,14 +24,9 @@ GRAPH_LEVELS = {
 BOOLEANS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
 ARENA_SHRINKAGE = "memory.enable_memory_arena_shrinkage"
 DEVICE_ALLOCATOR = "session.use_device_allocator_for_initializers"
-ROW_CAP = "max_rows_per_run"
 
 
-class Unsupported(ValueError):
-    """The configuration asks for what this backend, or the C++ one, cannot do."""
-
-
-class OrtError(Exception):
+class OrtError(RunFailed):
     """A run failed. Its text is what the C++ backend reports: 'onnx runtime error CODE: MESSAGE'."""
 
     @staticmethod
@@ -58,18 +55,10 @@ def create_session(config: dict[str, Any], path: Path, instance_kind: str) -> or
 def create_run_options(config: dict[str, Any]) -> ort.RunOptions:
     """Return the options of each run."""
     options = ort.RunOptions()
-    shrinkage = _parameter(config, ARENA_SHRINKAGE)
+    shrinkage = parameter(config, ARENA_SHRINKAGE)
     if shrinkage is not None:
         options.add_run_config_entry(ARENA_SHRINKAGE, shrinkage)
     return options
-
-
-def row_cap(config: dict[str, Any]) -> int | None:
-    """Return the most rows of one run, from parameter max_rows_per_run (this backend's own); None for no limit."""
-    cap = _integer(config, ROW_CAP)
-    if cap < 0 or (cap > 0 and not config["max_batch_size"]):
-        raise Unsupported(f"parameter {ROW_CAP} is {cap}, wanted 0 (no limit) or more, and max_batch_size > 0 with it")
-    return cap or None
 
 
 def _session_options(config: dict[str, Any]) -> ort.SessionOptions:
@@ -80,7 +69,7 @@ def _session_options(config: dict[str, Any]) -> ort.SessionOptions:
     options.inter_op_num_threads = max(_integer(config, "inter_op_thread_count"), 0)
     options.enable_cpu_mem_arena = _boolean(config, "enable_mem_arena", options.enable_cpu_mem_arena)
     options.enable_mem_pattern = _boolean(config, "enable_mem_pattern", options.enable_mem_pattern)
-    device_allocator = _parameter(config, DEVICE_ALLOCATOR)
+    device_allocator = parameter(config, DEVICE_ALLOCATOR)
     if device_allocator is not None:
         options.add_session_config_entry(DEVICE_ALLOCATOR, device_allocator)
     for library in config.get("model_operations", {}).get("op_library_filename", []):
@@ -114,14 +103,7 @@ def _refuse_unsupported(config: dict[str, Any], instance_kind: str) -> None:
             "share_session_between_instances is set, each instance of this drop-in is a process with a session of its "
             "own; set it to false and mind the memory, or serve with the Triton container"
         )
-    for feature in ("sequence_batching", "batch_input", "batch_output"):
-        if config.get(feature):
-            raise Unsupported(f"'{feature}' is set, which this drop-in does not do; serve with the Triton container")
-    for io in config["input"]:
-        if io.get("allow_ragged_batch"):
-            raise Unsupported(
-                f"input '{io['name']}' has allow_ragged_batch, which this drop-in does not do; serve with the container"
-            )
+    refuse_unsupported_features(config)
 
 
 def _refuse_accelerators(accelerators: dict[str, Any]) -> None:
@@ -133,14 +115,9 @@ def _refuse_accelerators(accelerators: dict[str, Any]) -> None:
             )
 
 
-def _parameter(config: dict[str, Any], name: str) -> str | None:
-    parameter = config.get("parameters", {}).get(name)
-    return None if parameter is None else parameter["string_value"]
-
-
 def _integer(config: dict[str, Any], name: str) -> int:
     """Return an integer parameter, 0 where it is not set."""
-    text = _parameter(config, name)
+    text = parameter(config, name)
     try:
         return int(text or 0)
     except ValueError as error:
@@ -148,7 +125,7 @@ def _integer(config: dict[str, Any], name: str) -> int:
 
 
 def _boolean(config: dict[str, Any], name: str, default: bool) -> bool:
-    text = _parameter(config, name)
+    text = parameter(config, name)
     if text is None:
         return default
     if text.lower() not in BOOLEANS:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
+from model_configuration import ConfigurationMismatch
 
 ANY = -1  # a dynamic dimension, in Triton's configuration as here
 
@@ -29,10 +30,6 @@ TRITON_TYPES = {  # onnxruntime_utils.cc, OnnxDataTypeToModelConfigDataType
     "tensor(double)": "TYPE_FP64",
     "tensor(string)": "TYPE_STRING",
 }
-
-
-class ConfigurationMismatch(ValueError):
-    """The model configuration does not fit the ONNX file. Says what each of them has, and what to do."""
 
 
 @dataclass(frozen=True)

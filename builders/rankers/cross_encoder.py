@@ -11,6 +11,7 @@ The trained part is a LoRA adapter (arXiv:2106.09685) and the head. Knows nothin
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -246,6 +247,17 @@ class CrossEncoderRanker(Ranker):
         self._checkpoint = checkpoint
         self._network = CrossEncoder.from_checkpoint(checkpoint, self._backbone).eval()
         self._tokenizer = load_tokenizer(self._backbone)
+
+    @property
+    def network(self) -> CrossEncoder:
+        """Backbone and head."""
+        return self._network
+
+    def with_network(self, network: nn.Module) -> CrossEncoderRanker:
+        """Around another network that takes the same token sequences."""
+        other = copy.copy(self)
+        other._network = network.eval()  # type: ignore[assignment]
+        return other
 
     @property
     def graphs(self) -> list[Graph]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -84,8 +85,20 @@ class TwoTowerRanker(Ranker):
         """Load; ``checkpoint`` is another name of the backbone, the two-tower has no trained part of its own."""
         self._backbone = checkpoint or backbone or packaged_backbone()
         self._encoder = TwoTower.from_checkpoint(self._backbone).eval()
+        self._query_encoder = self._encoder
         self._tokenizer = load_tokenizer(self._backbone)
         self._vector_of_text: dict[str, np.ndarray] = {}
+
+    @property
+    def network(self) -> TwoTower:
+        """The query's encoder: what runs at each request. Items' vectors are stored, by the encoder as it was."""
+        return self._query_encoder
+
+    def with_network(self, network: nn.Module) -> TwoTowerRanker:
+        """With another query encoder, whose vectors are to be compared with the same items' vectors."""
+        other = copy.copy(self)
+        other._query_encoder = network.eval()  # type: ignore[assignment]
+        return other
 
     @property
     def graphs(self) -> list[Graph]:
@@ -103,7 +116,7 @@ class TwoTowerRanker(Ranker):
         return [
             Graph(
                 encoder.name,
-                self._encoder,
+                self._query_encoder,
                 encoder,
                 batches=True,
                 max_batch_size=MAX_ROWS_PER_RUN,
@@ -150,7 +163,7 @@ class TwoTowerRanker(Ranker):
         """The query's tokens; its vector with the items' vectors."""
         tokens = encode_texts(self._tokenizer, [request.query], max_length=self._longest_query)
         with torch.inference_mode():
-            vector = self._encoder(*(torch.from_numpy(array) for array in tokens.values())).numpy()
+            vector = self._query_encoder(*(torch.from_numpy(array) for array in tokens.values())).numpy()
         return {
             "two_tower_query": tokens,
             self.name: {"query_vector": vector, "item_vectors": self._item_vectors(products)},

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from onnx import TensorProto
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from server import TritonServer
+from tests.backends.driving import infer, infer_together, stubs_of, waits_for
 from tests.backends.onnx_models import (
     CONFIG,
     VOCABULARY,
@@ -34,11 +34,6 @@ input [{ name: "x" data_type: TYPE_FP32 dims: [-1] }]
 output [{ name: "rows_in_run" data_type: TYPE_INT64 dims: [1] reshape { shape: [] } }]
 instance_group [{ count: 1 kind: KIND_CPU }]
 """
-
-
-def waits_for(rows: int) -> str:
-    """A batcher that runs as soon as it holds so many rows, and else waits ten seconds: merging without chance."""
-    return f"dynamic_batching {{ preferred_batch_size: [{rows}] max_queue_delay_microseconds: 10000000 }}"
 
 
 def parameter(name: str, value: int) -> str:
@@ -95,22 +90,6 @@ output [{ name: "y" data_type: TYPE_FP32 dims: [-1] }]
 @pytest.fixture(scope="module")
 def client(server: TritonServer) -> grpc.InferenceServerClient:
     return grpc.InferenceServerClient(server.grpc_url)
-
-
-def infer(client: grpc.InferenceServerClient, model: str, **arrays: np.ndarray) -> grpc.InferResult:
-    inputs = []
-    for name, array in arrays.items():
-        inputs.append(grpc.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
-        inputs[-1].set_data_from_numpy(array)
-    return client.infer(model, inputs)
-
-
-def infer_together(
-    client: grpc.InferenceServerClient, model: str, requests: Sequence[dict[str, np.ndarray]]
-) -> list[Future]:
-    """Send requests at the same time; return their finished futures in the order of the requests."""
-    with ThreadPoolExecutor(len(requests)) as pool:
-        return [pool.submit(infer, client, model, **request) for request in requests]
 
 
 def rows_in_runs(answers: Sequence[Future]) -> list[list[int]]:
@@ -182,25 +161,6 @@ def test_an_absent_optional_input_takes_the_default_of_the_graph(client: grpc.In
     x, factor = np.array([1, 2], np.float32), np.array([10], np.float32)
     assert infer(client, "optional", x=x).as_numpy("y").tolist() == [2, 4]
     assert infer(client, "optional", x=x, factor=factor).as_numpy("y").tolist() == [10, 20]
-
-
-def stubs_of(server: TritonServer, model: str) -> list[Path]:
-    """The /proc folders of a model's instances: the server's children that name the instance in their command."""
-    children = [
-        Path("/proc", pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    ]
-    children += [
-        Path("/proc", pid)
-        for task in Path(f"/proc/{server.pid}/task").iterdir()
-        if task.name != str(server.pid)
-        for pid in (task / "children").read_text().split()
-    ]
-    instance = re.compile(rf"{model}_\d+(_\d+)?")
-    return [child for child in children if any(map(instance.fullmatch, arguments_of(child)))]
-
-
-def arguments_of(process: Path) -> list[str]:
-    return (process / "cmdline").read_text().split("\0")
 
 
 def test_the_thread_count_of_a_session_is_the_configured_one(server: TritonServer) -> None:

@@ -7,9 +7,9 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from builders import build
@@ -19,6 +19,7 @@ from builders.datasets import Product
 from builders.item_store import ItemStore
 from builders.publishing import DEFAULT_PUBLISHED, add_items, fill_item_store, publish_rankers, published_variants
 from builders.recipe import Gate, RecipeError
+from builders.runtimes import open_session
 from tests.builders import tiny_xlm_roberta
 from tests.builders.tiny_xlm_roberta import Built
 
@@ -68,7 +69,7 @@ def test_scores_in_process_are_torchs(built: Built) -> None:
     products = list(built.judged.products.values())[:5]
     _, path = built.variants[0].models["cross_encoder"]
     asked = Request("茶壶")
-    found = score_in_process(built.ranker, {"cross_encoder": onnxruntime.InferenceSession(path)}, asked, products)
+    found = score_in_process(built.ranker, {"cross_encoder": open_session(path)}, asked, products)
     assert found[:, 0] == pytest.approx(built.ranker.score(asked, products), abs=1e-4)
 
 
@@ -85,12 +86,37 @@ def test_a_variant_that_fails_its_gate_is_not_published(built: Built, tmp_path: 
         publish_rankers(rankers, {"rank": "cross_encoder_int8_onnx"}, "", places=places)
 
 
-def test_a_gate_asks_for_a_share_of_the_reference_and_the_reference_needs_none(built: Built, tmp_path: Path) -> None:
+def test_a_forced_variant_is_published_and_the_manifest_says_that_it_failed(built: Built, tmp_path: Path) -> None:
+    passed, failed = built.variants[0], dataclasses.replace(built.variants[1], passed=False)
+    rankers = [BuiltRanker(built.recipe, built.ranker, [passed, failed], built.judged)]
+    places = Places(tmp_path / "build", tmp_path / "models", tmp_path / "store")
+    publish_rankers(rankers, {"rank": "cross_encoder_fp32_onnx"}, "", places=places, forced=["cross_encoder_int8_onnx"])
+    manifest = json.loads((places.repository / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["models"]["cross_encoder_int8_onnx"]["built_from"]["passed"] is False
+    assert manifest["models"]["cross_encoder_fp32_onnx"]["built_from"]["passed"] is True
+
+
+def test_stricter_limits_judge_anew_and_the_reference_needs_none(built: Built, tmp_path: Path) -> None:
     places = Places(build=shutil.copytree(built.places.build, tmp_path / "build"))
-    recipe = built.recipe.model_copy(update={"gate": Gate(min_ndcg_ratio=1.0)})
+    recipe = built.recipe.model_copy(
+        update={"gate": Gate(max_judged_loss=0.99, min_fidelity_ndcg=1.0, fidelity_lists=4)}
+    )
     fp32, int8 = build_variants(recipe, built.ranker, built.judged, lambda _: None, places)
     assert fp32.passed
-    assert int8.passed == (int8.figures["ndcg_at_10"] >= fp32.figures["ndcg_at_10"])
+    assert int8.passed == (int8.figures["report"]["fidelity"]["ndcg"] >= 1.0)
+
+
+def test_trials_are_built_by_name_or_all_together(built: Built, tmp_path: Path) -> None:
+    places = Places(build=shutil.copytree(built.places.build, tmp_path / "build"))
+    reference, int8 = built.recipe.variants
+    recipe = built.recipe.model_copy(update={"variants": (reference, int8.model_copy(update={"trial": True}))})
+
+    def names(**choice: Any) -> list[str]:
+        found = build_variants(recipe, built.ranker, built.judged, lambda _: None, places, **choice)
+        return [variant.variant.name for variant in found]
+
+    assert names() == ["fp32_onnx"]
+    assert names(wanted=["int8_onnx"]) == names(trials=True) == ["fp32_onnx", "int8_onnx"]
 
 
 def test_the_manifest_says_what_every_model_was_built_from(built: Built) -> None:
@@ -99,7 +125,9 @@ def test_the_manifest_says_what_every_model_was_built_from(built: Built) -> None
     entry = manifest["models"]["cross_encoder_int8_onnx"]
     assert entry["built_from"]["data"] == "made up"
     assert entry["built_from"]["recipe"] == "recipes/cross_encoder.toml"
-    assert entry["built_from"]["variant"]["int8"]["calibration_queries"] == 2
+    assert entry["built_from"]["variant"]["steps"][0]["calibration_queries"] == 2
+    assert entry["built_from"]["passed"] is True
+    assert "lower end" in entry["built_from"]["gate"]
     assert set(entry["built_from"]["checkpoint"]) == {path.name for path in built.ranker.checkpoint_files}
     assert set(entry["sha256"]) == {"config.pbtxt", "1/model.onnx", "1/contract.json"}
     assert set(manifest["ensembles"]) == {"rank", "rank_cross_encoder_fp32_onnx", "rank_cross_encoder_int8_onnx"}

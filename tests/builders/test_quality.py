@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from builders import datasets
 from builders.beir import JudgedQueries, Product
 from builders.first_stage import first_stage
 from builders.quality import (
-    GateFailed,
     NameMismatch,
     ParityError,
     QualityError,
@@ -20,7 +18,6 @@ from builders.quality import (
     ValueMismatch,
     check_parity,
     compare,
-    gate,
     ndcg_of_rankings,
     paired_interval,
     rankings_from_scores,
@@ -175,33 +172,6 @@ def test_a_comparison_counts_overlap_agreement_and_worst_queries() -> None:
     assert [query.query for query in comparison.worst] == ["blue lamp", "red mug"]
     assert comparison.worst[0].difference == pytest.approx(-1.0)
     assert comparison.ndcg_ratio == pytest.approx(0.5)
-
-
-def test_the_gate_lets_pass_what_keeps_the_ratio() -> None:
-    assert gate("cross_encoder_int8_onnx", compare(JUDGED, IDEAL, IDEAL), 1.0) == (
-        "cross_encoder_int8_onnx: NDCG 1.0000 is 100.00% of the reference's 1.0000, limit 100.00%, "
-        "difference +0.0000 [+0.0000, +0.0000] (95%, 2 queries): passed"
-    )
-
-
-def test_the_gate_names_variant_figure_limit_and_next_step() -> None:
-    found = {"q1": IDEAL["q1"], "q2": REVERSED["q2"]}
-    with pytest.raises(GateFailed) as failure:
-        gate("cross_encoder_int8_onnx", compare(JUDGED, found, IDEAL), 0.99)
-    message = re.sub(r"\[.*?\]", "[...]", str(failure.value))
-    assert message == (
-        "cross_encoder_int8_onnx: NDCG 0.8155 is 81.55% of the reference's 1.0000, limit 99.00%, difference "
-        "-0.1845 [...] (95%, 2 queries). Not published. Look at its worst queries "
-        "('blue lamp' -0.369, 'red mug' +0.000); compress it less, "
-        "or lower min_ndcg_ratio in the recipe if this loss is acceptable"
-    )
-
-
-def test_the_gate_does_not_pass_a_reference_without_any_gain() -> None:
-    worthless = JudgedQueries(JUDGED.queries, JUDGED.products, {"q1": {"a": 0, "b": 0}, "q2": {"a": 0, "b": 0}})
-    order = {"q1": ["a", "b"], "q2": ["a", "b"]}
-    with pytest.raises(GateFailed, match=r"NDCG 0\.0000 is nan% of the reference's 0\.0000"):
-        gate("v", compare(worthless, order, order), 0.99)
 
 
 # ---------------------------------------------------------------- parity

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from builders.beir import Request
 from builders.quantize import QuantizationError, int8_from_onnx, weighted_products
 from builders.ranker import Sample
-from builders.recipe import Quantization
+from builders.steps import Int8
 from tests.builders import tiny_xlm_roberta
 from tests.builders.tiny_xlm_roberta import Built
 
@@ -66,14 +66,14 @@ def test_products_with_weights_are_found_and_those_of_activations_are_not() -> N
 
 
 def test_only_weighted_products_are_quantized(source: Path, tmp_path: Path) -> None:
-    quantized = int8_from_onnx(source, tmp_path / "int8.onnx", SAMPLES, Quantization())
+    quantized = int8_from_onnx(source, tmp_path / "int8.onnx", SAMPLES, Int8())
     assert quantized == ["first", "last"]
     model = onnx.load(tmp_path / "int8.onnx")
     assert fed_by_dequantized(model) == {"first": True, "gram": False, "mix": False, "last": True}
 
 
 def test_weights_are_int8_per_output_channel_and_activations_uint8_per_tensor(source: Path, tmp_path: Path) -> None:
-    int8_from_onnx(source, tmp_path / "int8.onnx", SAMPLES, Quantization())
+    int8_from_onnx(source, tmp_path / "int8.onnx", SAMPLES, Int8())
     model = onnx.load(tmp_path / "int8.onnx")
     constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
     weights = [array for array in constants.values() if array.shape == (WIDTH, WIDTH)]
@@ -90,14 +90,14 @@ def test_weights_are_int8_per_output_channel_and_activations_uint8_per_tensor(so
 
 
 def test_what_the_recipe_keeps_in_fp32_stays(source: Path, tmp_path: Path) -> None:
-    assert int8_from_onnx(source, tmp_path / "int8.onnx", SAMPLES, Quantization(keep_fp32=("fir*",))) == ["last"]
+    assert int8_from_onnx(source, tmp_path / "int8.onnx", SAMPLES, Int8(keep_fp32=("fir*",))) == ["last"]
     found = fed_by_dequantized(onnx.load(tmp_path / "int8.onnx"))
     assert found == {"first": False, "gram": False, "mix": False, "last": True}
 
 
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
 def test_every_method_gives_scores_near_fp32(source: Path, tmp_path: Path, method: str) -> None:
-    int8_from_onnx(source, tmp_path / "int8.onnx", SAMPLES * 4, Quantization(method=method, percentile=99.9))
+    int8_from_onnx(source, tmp_path / "int8.onnx", SAMPLES * 4, Int8(method=method, percentile=99.9))
     wanted, found = (
         onnxruntime.InferenceSession(path).run(None, SAMPLES[0])[0] for path in (source, tmp_path / "int8.onnx")
     )
@@ -107,13 +107,13 @@ def test_every_method_gives_scores_near_fp32(source: Path, tmp_path: Path, metho
 
 def test_no_samples_are_refused_and_nothing_is_written(source: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match=r"fp32\.onnx: no calibration samples; wanted at least one request"):
-        int8_from_onnx(source, tmp_path / "int8.onnx", [], Quantization())
+        int8_from_onnx(source, tmp_path / "int8.onnx", [], Int8())
     assert not (tmp_path / "int8.onnx").exists()
 
 
 def test_a_graph_with_nothing_left_to_quantize_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="no MatMul or Gemm with constant weights is left to quantize"):
-        int8_from_onnx(source, tmp_path / "int8.onnx", SAMPLES, Quantization(keep_fp32=("*",)))
+        int8_from_onnx(source, tmp_path / "int8.onnx", SAMPLES, Int8(keep_fp32=("*",)))
     assert [path.name for path in tmp_path.iterdir()] == ["fp32.onnx"]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from builders.build import load_ranker
-from builders.recipe import REPOSITORY_ROOT, Gate, Recipe, RecipeError, Serving, load_recipe, load_recipes
+from builders.recipe import REPOSITORY_ROOT, Gate, Recipe, RecipeError, Serving, Variant, load_recipe, load_recipes
 
 GOOD = """
 ranker = "cross_encoder"
@@ -45,10 +46,15 @@ def test_a_short_recipe_is_filled_with_defaults(tmp_path: Path) -> None:
         ('ranker = "cross_encoder"', "", "ranker: Field required"),
         ("cross_encoder.py:CrossEncoderRanker", "cross_encoder", "module: String should match pattern"),
         ('name = "fp32_onnx"', 'name = "fp32"', "variants.0.name: String should match pattern"),
-        ('name = "fp32_onnx"', 'name = "a_onnx"\nint8 = {method = "guess"}', "variants.0.int8.method: Input should be"),
+        (
+            'name = "fp32_onnx"',
+            'name = "a_onnx"\nsteps = [{step = "int8", method = "guess"}]',
+            "steps.0.int8.method: Input should be",
+        ),
+        ('name = "fp32_onnx"', 'name = "a_onnx"\nsteps = [{step = "int4"}]', "steps.0: Input tag 'int4' found"),
         ('name = "fp32_onnx"', 'name = "a_onnx"\nfp4 = true', "variants.0.fp4: Extra inputs are not permitted"),
         ('[[variants]]\nname = "fp32_onnx"', "variants = []", "variants: Tuple should have at least 1 item"),
-        ("[[variants]]", "[gate]\nmin_ndcg_ratio = 1.5\n[[variants]]", "gate.min_ndcg_ratio: Input should be less"),
+        ("[[variants]]", "[gate]\nmin_fidelity_ndcg = 1.5\n[[variants]]", "gate.min_fidelity_ndcg: Input should be"),
         ("[[variants]]", "[serving]\nthreads = 0\n[[variants]]", "serving.threads: Input should be greater"),
     ],
 )
@@ -59,6 +65,44 @@ def test_a_field_that_is_missing_unknown_or_out_of_range_is_refused_by_name(
     with pytest.raises(RecipeError) as refusal:
         load_recipe(written(tmp_path, GOOD.replace(old, new)))
     assert complaint in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("variant", "complaint"),
+    [
+        (
+            '[{step = "fp16"}, {step = "prune_heads", amount = 0.5}]',
+            "wanted those of the network before those of the graph",
+        ),
+        ('[{step = "bf16"}]', "bf16 with the runtime onnx, wanted a variant ..._openvino"),
+    ],
+)
+def test_a_chain_that_cannot_be_is_refused(tmp_path: Path, variant: str, complaint: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(complaint)):
+        load_recipe(written(tmp_path, f'{GOOD}\n[[variants]]\nname = "b_onnx"\nsteps = {variant}\n'))
+
+
+@pytest.mark.parametrize(
+    ("variants", "complaint"),
+    [
+        ('[[variants]]\nname = "a_onnx"\nsteps = [{step = "int8"}]', "it is the reference of the others"),
+        ('[[variants]]\nname = "a_openvino"', "it is the reference of the others"),
+        ('[[variants]]\nname = "a_onnx"\n[[variants]]\nname = "a_onnx"', "variants a_onnx stand there twice"),
+    ],
+)
+def test_the_first_variant_is_the_exact_one_and_names_are_unique(tmp_path: Path, variants: str, complaint: str) -> None:
+    with pytest.raises(RecipeError, match=complaint):
+        load_recipe(written(tmp_path, GOOD.replace('[[variants]]\nname = "fp32_onnx"', variants)))
+
+
+def test_a_name_says_the_runtime_and_steps_part_into_network_and_graph() -> None:
+    steps = [{"step": "prune_heads", "amount": 0.5}, {"step": "int8"}, {"step": "bf16"}]
+    variant = Variant.model_validate({"name": "small_openvino", "steps": steps})
+    assert variant.runtime == "openvino"
+    assert [step.step for step in variant.network_steps] == ["prune_heads"]
+    assert [step.step for step in variant.graph_steps] == ["int8", "bf16"]
+    assert not variant.exact
+    assert Variant(name="fp32_openvino").exact
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:

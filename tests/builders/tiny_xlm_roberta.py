@@ -25,7 +25,8 @@ from builders.build import (
 from builders.datasets import JudgedQueries, Product
 from builders.publishing import fill_item_store, publish_rankers
 from builders.ranker import Ranker
-from builders.recipe import Gate, Quantization, Recipe, Variant, load_recipes
+from builders.recipe import Gate, Recipe, Variant, load_recipes
+from builders.steps import Int8
 
 COLORS = ("红色", "蓝色", "白色", "黑色", "绿色")
 THINGS = ("咖啡杯", "茶壶", "帐篷", "跑步鞋", "台灯", "毛巾")
@@ -106,9 +107,9 @@ def recipe_for(backbone: Path) -> Recipe:
             "trained_on_judgements": False,
             "variants": (
                 Variant(name="fp32_onnx"),
-                Variant(name="int8_onnx", int8=Quantization(calibration_queries=2)),
+                Variant(name="int8_onnx", steps=(Int8(calibration_queries=2),)),
             ),
-            "gate": Gate(min_ndcg_ratio=0.01),
+            "gate": Gate(max_judged_loss=0.99, min_fidelity_ndcg=0.01, fidelity_lists=4),
         }
     )
 

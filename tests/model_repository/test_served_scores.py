@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 
-import onnxruntime
 import pytest
 import tritonclient.grpc as grpc
 
 from builders.beir import Request
-from builders.build import PROJECT, as_served, load_ranker, score_in_process
+from builders.build import as_served, load_ranker, score_in_process
 from builders.contract import MAX_CANDIDATES
 from builders.datasets import DatasetError, JudgedQueries, Product, find_data
 from builders.evaluation import evaluation_data
 from builders.ranker import Ranker
 from builders.recipe import Recipe, Variant, load_recipes
+from perf.endpoints import Endpoint
+from perf.served_quality import in_process_sessions
 from server import TritonServer
 from tests.model_repository.endpoint import ask, rank
 
@@ -23,9 +24,9 @@ pytestmark = pytest.mark.server
 
 COMPARED = 256
 """Of 1,024 items every fourth is scored by torch too; the order is checked of all."""
-VARIANTS = [(recipe, variant) for recipe in load_recipes().values() for variant in recipe.variants]
-FP32 = [(recipe, variant) for recipe, variant in VARIANTS if variant.int8 is None]
-INT8 = [(recipe, variant) for recipe, variant in VARIANTS if variant.int8]
+VARIANTS = [(recipe, variant) for recipe in load_recipes().values() for variant in recipe.variants if not variant.trial]
+FP32 = [(recipe, variant) for recipe, variant in VARIANTS if variant.exact]
+COMPRESSED = [(recipe, variant) for recipe, variant in VARIANTS if not variant.exact]
 
 
 def named(chosen: object) -> str:
@@ -101,16 +102,12 @@ def cold(judged: JudgedQueries) -> set[str]:
     return {query_id for query_id, request in requests.items() if not request.query and not request.history}
 
 
-@pytest.mark.parametrize(("recipe", "variant"), INT8, ids=named)
-def test_int8_scores_are_those_of_the_same_model_in_this_process(
+@pytest.mark.parametrize(("recipe", "variant"), COMPRESSED, ids=named)
+def test_a_compressed_variants_scores_are_those_of_the_same_model_in_this_process(
     client: grpc.InferenceServerClient, recipe: Recipe, variant: Variant
 ) -> None:
     judged, ranker = data_of(recipe), ranker_of(recipe.ranker)
-    folder = PROJECT.repository / recipe.model_name(variant)
-    newest = max(folder.glob("[0-9]*/model.onnx"), key=lambda path: int(path.parent.name))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = recipe.serving.threads
-    sessions = {ranker.graphs[-1].name: onnxruntime.InferenceSession(newest, options)}
+    sessions = in_process_sessions(Endpoint(recipe, variant, ranker.endpoint.name), ranker)
     for query_id in list(judged.queries)[:3]:
         products = candidates(judged, query_id, 40)
         first_stage = [product.item_id for product in products]
@@ -123,7 +120,7 @@ def test_int8_scores_are_those_of_the_same_model_in_this_process(
         )
 
 
-@pytest.mark.parametrize(("recipe", "variant"), FP32 + INT8, ids=named)
+@pytest.mark.parametrize(("recipe", "variant"), FP32 + COMPRESSED, ids=named)
 def test_an_items_score_depends_neither_on_its_neighbours_nor_on_the_order(
     client: grpc.InferenceServerClient, recipe: Recipe, variant: Variant
 ) -> None:

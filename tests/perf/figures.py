@@ -63,7 +63,7 @@ def perf_report() -> PerfReport:
 
 def small_recipe(*, trained: bool = True) -> Recipe:
     """A reference variant and an INT8 one."""
-    variants = [{"name": "fp32_onnx"}, {"name": "int8_onnx", "int8": {}}]
+    variants = [{"name": "fp32_onnx"}, {"name": "int8_onnx", "steps": [{"step": "int8"}]}]
     return Recipe.model_validate(
         {
             "ranker": "small" if trained else "plain",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from builders.beir import JudgedQueries, Request
-from perf.inputs import mean_candidates, requests_json
+from perf.inputs import evenly_mixed, mean_candidates, requests_json
 from tests.perf.figures import asked
 
 
@@ -28,3 +28,23 @@ def test_a_request_without_a_query_sends_its_history_and_never_an_empty_list() -
     assert first["history"] == {"content": ["a", "b"], "shape": [2]}
     assert second["history"]["shape"] == [1]
     assert "query" not in first
+
+
+def test_user_and_context_are_sent_to_an_endpoint_that_reads_them() -> None:
+    asked_by = {"u1": Request(history=("a",), user_id="u1", context={"country": "DE"}), "u2": Request(history=("b",))}
+    users = JudgedQueries({"u1": "", "u2": ""}, {}, {}, asked_by)
+    lists = {"u1": ["x"], "u2": ["x"]}
+    [first, second] = requests_json(users, lists, reads=("history", "user_id", "context"))["data"]
+    assert first["user_id"] == {"content": ["u1"], "shape": [1]}
+    assert first["context"] == {"content": ['{"country": "DE"}'], "shape": [1]}
+    assert second["user_id"]["content"] == [""]
+    assert requests_json(users, lists)["data"][0].keys() == {"history", "item_ids"}
+
+
+def test_evenly_mixed_requests_have_the_mean_number_of_candidates_from_the_first_on() -> None:
+    queries = {f"q{count}": "red" for count in range(1, 10)}
+    requests = requests_json(asked(queries), {f"q{count}": ["x"] * count for count in range(1, 10)})
+    mixed = evenly_mixed(requests)
+    counts = [request["item_ids"]["shape"][0] for request in mixed["data"]]
+    assert sorted(counts) == list(range(1, 10))
+    assert all(abs(sum(counts[:end]) / end - 5) <= 1 for end in range(1, 10))

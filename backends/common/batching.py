@@ -16,8 +16,34 @@ Arrays = dict[str, NDArray[Any]]
 Run = Callable[[Arrays], Arrays]
 
 
-class BatchFailed(Exception):
+class RunFailed(Exception):
+    """A run failed; its text goes to the client. Backends derive from it."""
+
+
+class BatchFailed(RunFailed):
     """The model's output does not have a row for each row of its input."""
+
+
+def run_joined(run: Run, requests: Sequence[Arrays], row_cap: int | None) -> list[Arrays | RunFailed]:
+    """Run requests, those that are alike together, and return the outputs or the failure of each, in their order.
+
+    One that fails does not fail those that it was joined with.
+    """
+    results: list[Arrays | RunFailed] = [RunFailed("not run")] * len(requests)
+    for group in merge_alike(requests):
+        for index, result in zip(group, _run_group(run, [requests[i] for i in group], row_cap), strict=True):
+            results[index] = result
+    return results
+
+
+def _run_group(run: Run, requests: Sequence[Arrays], row_cap: int | None) -> list[Arrays | RunFailed]:
+    """Run alike requests together; each on its own where that fails, to tell which one is at fault."""
+    try:
+        return list(run_rows(run, requests, row_cap))
+    except RunFailed as failure:
+        if len(requests) == 1:
+            return [failure]
+        return [result for one in requests for result in _run_group(run, [one], row_cap)]
 
 
 def merge_alike(requests: Sequence[Arrays]) -> list[list[int]]:

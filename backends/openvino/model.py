@@ -1,0 +1,96 @@
+"""Drop-in for Triton's C++ OpenVINO backend, on the CPU.
+
+A Python-based backend: placed as `openvino/model.py` in a backend directory it answers to `backend: "openvino"`, so
+that a model repository written for the container is served unchanged by a Triton that has no C++ OpenVINO backend.
+What it does as the C++ backend does, and where it differs: ../CONFORMANCE.md.
+
+Source of the behaviour: https://github.com/triton-inference-server/openvino_backend, src/openvino.cc.
+Knows nothing of rankers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+from batching import Arrays, BatchFailed, RunFailed, run_joined
+from configuration import complete_configuration
+from model_configuration import LoadErrors, row_cap
+from ov_core import (
+    compile_model,
+    create_core,
+    lacks_asked_bf16,
+    model_file,
+    openvino_errors,
+    read_model,
+    refuse_unsupported,
+)
+from signature import fit_to_configuration, fixed_rows, takes_any_rows
+
+
+class TritonPythonModel:
+    """One model instance: one process, one compiled model, one infer request."""
+
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config: Any) -> Any:
+        """Complete missing inputs, outputs, max_batch_size and scheduler from the model; raise where it cannot."""
+        config = auto_complete_model_config.as_dict()
+        with LoadErrors(config["name"]):
+            model = read_model(create_core(config), model_file(config, Path(pb_utils.get_model_dir())))
+            complete_configuration(config, model)
+        return auto_complete_model_config
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Fit the model to the configuration and compile it; raise with the reason where they do not fit."""
+        self.config = json.loads(args["model_config"])
+        version_folder = Path(args["model_repository"]) / args["model_version"]
+        with LoadErrors(args["model_name"]):
+            refuse_unsupported(self.config, args["model_instance_kind"])
+            core = create_core(self.config)
+            if lacks_asked_bf16(self.config, core):
+                pb_utils.Logger.log_warn("HINT_BF16 is YES, but this CPU has no bf16: OpenVINO computes in f32")
+            model = fit_to_configuration(read_model(core, model_file(self.config, version_folder)), self.config)
+            self.fixed_rows = fixed_rows(self.config)
+            self.row_cap = row_cap(self.config, takes_any_rows(model))
+            self.request = compile_model(core, model).create_infer_request()
+        self.joins = bool(self.row_cap) or (self.config["max_batch_size"] > 0 and self.fixed_rows is None)
+        self.output_names = [output["name"] for output in self.config["output"]]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request; one that fails does not fail those that were batched with it."""
+        inputs = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
+        results = run_joined(self._run, inputs, self.row_cap) if self.joins else map(self._run_alone, inputs)
+        return [self._response(request, result) for request, result in zip(requests, results, strict=True)]
+
+    def finalize(self) -> None:
+        """Release the model."""
+        del self.request
+
+    def _run_alone(self, inputs: Arrays) -> Arrays | RunFailed:
+        try:
+            return self._run(inputs)
+        except RunFailed as failure:
+            return failure
+
+    def _run(self, inputs: Arrays) -> Arrays:
+        self._check_rows(inputs)
+        with openvino_errors("running inference"):
+            # The inputs are not copied. The outputs are: the next run writes over those of the infer request.
+            results = self.request.infer(inputs, share_inputs=True)
+        return {name: results[name] for name in self.output_names}
+
+    def _check_rows(self, inputs: Arrays) -> None:
+        rows = {len(array) for array in inputs.values()} if self.fixed_rows else set()
+        if rows - {self.fixed_rows}:
+            raise BatchFailed(
+                f"expected requests with batch size '{self.fixed_rows}', got '{min(rows)}'... this error can be "
+                "avoided by setting 'ENABLE_BATCH_PADDING' parameter in model configuration to 'YES'"
+            )
+
+    def _response(self, request: Any, result: Arrays | RunFailed) -> Any:
+        if isinstance(result, RunFailed):
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), pb_utils.TritonError.INTERNAL))
+        wanted = [name for name in self.output_names if name in request.requested_output_names()]
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, result[name]) for name in wanted])

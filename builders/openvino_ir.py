@@ -1,0 +1,76 @@
+"""ONNX => OpenVINO's IR (``.xml`` and ``.bin``), as it is or quantized by NNCF.
+
+Quantization: https://docs.openvino.ai/2026/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html
+(SmoothQuant, arXiv:2211.10438, and fast bias correction for encoders). Knows nothing of Triton.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import io
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from builders.files import write_atomically
+from builders.quantize import QuantizationError
+from builders.ranker import Sample
+from builders.steps import Int8
+
+
+def ir_from_onnx(source: Path, target: Path, *, half_weights: bool = False) -> None:
+    """Convert.
+
+    Args:
+        target: ``.xml``; the weights come to lie beside it as ``.bin``. Both written beside and renamed, weights first.
+        half_weights: store weights as FP16, which bf16 arithmetic reads without further loss.
+    """
+    from builders.untracked import openvino
+
+    _save(openvino.Core().read_model(source), target, half_weights)
+
+
+def int8_ir_from_onnx(
+    source: Path, target: Path, samples: Sequence[Sample], settings: Int8, *, transformer: bool
+) -> None:
+    """Convert and quantize: INT8 weights per channel, activations per tensor, ranges from real samples.
+
+    Args:
+        samples: input name => array, one a request.
+        settings: ``keep_fp32`` names ONNX nodes, which IR keeps as its operations' names.
+        transformer: attention inside: its products stay in FP32 and SmoothQuant moves outliers into the weights.
+
+    Raises:
+        QuantizationError: no samples, or NNCF finds nothing to quantize.
+    """
+    from builders.untracked import nncf, openvino
+
+    if not samples:
+        raise QuantizationError(f"{source.name}: no calibration samples; wanted at least one request")
+    nncf.set_log_level(logging.ERROR)
+    ignored = nncf.IgnoredScope(patterns=[fnmatch.translate(each) for each in settings.keep_fp32], validate=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+        quantized = nncf.quantize(
+            openvino.Core().read_model(source),
+            nncf.Dataset(list(samples)),
+            subset_size=len(samples),
+            preset=nncf.QuantizationPreset.MIXED,
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            ignored_scope=ignored,
+        )
+    if not any(operation.get_type_name() == "FakeQuantize" for operation in quantized.get_ops()):
+        raise QuantizationError(f"{source.name}: NNCF quantized nothing; leave the step out, or relax keep_fp32")
+    _save(quantized, target, half_weights=False)
+
+
+def _save(model: object, target: Path, half_weights: bool) -> None:
+    from builders.untracked import openvino
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        made = Path(scratch) / "model.xml"
+        openvino.save_model(model, made, compress_to_fp16=half_weights)
+        write_atomically(target.with_suffix(".bin"), made.with_suffix(".bin").read_bytes())
+        write_atomically(target, made.read_bytes())
