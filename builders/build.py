@@ -28,7 +28,7 @@ from builders.first_stage import first_stage
 from builders.ranker import Ranker, Sample
 from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, Variant, load_recipe
 from builders.runtimes import Session, files_of, open_session
-from builders.steps import Bf16, Int8Network
+from builders.steps import Bf16, Fp16, Int8Network
 from builders.unlabelled import UnlabelledList, unlabelled_lists
 from builders.variants import Chain, Made, Say, code_of, compressed, variant_files
 
@@ -368,8 +368,11 @@ def _finite(scores: Scores) -> Scores:
 
 def open_sessions(recipe: Recipe, variant: Variant, models: Mapping[str, tuple[str, Path]]) -> dict[str, Session]:
     """Graph name => session with the threads and the precision that the served model has."""
-    bf16 = any(isinstance(step, Bf16) for step in variant.steps)
-    return {name: open_session(path, threads=recipe.serving.threads, bf16=bf16) for name, (_, path) in models.items()}
+    fp16, bf16 = (any(isinstance(step, kind) for step in variant.steps) for kind in (Fp16, Bf16))
+    return {
+        name: open_session(path, threads=recipe.serving.threads, fp16=fp16, bf16=bf16)
+        for name, (_, path) in models.items()
+    }
 
 
 def score_in_process(

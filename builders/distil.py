@@ -59,7 +59,7 @@ def distil(
         data: lists are made of its corpus; judged ones are its training queries.
 
     Returns:
-        The network, in eval mode.
+        The network, in eval mode; what was frozen may be learned by a later step.
 
     Raises:
         DistillationError: a submodule of ``hidden`` is not there, or of another shape; or nothing is left to learn.
@@ -76,7 +76,7 @@ def distil(
     say(f"{student.name}: learning from {len(lessons)} lists, {settings.epochs} epochs, and {len(judged)} judged ones")
     with hidden:
         _fit(student, lessons, judged, hidden, lists, settings)
-    return student.network.eval()
+    return student.network.requires_grad_(True).eval()
 
 
 def targets_of(teachers: Sequence[tuple[Ranker, float]], lists: Sequence[UnlabelledList]) -> list[Tensor]:
@@ -157,10 +157,11 @@ def _soft_loss(scores: Tensor, targets: Tensor, sharpness: float) -> Tensor:
 
 
 def _pruned_weights(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Linear weights with many exact zeros, and where they are not zero: what was pruned away stays so."""
+    """Linear weights with many exact zeros, and where they are not zero: what was pruned away stays so. All zeros are a
+    layer that starts silent, and learns."""
     weights = [module.weight for module in network.modules() if isinstance(module, nn.Linear)]
     kept = [(weight, (weight != 0).float()) for weight in weights]
-    return [(weight, mask) for weight, mask in kept if mask.mean() < MOSTLY]
+    return [(weight, mask) for weight, mask in kept if 0 < mask.mean() < MOSTLY]
 
 
 def _learned(network: nn.Module, freeze: Sequence[str]) -> list[nn.Parameter]:

@@ -45,8 +45,8 @@ def profiles_of(graph: Graph) -> list[Profile]:
     """One profile for each length bucket, shortest first; a single one for a graph without lengths.
 
     A bucket's length is fixed within its profile, so that TensorRT picks kernels for it. Rows go from 1 to
-    MAX_ROWS_PER_RUN, the largest run whatever a request brings; they are tuned for a usual request's candidates, or for
-    one row where rows are requests.
+    the largest request, since the container's backend runs a request whole; they are tuned for a usual request's
+    candidates, or for one row where rows are requests.
 
     Raises:
         ContractError: a free dimension that is neither rows, nor candidates, nor a length.
@@ -64,7 +64,7 @@ def _profile(graph: Graph, length: Range) -> Profile:
 def _range(graph: Graph, dim: str, length: Range) -> Range:
     if dim == "rows":
         candidates = any(tensor.scope == "per_candidate" for tensor in graph.contract.inputs)
-        largest = min(graph.max_batch_size or MAX_ROWS_PER_RUN, MAX_ROWS_PER_RUN)
+        largest = graph.max_batch_size or MAX_ROWS_PER_RUN  # the C++ backend runs a request whole
         return 1, min(USUAL_CANDIDATES if candidates else 1, largest), largest
     if dim == "candidates":
         return 1, USUAL_CANDIDATES, MAX_CANDIDATES

@@ -71,11 +71,11 @@ def share_layers(network: nn.Module, groups: int) -> nn.Module:
     Raises:
         PruningError: no encoder, or its layers do not part into so many groups.
     """
-    owner, layers = encoder_layers(network)
+    _, layers = encoder_layers(network)
     if len(layers) % groups:
         raise PruningError(f"{len(layers)} layers do not part into {groups} equal groups; choose a divisor")
     size = len(layers) // groups
-    set_layers(network, owner, [layers[place - place % size] for place in range(len(layers))])
+    set_layers(network, [layers[place - place % size] for place in range(len(layers))])
     return network
 
 

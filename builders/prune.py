@@ -62,10 +62,10 @@ class Block:
 # ---------------------------------------------------------------- structured
 def keep_layers(network: nn.Module, keep: Sequence[int]) -> nn.Module:
     """Leave these layers of the encoder. Raises: PruningError: no encoder, or it has no such layer."""
-    owner, layers = encoder_layers(network)
+    _, layers = encoder_layers(network)
     if max(keep) >= len(layers):
         raise PruningError(f"layers {list(keep)} are to be kept, the encoder has {len(layers)}: 0 to {len(layers) - 1}")
-    set_layers(network, owner, [layers[place] for place in keep])
+    set_layers(network, [layers[place] for place in keep])
     return network
 
 
@@ -174,9 +174,10 @@ def _form(layer: nn.Module) -> tuple[object, ...]:
     return (type(layer), *(parameter.shape for parameter in layer.parameters()))
 
 
-def set_layers(network: nn.Module, owner: nn.Module, layers: Sequence[nn.Module]) -> None:
+def set_layers(network: nn.Module, layers: Sequence[nn.Module]) -> None:
     """Replace the layers found by :func:`encoder_layers`, and the number that configurations name."""
-    name = next(name for name, child in owner.named_children() if isinstance(child, nn.ModuleList))
+    owner, found = encoder_layers(network)
+    name = next(name for name, child in owner.named_children() if child is found)
     setattr(owner, name, nn.ModuleList(layers))
     for module in network.modules():
         config: Any = getattr(module, "config", None)
@@ -211,7 +212,7 @@ def feed_forward_blocks(network: nn.Module) -> Iterator[Block]:
         elif isinstance(module, nn.TransformerEncoderLayer):
             yield Block((module.linear1,), module.linear2, module.linear1.out_features)
     inside = {id(child) for module in network.modules() if isinstance(module, nn.Sequential)
-              for child in module.modules() if child is not module}  # fmt: skip
+              for child in module.children()}  # fmt: skip
     for module in network.modules():
         if isinstance(module, nn.Sequential) and id(module) not in inside:
             yield from _chained(list(_flat(module)))

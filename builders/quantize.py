@@ -68,7 +68,7 @@ def int8_from_onnx(source: Path, target: Path, samples: Iterable[Sample], settin
         nodes = weighted_products(onnx.load(prepared), settings.keep_fp32)
         if settings.keep_most_sensitive:
             costs = _costs(prepared, ranges, readings, nodes, settings)
-            nodes = sorted(costs, key=lambda node: costs[node])[: len(nodes) - settings.keep_most_sensitive]
+            nodes = sorted(costs, key=lambda node: costs[node])[: max(0, len(nodes) - settings.keep_most_sensitive)]
         if not nodes:
             raise QuantizationError(f"{source.name}: no MatMul or Gemm with constant weights is left to quantize")
         quantized = ranges.with_name("quantized.onnx")

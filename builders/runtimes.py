@@ -30,8 +30,10 @@ class Session(abc.ABC):
 class OnnxSession(Session):
     """ONNX Runtime."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, fp16: bool) -> None:
         options = onnxruntime.SessionOptions()
+        if fp16:  # the layout pass of the highest level crashes on some FP16 graphs
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # it warns of each initializer that a fused node no longer needs
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -100,10 +102,19 @@ def openvino_properties(threads: int, bf16: bool) -> dict[str, str | int]:
     return {**limit, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
 
 
-def open_session(path: Path, *, threads: int = 0, bf16: bool = False) -> Session:
-    """Load a scorer by its suffix. threads: of one run, 0 = the runtime's choice. Raises: ValueError for another."""
+def open_session(path: Path, *, threads: int = 0, fp16: bool = False, bf16: bool = False) -> Session:
+    """Load a scorer by its suffix.
+
+    Args:
+        threads: of one run, 0 = the runtime's choice.
+        fp16: the graph holds FP16.
+        bf16: OpenVINO shall compute in BF16.
+
+    Raises:
+        ValueError: another suffix.
+    """
     if path.suffix == ONNX:
-        return OnnxSession(path, threads)
+        return OnnxSession(path, threads, fp16)
     if path.suffix == OPENVINO:
         return OpenVinoSession(path, threads, bf16)
     if path.suffix == PLAN:

@@ -273,9 +273,14 @@ class Int8Network(NetworkStep):
 
 class Fp16(GraphStep):
     """FP16 in the graph's own types; LayerNorm, softmax and what overflows on real samples stay FP32
-    (Micikevicius et al., arXiv:1710.03740)."""
+    (Micikevicius et al., arXiv:1710.03740).
+
+    Attributes:
+        keep_fp32: patterns of node names (``fnmatch``) that stay FP32 too; ``python -m builders bisect`` finds them.
+    """
 
     step: Literal["fp16"]
+    keep_fp32: tuple[str, ...] = ()
 
 
 class Bf16(GraphStep):

@@ -52,6 +52,7 @@ from builders.steps import (
     Sparse24,
 )
 from builders.unlabelled import unlabelled_lists
+from builders.versions import check_onnx_versions
 
 LIBRARIES = (
     "torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers",
@@ -214,6 +215,7 @@ def exported(chain: Chain, steps: Sequence[NetworkStep], graph: Graph, model: st
             reports = check_onnx(mine, target, samples)
             worst = max(difference for report in reports for difference in report.max_abs_difference.values())
             chain.say(f"{model}: parity with torch over {len(samples)} shapes, largest difference {worst:.1e}")
+        check_onnx_versions(target)
         _mark(target, key, seconds + time.monotonic() - start_s)
     return Made(model, target, _seconds(target))
 
@@ -227,6 +229,7 @@ def _transformed(chain: Chain, variant: Variant, graph: Graph, step: GraphStep, 
         chain.say(f"{model or graph.name}: {_text(step)}")
         ranker, _, _ = compressed(chain, variant.network_steps)
         _run_graph_step(chain, ranker, graph, step, source.path, target)
+        check_onnx_versions(target)
         _mark(target, key, source.seconds + time.monotonic() - start_s)
     return Made(model or source.model, target, _seconds(target))
 
@@ -242,7 +245,7 @@ def _run_graph_step(chain: Chain, ranker: Ranker, graph: Graph, step: GraphStep,
     elif isinstance(step, Int8Embeddings):
         quantize.int8_embeddings_from_onnx(source, target, calibration_samples(chain, ranker, graph, 8), step)
     elif isinstance(step, Fp16):
-        fp16_from_onnx(source, target, calibration_samples(chain, ranker, graph, 8))
+        fp16_from_onnx(source, target, calibration_samples(chain, ranker, graph, 8), step.keep_fp32)
     else:
         raise TypeError(f"{type(step).__name__} is no step of a graph")
 

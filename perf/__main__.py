@@ -109,6 +109,9 @@ def pareto(
     window_ms: Annotated[int | None, typer.Option(min=100, help="Of each of three windows a measurement.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="A variant besides the reference; repeatable.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is kept.")] = False,
+    fidelity_lists: Annotated[
+        int | None, typer.Option(min=1, help="Unjudged lists of the gate, in place of the recipe's: fewer are quicker.")
+    ] = None,
     data: Data = None,
 ) -> None:
     """Measure every variant of the recipes: quality, latency, rate, memory, cost; write the Pareto front."""
@@ -121,6 +124,7 @@ def pareto(
         window_ms=window_ms or WINDOW_MS,
         only=only or (),
         fresh=fresh,
+        fidelity_lists=fidelity_lists,
         data=data,
     )
     if not reports:

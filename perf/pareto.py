@@ -212,6 +212,7 @@ def run_pareto(
     window_ms: int = WINDOW_MS,
     only: Sequence[str] = (),
     fresh: bool = False,
+    fidelity_lists: int | None = None,
     data: Path | None = None,
     places: Places = PROJECT,
     console: Console | None = None,
@@ -222,6 +223,7 @@ def run_pareto(
         path: of the recipe.
         only: these variants besides the reference.
         fresh: measure again what is kept.
+        fidelity_lists: of the gate, in place of the recipe's.
         places: ``repository`` stays as it is.
 
     Raises:
@@ -234,7 +236,7 @@ def run_pareto(
     judged = evaluation_data(recipe.data, source.folder)
     work = places.build / "pareto" / recipe.ranker
     own = dataclasses.replace(places, repository=work / "model_repository")
-    built = _built(recipe, judged, source.kind, own, console)
+    built = _built(recipe, judged, source.kind, own, console, fidelity_lists)
     if fresh:
         shutil.rmtree(work / "measurements", ignore_errors=True)
     machine = this_machine()
@@ -272,10 +274,12 @@ def _with_only(recipe: Recipe, only: Sequence[str]) -> Recipe:
     return recipe.model_copy(update={"variants": (recipe.variants[0], *kept)})
 
 
-def _built(recipe: Recipe, judged: JudgedQueries, note: str, places: Places, console: Console) -> BuiltRanker:
+def _built(
+    recipe: Recipe, judged: JudgedQueries, note: str, places: Places, console: Console, fidelity_lists: int | None
+) -> BuiltRanker:
     """All variants, those that failed their gate too, in ``places.repository``."""
     say = functools.partial(console.print, markup=False, soft_wrap=True)  # a gate's reasons name the recipe's [gate]
-    built = build.build_ranker(recipe, judged, say, places, trials=True)
+    built = build.build_ranker(recipe, judged, say, places, trials=True, fidelity_lists=fidelity_lists)
     publishing.fill_item_store([built], say, places)
     publishing.publish_rankers([built], {}, note, say, places, gated=False)
     return built

@@ -236,6 +236,7 @@ class TritonServer:
             f"--grpc-address={self.host}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-address={self.host}",
+            "--metrics-config=summary_latencies=true",
             f"--metrics-port={self.metrics_port}",
             f"--log-verbose={self.log_verbose}",
             *self.extra_arguments,

@@ -30,7 +30,7 @@ def kit() -> list[str]:
 
     A recipe whose data is not there has none.
     """
-    command = [sys.executable, "-m", "builders", "repository", "--fidelity-lists", "20"]  # the gate's own: 2,000
+    command = [sys.executable, "-m", "builders", "repository", "--fidelity-lists", "100"]  # as make demo
     subprocess.run(command, check=True, cwd=PROJECT.repository.parent)
     endpoints = published_endpoints(load_recipes(), data=None)
     return [*{endpoint.kind: None for endpoint in endpoints}, *(endpoint.name for endpoint in endpoints), "similar"]

@@ -35,11 +35,12 @@ def test_project_client_and_changelog_carry_one_version() -> None:
 
 
 def test_the_changelog_names_the_pinned_versions() -> None:
-    release = re.search(r"^ARG TRITON_VERSION=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
+    release = re.search(r"^ARG TRITON_RELEASE=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
 
     assert f"(nvidia-pytriton {pin('server', 'nvidia-pytriton')})" in NEWEST
     assert in_changelog("Triton container").split()[0] == release
     assert in_changelog("ONNX Runtime") == pin("server", "onnxruntime") == pin("builders", "onnxruntime")
+    assert in_changelog("OpenVINO") == pin("server", "openvino") == pin("builders", "openvino")
     assert in_changelog("ONNX opset") == str(OPSET)
     assert in_changelog("PyTorch") == pin("builders", "torch")
 

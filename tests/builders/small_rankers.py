@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from builders.beir import JudgedQueries, Product, Request
 from builders.feature_ranker import FeatureRanker
 from builders.features import dense, sparse
-from builders.rankers.cross_encoder import CrossEncoder, CrossEncoderRanker
+from builders.rankers.cross_encoder import CrossEncoderRanker
 from tests.builders.tiny_bert import WORDS, write_tiny_bert
 
 ITEMS = 40

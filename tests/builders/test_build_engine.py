@@ -29,7 +29,7 @@ from builders.build_engine import (
     layer_precisions,
     skipped_engines,
 )
-from builders.contract import MAX_CANDIDATES, MAX_ROWS_PER_RUN, SCORE, USUAL_CANDIDATES, Contract, ContractError, Tensor
+from builders.contract import MAX_CANDIDATES, SCORE, USUAL_CANDIDATES, Contract, ContractError, Tensor
 from builders.edge_graph import onnx_for_tensorrt_8
 from builders.engine_profiles import Profile, profiles_of
 from builders.files import sha256
@@ -206,7 +206,7 @@ def graph(inputs: list[Tensor], lengths: tuple[int, ...] = (), max_batch_size: i
 def test_each_length_bucket_has_a_profile_in_the_buckets_order() -> None:
     ids = Tensor("input_ids", "INT32", ("rows", "length"), "ids", "per_candidate")
     found = [profile.shapes["input_ids"] for profile in profiles_of(graph([ids], (8, 16, 24), 1024))]
-    assert found == [((1, n), (USUAL_CANDIDATES, n), (MAX_ROWS_PER_RUN, n)) for n in (8, 16, 24)]
+    assert found == [((1, n), (USUAL_CANDIDATES, n), (1024, n)) for n in (8, 16, 24)]
 
 
 def test_rows_that_are_requests_are_tuned_for_one() -> None:
