@@ -96,9 +96,8 @@ def gate_report(
     Raises:
         QualityError: as :func:`builders.quality.compare`.
     """
-    per_query = {name: metric_by_query(data, name, found) for name in {limits.metric}}
-    of_reference = {name: metric_by_query(data, name, reference) for name in {limits.metric}}
     comparison = quality.compare(data, found, reference)
+    per_query, of_reference = (metric_by_query(data, limits.metric, rankings) for rankings in (found, reference))
     names = dict.fromkeys([limits.metric, *METRICS_OF_DATA[kind]])
     return GateReport(
         metric=limits.metric,
@@ -106,12 +105,12 @@ def gate_report(
             name: {"reference": mean_metric(data, name, reference), "found": mean_metric(data, name, found)}
             for name in names
         },
-        judged=quality.paired_interval(per_query[limits.metric], of_reference[limits.metric]),
+        judged=quality.paired_interval(per_query, of_reference),
         fidelity=fidelity,
         top_10_overlap=comparison.top_k_overlap,
         kendall_tau=comparison.kendall_tau,
         not_finite=not_finite,
-        worst=_worst(data, per_query[limits.metric], of_reference[limits.metric], found, reference),
+        worst=_worst(data, per_query, of_reference, found, reference),
     )
 
 

@@ -10,9 +10,12 @@ import contextlib
 import fnmatch
 import io
 import logging
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import onnx
 
 from builders.files import write_atomically
 from builders.quantize import QuantizationError
@@ -39,7 +42,7 @@ def int8_ir_from_onnx(
 
     Args:
         samples: input name => array, one a request.
-        settings: ``keep_fp32`` names ONNX nodes, which IR keeps as its operations' names.
+        settings: ``keep_fp32`` names ONNX nodes.
         transformer: attention inside: its products stay in FP32 and SmoothQuant moves outliers into the weights.
 
     Raises:
@@ -50,7 +53,7 @@ def int8_ir_from_onnx(
     if not samples:
         raise QuantizationError(f"{source.name}: no calibration samples; wanted at least one request")
     nncf.set_log_level(logging.ERROR)
-    ignored = nncf.IgnoredScope(patterns=[fnmatch.translate(each) for each in settings.keep_fp32], validate=False)
+    ignored = nncf.IgnoredScope(patterns=_ignored(onnx.load(source), settings.keep_fp32), validate=False)
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
         quantized = nncf.quantize(
             openvino.Core().read_model(source),
@@ -63,6 +66,13 @@ def int8_ir_from_onnx(
     if not any(operation.get_type_name() == "FakeQuantize" for operation in quantized.get_ops()):
         raise QuantizationError(f"{source.name}: NNCF quantized nothing; leave the step out, or relax keep_fp32")
     _save(quantized, target, half_weights=False)
+
+
+def _ignored(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> list[str]:
+    """Patterns of the names that IR gives these nodes: their own, their output's where that is the graph's, and their
+    own with a suffix where one node became several operations."""
+    kept = [node for node in model.graph.node if any(fnmatch.fnmatch(node.name, each) for each in keep_fp32)]
+    return [rf"{re.escape(name)}(/.*)?\Z" for node in kept for name in (node.name, *node.output)]
 
 
 def _save(model: object, target: Path, half_weights: bool) -> None:

@@ -118,15 +118,16 @@ def int8_embeddings_from_onnx(
         Names of the tables.
 
     Raises:
-        QuantizationError: no table of ``min_rows`` rows is looked up.
+        QuantizationError: no FP32 table of ``min_rows`` rows is looked up, or no samples.
     """
+    readings = _some(source, samples)
     model = onnx.load(source)
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    lookups = [
-        node.name
-        for node in model.graph.node
-        if node.op_type == "Gather" and shapes.get(node.input[0], (0,))[0] >= settings.min_rows
-    ]
+    tables = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims and tensor.dims[0] >= settings.min_rows
+    }
+    lookups = [node.name for node in model.graph.node if node.op_type == "Gather" and node.input[0] in tables]
     if not lookups:
         raise QuantizationError(f"{source.name}: no embedding table of {settings.min_rows} rows or more")
     with tempfile.TemporaryDirectory(dir=_existing(target.parent)) as scratch:
@@ -135,7 +136,7 @@ def int8_embeddings_from_onnx(
             quantize_static(
                 source,
                 quantized,
-                _Samples(list(samples)),
+                _Samples(readings),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Gather"],
                 nodes_to_quantize=lookups,
@@ -163,13 +164,18 @@ def weighted_products(model: onnx.ModelProto, keep_fp32: Iterable[str] = ()) -> 
 @contextlib.contextmanager
 def _prepared(source: Path, target: Path, samples: Iterable[Sample]) -> Iterator[tuple[Path, Path, list[Sample]]]:
     """(the graph as the quantizer wants it, where ranges are kept from one call to the next, samples)."""
-    readings = list(samples)
-    if not readings:
-        raise QuantizationError(f"{source.name}: no calibration samples; wanted at least one request")
+    readings = _some(source, samples)
     with tempfile.TemporaryDirectory(dir=_existing(target.parent)) as scratch:
         prepared = Path(scratch) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         yield prepared, Path(scratch) / "ranges.json", readings
+
+
+def _some(source: Path, samples: Iterable[Sample]) -> list[Sample]:
+    readings = list(samples)
+    if not readings:
+        raise QuantizationError(f"{source.name}: no calibration samples; wanted at least one request")
+    return readings
 
 
 def _costs(prepared: Path, ranges: Path, samples: list[Sample], nodes: list[str], settings: Int8) -> dict[str, float]:

@@ -6,11 +6,13 @@ take alike. https://nvidia.github.io/Model-Optimizer/guides/_pytorch_quantizatio
 
 from __future__ import annotations
 
+import contextlib
+import contextlib
 import copy
 import io
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def quantized_network(
     samples = tensors_of(ranker, lists)
     on_lists = OnLists(ranker, samples)
     say(f"{ranker.name}: calibrating INT8 on {len(samples)} lists{' with SmoothQuant' if settings.smooth else ''}")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it counts quantizers
         warnings.simplefilter("ignore")
         quantization.quantize(
             on_lists, _config(settings), lambda module: [module(place) for place in range(len(samples))]
@@ -86,9 +88,7 @@ def onnx_from_quantized(graph: Graph, example: Sample, path: Path) -> None:
         tensor.name: {axis: dim for axis, dim in enumerate(tensor.dims) if isinstance(dim, str)} for tensor in tensors
     }
     written = io.BytesIO()
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # a fused operator that ONNX has not
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), torch.inference_mode(), _no_fast_path():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             graph.module,
@@ -101,11 +101,21 @@ def onnx_from_quantized(graph: Graph, example: Sample, path: Path) -> None:
             opset_version=OPSET,
             do_constant_folding=True,
         )
-    torch.backends.mha.set_fastpath_enabled(fast_path)
     model = _folded(written.getvalue())
     _name_dimensions(model, tensors)
     check_tensors(model, graph.contract)
     write_atomically(path, model.SerializeToString())
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Without the fused attention of torch, an operator that ONNX has not."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _folded(exported: bytes) -> onnx.ModelProto:

@@ -69,7 +69,7 @@ class PruneChannels(NetworkStep):
 
 
 class PruneRows(NetworkStep):
-    """Keep the embedding rows that real lists use most; the others share the row of an absent value.
+    """Keep the embedding rows that real lists use most; the others share one row, the mean of theirs.
 
     A table of int32 from id to row goes into the graph, so that pre-processing stays as it is.
 

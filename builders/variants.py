@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import importlib.metadata
 import inspect
 import json
@@ -30,7 +31,7 @@ from builders.half_precision import fp16_from_onnx
 from builders.lists import tensors_of
 from builders.ranker import Graph, Ranker, Sample
 from builders.recipe import Recipe, Variant
-from builders.runtimes import ONNX, OPENVINO
+from builders.runtimes import ONNX, OPENVINO, files_of
 from builders.steps import (
     Bf16,
     Distil,
@@ -84,6 +85,12 @@ class Chain:
     folder: Path
     load_ranker: LoadRanker
     say: Say
+
+    @functools.cached_property
+    def digest_of_data(self) -> str:
+        """Changes with the corpus and the judgements."""
+        products = [dataclasses.asdict(product) for product in self.data.products.values()]
+        return fingerprint([json.dumps(products, default=str), json.dumps(self.data.judgements)])
 
     @property
     def steps_folder(self) -> Path:
@@ -182,13 +189,14 @@ def _made_graph(chain: Chain, variant: Variant, graph: Graph) -> Made:
     is the reference's."""
     reference = chain.recipe.variants[0]
     if graph.precise and not variant.network_steps:
-        return exported(chain, reference.network_steps, graph, f"{graph.name}_{reference.name}")
+        return exported(chain, (), graph, f"{graph.name}_{reference.name}")
     model = f"{graph.name}_{variant.name}"
-    last = [step for step in variant.graph_steps if not isinstance(step, Bf16)]
+    last = [] if graph.precise else [step for step in variant.graph_steps if not isinstance(step, Bf16)]
     if not last and variant.runtime != "openvino":
         return exported(chain, variant.network_steps, graph, model)
-    made = exported(chain, variant.network_steps, graph, f"{graph.name}_{variant.name}" if variant.network_steps
-                     else f"{graph.name}_{reference.name}")  # fmt: skip
+    between = f"steps/{graph.name}_{_key_after(chain, variant.network_steps)}"
+    source = between if variant.network_steps else f"{graph.name}_{reference.name}"
+    made = exported(chain, variant.network_steps, graph, source)
     for place, step in enumerate(last):
         final = place == len(last) - 1 and variant.runtime != "openvino"
         if not (variant.runtime == "openvino" and isinstance(step, Int8)):
@@ -206,6 +214,7 @@ def exported(chain: Chain, steps: Sequence[NetworkStep], graph: Graph, model: st
         mine = next(each for each in ranker.graphs if each.name == graph.name)
         chain.say(f"{model}: exporting to ONNX")
         samples = [sample[graph.name] for sample in parity_samples(ranker, chain.data)]
+        _mark_of(target).unlink(missing_ok=True)  # it must not stand for the file that comes now
         if quantized:
             from builders.quantize_network import onnx_from_quantized
 
@@ -226,6 +235,7 @@ def _transformed(chain: Chain, variant: Variant, graph: Graph, step: GraphStep, 
     target = chain.folder / f"{model}{ONNX}" if model else chain.steps_folder / f"{key}{ONNX}"
     if not _is_current(target, key):
         start_s = time.monotonic()
+        _mark_of(target).unlink(missing_ok=True)
         chain.say(f"{model or graph.name}: {_text(step)}")
         ranker, _, _ = compressed(chain, variant.network_steps)
         _run_graph_step(chain, ranker, graph, step, source.path, target)
@@ -257,6 +267,7 @@ def _as_ir(chain: Chain, variant: Variant, graph: Graph, source: Made, model: st
     key = fingerprint([sha256(source.path), int8.model_dump_json() if int8 else "", str(half), str(libraries())])
     if not _is_current(target, key):
         start_s = time.monotonic()
+        _mark_of(target).unlink(missing_ok=True)
         if int8 is None:
             chain.say(f"{model}: converting to OpenVINO's IR")
             openvino_ir.ir_from_onnx(source.path, target, half_weights=half)
@@ -352,14 +363,11 @@ def _key_of_start(chain: Chain) -> str:
 
 
 def _key_after(chain: Chain, steps: Sequence[NetworkStep]) -> str:
-    """The teachers' and the data's part: their recipes' names, and the corpus."""
+    """With what steps read besides the network: the data, and their teachers."""
     texts = [step.model_dump_json() for step in steps]
-    data = [_digest_of_corpus(chain.data)] if steps else []
-    return fingerprint([_key_of_start(chain), *texts, *data])
-
-
-def _digest_of_corpus(data: JudgedQueries) -> str:
-    return fingerprint([json.dumps([product.title for product in data.products.values()]), json.dumps(data.judgements)])
+    names = [one.recipe for step in steps if isinstance(step, Distil) for one in step.teachers if one.recipe]
+    teachers = [_key_of_start(dataclasses.replace(chain, ranker=chain.load_ranker(name))) for name in names]
+    return fingerprint([_key_of_start(chain), *texts, *teachers, *([chain.digest_of_data] if steps else [])])
 
 
 def _text(step: NetworkStep | GraphStep) -> str:
@@ -370,7 +378,8 @@ def _text(step: NetworkStep | GraphStep) -> str:
 
 def _is_current(target: Path, key: str) -> bool:
     mark = _mark_of(target)
-    return target.is_file() and mark.is_file() and json.loads(mark.read_text())["made_from"] == key
+    whole = all(path.is_file() for path in (*files_of(target).values(), mark))
+    return whole and bool(json.loads(mark.read_text())["made_from"] == key)
 
 
 def _mark(target: Path, key: str, seconds: float) -> None:

@@ -158,10 +158,10 @@ def judged_loss(ranker: FeatureRanker, data: JudgedQueries) -> float:
 def test_judged_training_lists_are_learned_where_they_have_a_weight(
     student: FeatureRanker, teacher: FeatureRanker, data: JudgedQueries
 ) -> None:
-    alone = priced_ranker(seed=1)
-    learn(alone, [(teacher, 1.0)], data, judged_weight=0.0)
-    learn(student, [(teacher, 1.0)], data, judged_weight=20.0)
-    assert judged_loss(student, data) < 0.9 * judged_loss(alone, data)
+    alone, many_steps = priced_ranker(seed=1), {"lists": 20, "batch": 1, "epochs": 8, "rate": 0.02}
+    learn(alone, [(teacher, 1.0)], data, judged_weight=0.0, **many_steps)
+    learn(student, [(teacher, 1.0)], data, judged_weight=100.0, **many_steps)
+    assert judged_loss(student, data) < 0.8 * judged_loss(alone, data)
 
 
 def test_judgements_of_test_queries_are_not_read(teacher: FeatureRanker, data: JudgedQueries) -> None:
@@ -203,7 +203,7 @@ def test_weights_that_were_pruned_stay_zero_and_the_others_learn(
 def test_a_layer_that_starts_silent_learns(student: FeatureRanker, teacher: FeatureRanker, data: JudgedQueries) -> None:
     with torch.no_grad():
         student.network.mix[3].weight.zero_()
-    assert learn(student, [(teacher, 1.0)], data, lists=8, epochs=1)["mix.3.weight"].all()
+    assert learn(student, [(teacher, 1.0)], data, lists=8, epochs=1)["mix.3.weight"].any()
 
 
 def test_frozen_parameters_stay_as_they_are_and_a_later_step_may_learn_them(
@@ -212,7 +212,7 @@ def test_frozen_parameters_stay_as_they_are_and_a_later_step_may_learn_them(
     before = copy.deepcopy(student.network.state_dict())
     after = learn(student, [(teacher, 1.0)], data, lists=8, epochs=1, freeze=("items*", "mix.0*"))
     changed = {name for name in after if not torch.equal(before[name], after[name])}
-    assert changed == {"mix.1.weight", "mix.1.bias", "mix.3.weight", "mix.3.bias"} - {"mix.3.bias"}
+    assert changed == {"mix.1.weight", "mix.1.bias", "mix.3.weight", "mix.3.bias"}
     assert all(parameter.requires_grad for parameter in student.network.parameters())
 
 

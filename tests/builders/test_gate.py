@@ -198,7 +198,7 @@ MANY = JudgedQueries(
     products={item: Product(item, item) for item in ITEMS},
     judgements={f"q{number}": {item: 3 if item == "i0" else 0 for item in ITEMS} for number in range(12)},
 )
-REFERENCE = {query_id: ITEMS for query_id in MANY.queries}
+REFERENCE = dict.fromkeys(MANY.queries, ITEMS)
 FOUND = {  # query n has the relevant item at place n
     query_id: [*ITEMS[1 : place + 1], ITEMS[0], *ITEMS[place + 1 :]] for place, query_id in enumerate(MANY.queries)
 }
@@ -215,7 +215,7 @@ def test_the_ten_queries_that_lost_most_come_with_the_first_ten_items_of_both() 
     assert [one.query_id for one in worst[2:]] == [f"q{place}" for place in range(9, 1, -1)]
     assert worst[2] == Worst(
         "q9", "query 9", pytest.approx(1.0), pytest.approx(1 / math.log2(11)), tuple(ITEMS[:10]),
-        tuple([*ITEMS[1:10], ITEMS[0]]),
+        (*ITEMS[1:10], ITEMS[0]),
     )  # fmt: skip
 
 
@@ -239,8 +239,7 @@ def test_the_reference_against_itself_passes() -> None:
     assert verdict("v", same, LIMITS).endswith("passed")
 
 
-@pytest.mark.parametrize("metric", ["ndcg", "hit_rate", "auc", "accuracy"])
-def test_a_missing_ranking_is_refused(metric: str) -> None:
+def test_a_missing_ranking_is_refused() -> None:
     part = {query_id: FOUND[query_id] for query_id in list(FOUND)[1:]}
     with pytest.raises(QualityError, match="query 'q0': no ranking"):
-        gate_report(MANY, "purchases", part, REFERENCE, Gate(metric=metric), None, 0)  # type: ignore[arg-type]
+        gate_report(MANY, "judged", part, REFERENCE, LIMITS, None, 0)

@@ -140,8 +140,8 @@ def test_the_heads_that_nothing_reads_are_those_removed(text: CrossEncoderRanker
 
 def test_every_layer_keeps_a_head(text: CrossEncoderRanker) -> None:
     prune_heads(text, lists_of(text), 0.99)
-    layer: Any
-    assert [layer.attention.self.num_attention_heads for layer in backbone_of(text).layer] == [1, 1]
+    encoder: Any = backbone_of(text)
+    assert [layer.attention.self.num_attention_heads for layer in encoder.layer] == [1, 1]
 
 
 def test_a_network_without_heads_is_refused(priced: FeatureRanker) -> None:
