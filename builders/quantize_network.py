@@ -7,7 +7,6 @@ take alike. https://nvidia.github.io/Model-Optimizer/guides/_pytorch_quantizatio
 from __future__ import annotations
 
 import contextlib
-import contextlib
 import copy
 import io
 import tempfile
