@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -63,7 +64,7 @@ def int8_ir_from_onnx(
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
             ignored_scope=ignored,
         )
-    if not any(operation.get_type_name() == "FakeQuantize" for operation in quantized.get_ops()):
+    if not any(map(_is_quantized_product, quantized.get_ops())):
         raise QuantizationError(f"{source.name}: NNCF quantized nothing; leave the step out, or relax keep_fp32")
     _save(quantized, target, half_weights=False)
 
@@ -73,6 +74,11 @@ def _ignored(model: onnx.ModelProto, keep_fp32: Sequence[str]) -> list[str]:
     own with a suffix where one node became several operations."""
     kept = [node for node in model.graph.node if any(fnmatch.fnmatch(node.name, each) for each in keep_fp32)]
     return [rf"{re.escape(name)}(/.*)?\Z" for node in kept for name in (node.name, *node.output)]
+
+
+def _is_quantized_product(operation: Any) -> bool:
+    inputs = [value.get_source_output().get_node().get_type_name() for value in operation.inputs()]
+    return operation.get_type_name() in ("MatMul", "Convolution", "GroupConvolution") and "FakeQuantize" in inputs
 
 
 def _save(model: object, target: Path, half_weights: bool) -> None:

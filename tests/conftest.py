@@ -16,6 +16,7 @@ from perf.endpoints import published_endpoints
 from server import TritonServer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # some tests import openvino themselves
 
 
 @pytest.fixture(scope="session")
