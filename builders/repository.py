@@ -120,7 +120,8 @@ def point_rank_at(repository: Path, endpoint: str, variant_ensemble: str) -> Non
     config = model_config.parse(source.read_text(encoding="utf-8"))
     config.name = endpoint
     _make_ensemble_version(repository / endpoint)
-    write_atomically(repository / endpoint / CONTRACT, (source.parent / CONTRACT).read_text(encoding="utf-8"))
+    contract = Contract.from_json((source.parent / CONTRACT).read_text(encoding="utf-8"))
+    write_atomically(repository / endpoint / CONTRACT, dataclasses.replace(contract, name=endpoint).to_json())
     write_atomically(repository / endpoint / CONFIG, model_config.render(config))
 
 
