@@ -220,11 +220,10 @@ def _built(chain: Chain, variant: Variant, made: Mapping[str, Made], judging: _J
     figures = _stored(state, inputs)
     if figures is None or figures["fidelity_lists"] < judging.count:
         chain.say(f"{chain.recipe.model_name(variant)}: quality over {len(judging.data.queries)} judged queries")
-        ranker, _, _ = compressed(chain, [step for step in variant.network_steps if not isinstance(step, Int8Network)])
         figures = {
             "inputs": inputs,
             "fidelity_lists": judging.count,
-            **_measure(chain, ranker, variant, models, judging),
+            **_measure(chain, _sampler(chain, variant), variant, models, judging),
         }
         text = json.dumps(figures) + "\n"
         write_atomically(state, text)
@@ -249,7 +248,6 @@ class _Judging:
         lists: without judgements; made when they are first needed.
         torch_scores: of the judged queries, by the network as trained.
         reference: rankings by the reference variant.
-        reference_scores: of the unjudged lists.
     """
 
     data: JudgedQueries
@@ -257,16 +255,15 @@ class _Judging:
     count: int
     torch_scores: Scores
     reference: Mapping[str, list[str]] | None = None
-    reference_scores: list[list[float]] | None = None
 
     @functools.cached_property
     def lists(self) -> list[UnlabelledList]:
         """Other lists than distillation's and calibration's."""
         return unlabelled_lists(self.data, self.count, self.recipe.gate.fidelity_candidates, FIDELITY_SEED)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes with what is judged and how."""
+        """Changes with what is judged."""
         return _digest(self.data)
 
 

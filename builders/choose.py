@@ -10,13 +10,15 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 
 from builders.build import PROJECT, Places
 from builders.files import write_atomically
 from builders.recipe import load_recipe
+
+M = TypeVar("M", bound=pydantic.BaseModel)
 
 BYTES_PER_MB = 1e6
 CHOICE = "choice"
@@ -141,10 +143,15 @@ def read_report(ranker: str, places: Places = PROJECT) -> ParetoReport:
     """What ``make pareto`` measured last. Raises: ChoiceError: nothing, or in a form of another version."""
     path = pareto_folder(places) / f"{ranker}.json"
     again = f"run 'make pareto RECIPES=recipes/{ranker}.toml'"
+    return _read(path, ParetoReport, f"no measurements of {ranker} at '{path}'", again)
+
+
+def _read(path: Path, kind: type[M], missing: str, again: str) -> M:
+    """A file of this version's form. Raises: ChoiceError: none, or of another form; ``again`` says what to run."""
     try:
-        return ParetoReport.model_validate_json(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ChoiceError(f"no measurements of {ranker} at '{path}'; {again}") from None
+        raise ChoiceError(f"{missing}; {again}") from None
     except pydantic.ValidationError as error:
         raise ChoiceError(
             f"{path}: {error.error_count()} fields are not as this version writes them; {again}"
@@ -335,14 +342,7 @@ def read_choice(places: Places = PROJECT) -> Chosen:
     """What was chosen last. Raises: ChoiceError: nothing was, or by another version."""
     path = pareto_folder(places) / f"{CHOICE}.json"
     again = "run 'python -m builders choose --slo-p99-ms 50 --min-ndcg-ratio 0.995' with limits of yours"
-    try:
-        return Chosen.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ChoiceError(f"no choice at '{path}'; {again}") from None
-    except pydantic.ValidationError as error:
-        raise ChoiceError(
-            f"{path}: {error.error_count()} fields are not as this version writes them; {again}"
-        ) from None
+    return _read(path, Chosen, f"no choice at '{path}'", again)
 
 
 def chosen_variant(places: Places = PROJECT) -> str:

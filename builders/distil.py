@@ -21,11 +21,10 @@ from builders.beir import GAINS, JudgedQueries
 from builders.lists import blended, scores_of, tensors_of
 from builders.losses import listnet, pairwise
 from builders.ranker import Ranker, Sample
+from builders.schedule import rate_factor
 from builders.steps import Distil
 from builders.unlabelled import UnlabelledList, unlabelled_lists
 
-WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises; after it falls to 0, both linearly."""
 MOSTLY = 0.99
 """A layer with a smaller share of weights that are not zero was pruned."""
 SEEDS_APART = 7919
@@ -130,7 +129,7 @@ def _fit(
     ]
     pruned = _pruned_weights(student.network)
     optimizer = torch.optim.AdamW(learned, lr=settings.rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(steps)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, len(steps)))
     student.network.train()
     for step in steps:
         optimizer.zero_grad()
@@ -171,10 +170,6 @@ def _learned(network: nn.Module, freeze: Sequence[str]) -> list[nn.Parameter]:
     if not learned:
         raise DistillationError(f"freeze {', '.join(freeze)} leaves nothing to learn; freeze less")
     return learned
-
-
-def _rate(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / (WARM_UP * steps)) * max(0.0, 1 - step / steps)
 
 
 class _HiddenStates(contextlib.AbstractContextManager["_HiddenStates"]):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from builders.plan_manifest import manifest_path
 from builders.ranker import Sample
 
 ONNX, OPENVINO, PLAN = ".onnx", ".xml", ".plan"
@@ -72,7 +73,7 @@ class PlanSession(Session):
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
         engine = EngineFromBytes(BytesFromPath(str(path)))()
-        profiles = json.loads(manifest_of(path).read_text(encoding="utf-8"))["profiles"]
+        profiles = json.loads(manifest_path(path).read_text(encoding="utf-8"))["profiles"]
         self._largest = [{name: shapes[-1] for name, shapes in profile.items()} for profile in profiles]
         self._runners = [TrtRunner(engine, optimization_profile=place) for place in range(len(profiles))]
         for runner in self._runners:
@@ -89,11 +90,6 @@ def _fits(sample: Sample, largest: Mapping[str, Sequence[int]]) -> bool:
     return all(
         size <= limit for name, shape in largest.items() for size, limit in zip(sample[name].shape, shape, strict=True)
     )
-
-
-def manifest_of(plan: Path) -> Path:
-    """``model.plan`` => ``model.plan.json``: what it was built for."""
-    return plan.with_name(f"{plan.name}.json")
 
 
 def openvino_properties(threads: int, bf16: bool) -> dict[str, str | int]:
@@ -125,5 +121,5 @@ def open_session(path: Path, *, threads: int = 0, fp16: bool = False, bf16: bool
 def files_of(path: Path) -> dict[str, Path]:
     """What the served version's folder holds: file name => file."""
     named = {f"model{path.suffix}": path}
-    beside = {OPENVINO: {"model.bin": path.with_suffix(".bin")}, PLAN: {"model.plan.json": manifest_of(path)}}
+    beside = {OPENVINO: {"model.bin": path.with_suffix(".bin")}, PLAN: {"model.plan.json": manifest_path(path)}}
     return named | beside.get(path.suffix, {})

@@ -34,6 +34,7 @@ from builders.pseudo_queries import pseudo_queries
 from builders.rankers.cross_encoder import ADAPTER_CONFIG, CrossEncoder, save_head
 from builders.rankers.two_tower import TwoTower
 from builders.recipe import Recipe
+from builders.schedule import rate_factor
 from builders.text import Tokenizer, encode_pairs, item_text, load_tokenizer
 
 console = Console()
@@ -44,8 +45,6 @@ TEACHER_SCALE = 20.0
 """Cosine => logit, the same as the student's initial scale."""
 SOURCE_BONUS = 1.0
 """Added to the teacher's logit of the product that a pseudo-query was made from."""
-WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises; after it falls to 0, both linearly."""
 ROWS_PER_PASS = 32
 
 
@@ -282,7 +281,7 @@ def _fit(
     tokenizer = load_tokenizer(folder)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _optimizer(model, learning_rate, learning_rate * settings.head_rate_factor)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(steps)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, len(steps)))
     model.train()
     for lists in track(steps, title, console=console, transient=True):
         scores = _scores(model, tokenizer, lists)
@@ -311,10 +310,6 @@ def _optimizer(model: CrossEncoder, lora_rate: float, head_rate: float) -> torch
         ],
         weight_decay=0.01,
     )
-
-
-def _rate(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / (WARM_UP * steps)) * max(0.0, 1 - step / steps)
 
 
 # ---------------------------------------------------------------- scoring while learning

@@ -42,11 +42,10 @@ from builders.checkpoint import save_checkpoint
 from builders.feature_ranker import Broadcasting, FeatureRanker
 from builders.interactions import Example, PurchaseLog, purchase_log, training_examples, validation_log
 from builders.recipe import Recipe, load_recipe
+from builders.schedule import rate_factor
 
 console = Console()
 
-WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises; after it falls to 0, both linearly."""
 LOSSES = ("softmax", "logistic")
 
 
@@ -211,7 +210,7 @@ def _fit(network: nn.Module, examples: EncodedExamples, settings: TrainingSettin
     """AdamW, linear warm-up and decay, gradients clipped to norm 1."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
     steps = settings.passes * -(-settings.examples // settings.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps))
     network.train()
     with Progress(*Progress.get_default_columns(), "loss {task.fields[loss]:.3f}", console=console) as progress:
         task = progress.add_task(f"training {title}", total=steps, loss=float("nan"))
@@ -225,10 +224,6 @@ def _fit(network: nn.Module, examples: EncodedExamples, settings: TrainingSettin
                 schedule.step()
                 progress.update(task, advance=1, loss=loss.item())
     _check_finite(network, title)
-
-
-def _rate(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / max(WARM_UP * steps, 1)) * max(0.0, 1 - step / steps)
 
 
 def _check_finite(network: nn.Module, title: str) -> None:

@@ -38,6 +38,7 @@ from builders.pseudo_queries import PseudoQuery, pseudo_queries
 from builders.rankers.intent import Intent, intent_features
 from builders.rankers.two_tower import BATCH, TwoTower
 from builders.recipe import Recipe
+from builders.schedule import rate_factor
 from builders.text import item_texts, load_tokenizer
 from builders.text_matcher import TextMatcher
 from builders.training import TrainingError, listnet, pairwise
@@ -49,8 +50,6 @@ TEACHER_SCALE = 20.0
 """Cosine => logit, the same as the student's initial scale."""
 SOURCE_BONUS = 1.0
 """Added to the teacher's logit of the product that a pseudo-query was made from."""
-WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises; after it falls to 0, both linearly."""
 LEAST_IMPORTANCE = 0.1
 
 
@@ -352,7 +351,7 @@ def _fit(
     if not steps:
         return
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(steps)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, len(steps)))
     network.train()
     for batch in track(steps, title, console=console, transient=True):
         optimizer.zero_grad()
@@ -361,10 +360,6 @@ def _fit(
         optimizer.step()
         schedule.step()
     network.eval()
-
-
-def _rate(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / (WARM_UP * steps)) * max(0.0, 1 - step / steps)
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
