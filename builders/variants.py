@@ -121,7 +121,7 @@ def variant_files(chain: Chain, variant: Variant) -> dict[str, Made]:
 def compressed(chain: Chain, steps: Sequence[NetworkStep]) -> tuple[Ranker, str, float]:
     """(the ranker after these steps, fingerprint, seconds): networks kept before are taken as they are."""
     if not steps:
-        return chain.ranker, _key_of_start(chain), 0.0
+        return chain.ranker, _key_of_start(chain.ranker), 0.0
     *before, step = steps
     key = _key_after(chain, steps)
     target = chain.steps_folder / f"{key}.pt"
@@ -194,8 +194,9 @@ def _made_graph(chain: Chain, variant: Variant, graph: Graph) -> Made:
     last = [] if graph.precise else [step for step in variant.graph_steps if not isinstance(step, Bf16)]
     if not last and variant.runtime != "openvino":
         return exported(chain, variant.network_steps, graph, model)
-    between = f"steps/{graph.name}_{_key_after(chain, variant.network_steps)}"
-    source = between if variant.network_steps else f"{graph.name}_{reference.name}"
+    source = f"{graph.name}_{reference.name}"
+    if variant.network_steps:
+        source = f"steps/{graph.name}_{_key_after(chain, variant.network_steps)}"
     made = exported(chain, variant.network_steps, graph, source)
     for place, step in enumerate(last):
         final = place == len(last) - 1 and variant.runtime != "openvino"
@@ -356,8 +357,9 @@ def _measured(chain: Chain, ranker: Ranker, lists: int) -> list[dict[str, Sample
 
 
 # ---------------------------------------------------------------- what was made from what
-def _key_of_start(chain: Chain) -> str:
-    ranker = chain.ranker
+@functools.lru_cache(maxsize=16)
+def _key_of_start(ranker: Ranker) -> str:
+    """Of the ranker as it was loaded: hashes its checkpoint, which takes a while, once."""
     code = [code_of(graph.module) for graph in ranker.graphs]
     return fingerprint([*map(sha256, ranker.checkpoint_files), *code, str(OPSET), str(libraries())])
 
@@ -366,8 +368,8 @@ def _key_after(chain: Chain, steps: Sequence[NetworkStep]) -> str:
     """With what steps read besides the network: the data, and their teachers."""
     texts = [step.model_dump_json() for step in steps]
     names = [one.recipe for step in steps if isinstance(step, Distil) for one in step.teachers if one.recipe]
-    teachers = [_key_of_start(dataclasses.replace(chain, ranker=chain.load_ranker(name))) for name in names]
-    return fingerprint([_key_of_start(chain), *texts, *teachers, *([chain.digest_of_data] if steps else [])])
+    teachers = [_key_of_start(chain.load_ranker(name)) for name in names]
+    return fingerprint([_key_of_start(chain.ranker), *texts, *teachers, *([chain.digest_of_data] if steps else [])])
 
 
 def _text(step: NetworkStep | GraphStep) -> str:
