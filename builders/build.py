@@ -216,7 +216,8 @@ def _built(chain: Chain, variant: Variant, made: Mapping[str, Made], judging: _J
     models = {name: (one.model, one.path) for name, one in made.items()}
     files = [path for _, file in models.values() for path in files_of(file).values()]
     state = chain.folder / f"{variant.name}.json"
-    inputs = fingerprint([*map(sha256, files), judging.fingerprint, chain.recipe.model_dump_json(include={"gate"})])
+    measured = chain.recipe.gate.model_dump_json(include={"metric", "fidelity_candidates"})  # not the limits
+    inputs = fingerprint([*map(sha256, files), judging.fingerprint, measured])
     figures = _stored(state, inputs)
     if figures is None or figures["fidelity_lists"] < judging.count:
         chain.say(f"{chain.recipe.model_name(variant)}: quality over {len(judging.data.queries)} judged queries")
@@ -228,9 +229,29 @@ def _built(chain: Chain, variant: Variant, made: Mapping[str, Made], judging: _J
         text = json.dumps(figures) + "\n"
         write_atomically(state, text)
         figures = json.loads(text)  # as the next build reads them
-    figures["build_s"] = round(sum(one.seconds for one in made.values()), 1)
-    figures["size_bytes"] = sum(path.stat().st_size for path in files)
-    return BuiltVariant(variant, models, figures, figures["passed"])
+    passed, told = _verdict(chain.recipe, variant, figures)
+    figures |= {
+        "gate": told,
+        "build_s": round(sum(one.seconds for one in made.values()), 1),
+        "size_bytes": sum(path.stat().st_size for path in files),
+        "layers": [dataclasses.asdict(layer) for one in made.values() for layer in one.layers],
+    }
+    return BuiltVariant(variant, models, figures, passed)
+
+
+def _verdict(recipe: Recipe, variant: Variant, figures: Mapping[str, Any]) -> tuple[bool, str]:
+    """(passed, reasons): of what was measured, by the limits as they are now."""
+    name = recipe.model_name(variant)
+    if "report" not in figures:
+        faults = figures["not_finite"]
+        refused = f", but {faults} scores are NaN or infinite: not published" if faults else ""
+        return not faults, f"{name}: NDCG@10 {figures['ndcg_at_10']:.4f}, the reference{refused}"
+    try:
+        told = gate.verdict(name, gate.report_from_json(figures["report"]), recipe.gate_of(variant))
+        own = ", ".join(f"{limit} {value:g}" for limit, value in variant.gate.model_dump(exclude_none=True).items())
+        return True, f"{told} by limits of its own, {own}" if own else told
+    except quality.GateFailed as failure:
+        return False, str(failure)
 
 
 def _sampler(chain: Chain, variant: Variant) -> Ranker:
@@ -270,7 +291,7 @@ class _Judging:
 def _measure(
     chain: Chain, ranker: Ranker, variant: Variant, models: Mapping[str, tuple[str, Path]], judging: _Judging
 ) -> dict[str, Any]:
-    """NDCG, difference from torch query by query, and the gate's answer."""
+    """NDCG, difference from torch query by query, and the gate's report."""
     recipe, data = chain.recipe, judging.data
     sessions = open_sessions(recipe, variant, models)
     order = first_stage(data)
@@ -293,37 +314,17 @@ def _measure(
         "ndcg_at_10_by_query": ndcg,
         "max_abs_difference_from_torch_by_query": differences,
         "rankings": rankings,
+        "not_finite": not_finite,
     }
-    return {**figures, **_gated(chain, ranker, variant, sessions, rankings, not_finite, judging, figures)}
-
-
-def _gated(
-    chain: Chain,
-    ranker: Ranker,
-    variant: Variant,
-    sessions: Mapping[str, Session],
-    rankings: Mapping[str, list[str]],
-    not_finite: int,
-    judging: _Judging,
-    figures: Mapping[str, Any],
-) -> dict[str, Any]:
-    recipe = chain.recipe
-    name = recipe.model_name(variant)
     if judging.reference is None:
-        passed = not not_finite
-        faults = "" if passed else f", but {not_finite} scores are NaN or infinite: not published"
-        return {"gate": f"{name}: NDCG@10 {figures['ndcg_at_10']:.4f}, the reference{faults}", "passed": passed}
+        return figures
     fidelity = None
     if not variant.exact:
-        found = _unjudged_scores(chain, ranker, variant, sessions, judging)
-        not_finite += sum(not math.isfinite(score) for one in found for score in one)
-        fidelity = gate.fidelity_of(found, _reference_scores(chain, judging))
-    report = gate.gate_report(judging.data, recipe.data, rankings, judging.reference, recipe.gate, fidelity, not_finite)
-    told = {"report": dataclasses.asdict(report)}
-    try:
-        return {**told, "gate": gate.verdict(name, report, recipe.gate), "passed": True}
-    except quality.GateFailed as failure:
-        return {**told, "gate": str(failure), "passed": False}
+        unjudged = _unjudged_scores(chain, ranker, variant, sessions, judging)
+        not_finite += sum(not math.isfinite(score) for one in unjudged for score in one)
+        fidelity = gate.fidelity_of(unjudged, _reference_scores(chain, judging))
+    report = gate.gate_report(data, recipe.data, rankings, judging.reference, recipe.gate, fidelity, not_finite)
+    return {**figures, "report": dataclasses.asdict(report)}
 
 
 def _reference_scores(chain: Chain, judging: _Judging) -> list[list[float]]:

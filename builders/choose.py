@@ -16,6 +16,7 @@ import pydantic
 
 from builders.build import PROJECT, Places
 from builders.files import write_atomically
+from builders.quantize import LayerCost
 from builders.recipe import load_recipe
 
 M = TypeVar("M", bound=pydantic.BaseModel)
@@ -46,6 +47,7 @@ class VariantFigures(Figures):
         endpoint: what a search service calls, "rank" or "recommend".
         trial: built only to be compared.
         steps: of its chain, a line each, as the recipe writes them.
+        layers: what quantizing each alone costs, the most costly first, where that was measured to keep some in FP32.
         metric: the gate's, a key of ``METRIC_NAMES``; ``quality`` is its mean over ``queries``, higher is better.
         quality_ratio: over the reference variant's.
         difference_low, difference_high: interval of ``quality`` minus the reference's, query by query, at
@@ -71,6 +73,7 @@ class VariantFigures(Figures):
     is_reference: bool
     trial: bool
     steps: tuple[str, ...]
+    layers: tuple[LayerCost, ...] = ()
     metric: str
     quality: float
     queries: int

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pydantic
 import sklearn.metrics
 
 from builders import quality
@@ -78,6 +80,11 @@ class GateReport:
         return self.judged.low / mean if mean else float("nan")
 
 
+def report_from_json(kept: Mapping[str, Any]) -> GateReport:
+    """What ``dataclasses.asdict`` and JSON made of a report. Raises: pydantic.ValidationError: not of this version."""
+    return pydantic.TypeAdapter(GateReport).validate_python(kept)
+
+
 def gate_report(
     data: JudgedQueries,
     kind: str,
@@ -126,8 +133,8 @@ def verdict(variant: str, report: GateReport, limits: Gate) -> str:
         worst = ", ".join(f"'{one.query or one.query_id}' {one.found - one.reference:+.3f}" for one in report.worst[:3])
         raise GateFailed(
             f"{variant}: {'; '.join(faults)}. {figures}. Not published. Its worst queries: {worst}. See them by "
-            f"'python -m builders gate {variant}'; compress it less, tune it longer, or change the recipe's [gate] if "
-            "this loss is acceptable"
+            f"'python -m builders gate {variant}'; compress it less, tune it longer, or, if this loss is "
+            "acceptable, say so in the recipe: gate = { max_judged_loss = ..., min_fidelity_ndcg = ... }"
         )
     return f"{variant}: {figures}: passed"
 

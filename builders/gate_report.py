@@ -8,7 +8,9 @@ from rich.table import Table
 
 from builders.beir import JudgedQueries
 from builders.build import BuiltVariant
+from builders.quantize import LayerCost
 from builders.recipe import Recipe
+from builders.sensitivity import layers_table
 
 TITLE_CHARACTERS = 50
 
@@ -18,7 +20,12 @@ def gate_tables(recipe: Recipe, built: BuiltVariant, data: JudgedQueries) -> lis
     report = built.figures.get("report")
     if report is None:
         return [_reference_table(recipe, built)]
-    return [_figures_table(recipe, built, report), *(_query_table(one, data) for one in report["worst"])]
+    layers = [LayerCost(**layer) for layer in built.figures["layers"]]
+    return [
+        _figures_table(recipe, built, report),
+        *([layers_table(layers, "Each layer quantized alone")] if layers else []),
+        *(_query_table(one, data) for one in report["worst"]),
+    ]
 
 
 def _reference_table(recipe: Recipe, built: BuiltVariant) -> Table:
@@ -28,6 +35,7 @@ def _reference_table(recipe: Recipe, built: BuiltVariant) -> Table:
 
 
 def _figures_table(recipe: Recipe, built: BuiltVariant, report: dict[str, Any]) -> Table:
+    limits = recipe.gate_of(built.variant)
     title = f"{recipe.model_name(built.variant)}: {'passed' if built.passed else 'FAILED'}"
     table = Table("figure", "found", "reference", "limit", title=title, title_justify="left")
     for name, means in report["metrics"].items():
@@ -36,9 +44,9 @@ def _figures_table(recipe: Recipe, built: BuiltVariant, report: dict[str, Any]) 
     interval = f"{judged['mean_difference']:+.4f} [{judged['low']:+.4f}, {judged['high']:+.4f}]"
     table.add_row(f"{report['metric']}, difference over {judged['queries']} queries", interval, "", "")
     low = f"{judged['low'] / mean:+.2%}" if mean else "no reference"
-    table.add_row("lower end of it, of the reference", low, "", f"at least {-recipe.gate.max_judged_loss:+.2%}")
+    table.add_row("lower end of it, of the reference", low, "", f"at least {-limits.max_judged_loss:+.2%}")
     if fidelity := report["fidelity"]:
-        limit = f"at least {recipe.gate.min_fidelity_ndcg:.4f}"
+        limit = f"at least {limits.min_fidelity_ndcg:.4f}"
         table.add_row(f"fidelity NDCG@10 over {fidelity['lists']:,} lists", f"{fidelity['ndcg']:.4f}", "", limit)
         table.add_row("top-10 overlap there", f"{fidelity['top_10_overlap']:.3f}", "", "")
     table.add_row("top-10 overlap, judged", f"{report['top_10_overlap']:.3f}", "", "")

@@ -7,7 +7,9 @@ quantization. Method and library: https://onnxruntime.ai/docs/performance/model-
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
+import glob
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -45,6 +47,21 @@ class QuantizationError(ValueError):
     """The graph cannot be quantized as asked."""
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """What quantizing one node alone does to the graph's first output.
+
+    Attributes:
+        cost: root mean square change, as a share of that output's standard deviation.
+        kept_fp32: it was left in FP32 for that.
+    """
+
+    graph: str
+    node: str
+    cost: float
+    kept_fp32: bool = False
+
+
 def int8_from_onnx(source: Path, target: Path, samples: Iterable[Sample], settings: Int8) -> list[str]:
     """Quantize the products with constant weights: INT8 weights per output channel, activations per tensor.
 
@@ -56,7 +73,7 @@ def int8_from_onnx(source: Path, target: Path, samples: Iterable[Sample], settin
         source: FP32 model.
         target: written beside and renamed.
         samples: real requests; the ranges of the activations are taken from them.
-        settings: from the recipe.
+        settings: from the recipe, the most sensitive nodes named (:func:`sensitive_named`).
 
     Returns:
         Names of the quantized nodes.
@@ -66,9 +83,6 @@ def int8_from_onnx(source: Path, target: Path, samples: Iterable[Sample], settin
     """
     with _prepared(source, target, samples) as (prepared, ranges, readings):
         nodes = weighted_products(onnx.load(prepared), settings.keep_fp32)
-        if settings.keep_most_sensitive:
-            costs = _costs(prepared, ranges, readings, nodes, settings)
-            nodes = sorted(costs, key=lambda node: costs[node])[: max(0, len(nodes) - settings.keep_most_sensitive)]
         if not nodes:
             raise QuantizationError(f"{source.name}: no MatMul or Gemm with constant weights is left to quantize")
         quantized = ranges.with_name("quantized.onnx")
@@ -78,8 +92,7 @@ def int8_from_onnx(source: Path, target: Path, samples: Iterable[Sample], settin
 
 
 def sensitivity(source: Path, samples: Iterable[Sample], settings: Int8) -> dict[str, float]:
-    """What each node costs: the root mean square change of the first output when it alone is quantized, as a share of
-    that output's standard deviation; the most costly first.
+    """Node => what it costs, as :class:`LayerCost` says; the most costly first.
 
     Args:
         source, samples, settings: as for :func:`int8_from_onnx`.
@@ -91,6 +104,20 @@ def sensitivity(source: Path, samples: Iterable[Sample], settings: Int8) -> dict
         nodes = weighted_products(onnx.load(prepared), settings.keep_fp32)
         costs = _costs(prepared, ranges, readings, nodes, settings)
     return dict(sorted(costs.items(), key=lambda cost: -cost[1]))
+
+
+def sensitive_named(
+    source: Path, samples: Iterable[Sample], settings: Int8, graph: str
+) -> tuple[Int8, tuple[LayerCost, ...]]:
+    """(the settings with the ``keep_most_sensitive`` nodes named in ``keep_fp32``, all nodes, the most costly first);
+    nothing is measured where none is to be kept. Raises: QuantizationError: no samples."""
+    if not settings.keep_most_sensitive:
+        return settings, ()
+    costs = sensitivity(source, samples, settings)
+    kept = list(costs)[: settings.keep_most_sensitive]
+    named = (*settings.keep_fp32, *map(glob.escape, kept))
+    layers = tuple(LayerCost(graph, node, cost, node in kept) for node, cost in costs.items())
+    return settings.model_copy(update={"keep_fp32": named, "keep_most_sensitive": 0}), layers
 
 
 def dynamic_int8_from_onnx(source: Path, target: Path) -> None:
@@ -215,6 +242,8 @@ def _quantize(
                 "ActivationSymmetric": settings.activations == "int8",
                 "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],  # results go on in FP32: half the error
                 "CalibPercentile": settings.percentile,
+                # requests differ in shape, and histograms are made of what one call of the calibrator collects
+                "CalibStridedMinMax": None if settings.method == "minmax" else 1,
             },
         )
 
@@ -238,7 +267,15 @@ def _existing(folder: Path) -> Path:
 
 class _Samples(CalibrationDataReader):
     def __init__(self, samples: list[Sample]) -> None:
+        self._samples = samples
         self._left = iter(samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """From here on only these."""
+        self._left = iter(self._samples[start_index:end_index])
 
     def get_next(self) -> Sample | None:
         """The next request, None after the last."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, cast
 import pydantic
 
 from builders.contract import MAX_BOOST_AMOUNT, MAX_BOOSTS, MAX_CANDIDATES
-from builders.steps import Bf16, GraphStep, NetworkStep, Settings, Step
+from builders.steps import Bf16, GraphStep, Int8, NetworkStep, Settings, Step
 
 Runtime = Literal["onnx", "openvino", "trt"]
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +27,18 @@ class RecipeError(ValueError):
     """A recipe cannot be used; every fault is in the message."""
 
 
+Loss = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+class OwnLimits(Settings):
+    """Limits of one variant, in place of the recipe's ``[gate]``: a student of several teachers, for one, has an order
+    of its own. As :class:`Gate`; what is absent stays."""
+
+    max_judged_loss: Loss | None = None
+    min_fidelity_ndcg: Share | None = None
+
+
 class Variant(Settings):
     """One form in which the ranker is served.
 
@@ -34,11 +46,13 @@ class Variant(Settings):
         name: what was done and the runtime; the model is called ``<ranker>_<name>``.
         steps: the chain that makes it of the trained ranker; none = as it is, in FP32.
         trial: built to be compared (``make pareto``) or when it is named, not by ``make repository``.
+        gate: limits of its own.
     """
 
     name: str = pydantic.Field(pattern=r"^[a-z0-9_]+_(onnx|openvino|trt)$")
     steps: tuple[Step, ...] = ()
     trial: bool = False
+    gate: OwnLimits = OwnLimits()
 
     @property
     def runtime(self) -> Runtime:
@@ -67,6 +81,9 @@ class Variant(Settings):
             raise ValueError(f"steps {names}, wanted those of the network before those of the graph")
         if self.runtime != "openvino" and any(isinstance(step, Bf16) for step in self.steps):
             raise ValueError(f"bf16 with the runtime {self.runtime}, wanted a variant ..._openvino")
+        methods = [step.method for step in self.steps if isinstance(step, Int8) and step.method != "minmax"]
+        if self.runtime == "openvino" and methods:
+            raise ValueError(f"int8 by {methods[0]} with the runtime openvino, wanted minmax: NNCF has no other")
         return self
 
 
@@ -108,8 +125,8 @@ class Gate(Settings):
     """
 
     metric: Literal["ndcg", "hit_rate", "auc", "accuracy"] = "ndcg"
-    max_judged_loss: float = pydantic.Field(0.02, ge=0, lt=1)
-    min_fidelity_ndcg: float = pydantic.Field(0.99, ge=0, le=1)
+    max_judged_loss: Loss = 0.02
+    min_fidelity_ndcg: Share = 0.99
     fidelity_lists: int = pydantic.Field(2000, ge=1)
     fidelity_candidates: int = pydantic.Field(12, ge=2)
 
@@ -210,6 +227,10 @@ class Recipe(Settings):
     def model_name(self, variant: Variant) -> str:
         """``<ranker>_<variant>``: the scorer's model name."""
         return f"{self.ranker}_{variant.name}"
+
+    def gate_of(self, variant: Variant) -> Gate:
+        """The recipe's gate with the variant's own limits."""
+        return self.gate.model_copy(update=variant.gate.model_dump(exclude_none=True))
 
     @property
     def judged_slices(self) -> tuple[str, ...]:

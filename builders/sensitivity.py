@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from builders.beir import JudgedQueries
 from builders.build import PROJECT, Places, chain_of, load_ranker
-from builders.quantize import sensitivity
+from builders.quantize import LayerCost, sensitivity
 from builders.recipe import Recipe, RecipeError, Variant
 from builders.steps import Int8
 from builders.variants import Say, calibration_samples, compressed, exported
@@ -25,11 +27,20 @@ def sensitivity_table(
         raise RecipeError(f"{recipe.model_name(variant)}: no static int8 step, whose layers could be told apart")
     chain = chain_of(recipe, load_ranker(recipe), data, say, places)
     ranker, _, _ = compressed(chain, variant.network_steps)
-    table = Table("graph", "layer", "change of the score, of its deviation", title=recipe.model_name(variant))
+    layers: list[LayerCost] = []
     for graph in ranker.graphs:
         if not graph.precise:
             made = exported(chain, variant.network_steps, graph, f"{graph.name}_{recipe.variants[0].name}")
             samples = calibration_samples(chain, ranker, graph, step.calibration_queries)
-            for node, cost in sensitivity(made.path, samples, step).items():
-                table.add_row(graph.name, node, f"{cost:.4f}", style="yellow" if node in step.keep_fp32 else None)
+            for place, (node, cost) in enumerate(sensitivity(made.path, samples, step).items()):
+                layers.append(LayerCost(graph.name, node, cost, kept_fp32=place < step.keep_most_sensitive))
+    return layers_table(layers, recipe.model_name(variant))
+
+
+def layers_table(layers: Sequence[LayerCost], title: str) -> Table:
+    """As they come."""
+    table = Table("graph", "layer", "change of the score, of its deviation", "", title=title, title_justify="left")
+    for layer in layers:
+        kept = "kept in FP32" if layer.kept_fp32 else ""
+        table.add_row(layer.graph, layer.node, f"{layer.cost:.4f}", kept)
     return table

@@ -29,6 +29,7 @@ from builders.export_onnx import OPSET, check_onnx, onnx_from_ranker
 from builders.files import fingerprint, sha256, write_atomically
 from builders.half_precision import fp16_from_onnx
 from builders.lists import tensors_of
+from builders.quantize import LayerCost
 from builders.ranker import Graph, Ranker, Sample
 from builders.recipe import Recipe, Variant
 from builders.runtimes import ONNX, OPENVINO, files_of
@@ -100,11 +101,17 @@ class Chain:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A graph's file, and the seconds that making it took, from the trained network on, whenever that was."""
+    """A graph's file, and how it came about.
+
+    Attributes:
+        seconds: that making it took, from the trained network on, whenever that was.
+        layers: what quantizing each costs, the most costly first, where that was measured to keep some in FP32.
+    """
 
     model: str
     path: Path
     seconds: float
+    layers: tuple[LayerCost, ...] = ()
 
 
 def variant_files(chain: Chain, variant: Variant) -> dict[str, Made]:
@@ -227,7 +234,7 @@ def exported(chain: Chain, steps: Sequence[NetworkStep], graph: Graph, model: st
             chain.say(f"{model}: parity with torch over {len(samples)} shapes, largest difference {worst:.1e}")
         check_onnx_versions(target)
         _mark(target, key, seconds + time.monotonic() - start_s)
-    return Made(model, target, _seconds(target))
+    return _made(model, target)
 
 
 def _transformed(chain: Chain, variant: Variant, graph: Graph, step: GraphStep, source: Made, model: str) -> Made:
@@ -239,18 +246,21 @@ def _transformed(chain: Chain, variant: Variant, graph: Graph, step: GraphStep, 
         _mark_of(target).unlink(missing_ok=True)
         chain.say(f"{model or graph.name}: {_text(step)}")
         ranker, _, _ = compressed(chain, variant.network_steps)
-        _run_graph_step(chain, ranker, graph, step, source.path, target)
+        layers = _run_graph_step(chain, ranker, graph, step, source.path, target)
         check_onnx_versions(target)
-        _mark(target, key, source.seconds + time.monotonic() - start_s)
-    return Made(model or source.model, target, _seconds(target))
+        _mark(target, key, source.seconds + time.monotonic() - start_s, (*source.layers, *layers))
+    return _made(model or source.model, target)
 
 
-def _run_graph_step(chain: Chain, ranker: Ranker, graph: Graph, step: GraphStep, source: Path, target: Path) -> None:
+def _run_graph_step(
+    chain: Chain, ranker: Ranker, graph: Graph, step: GraphStep, source: Path, target: Path
+) -> tuple[LayerCost, ...]:
     target.parent.mkdir(parents=True, exist_ok=True)
+    layers: tuple[LayerCost, ...] = ()
     if isinstance(step, Int8):
-        quantize.int8_from_onnx(
-            source, target, calibration_samples(chain, ranker, graph, step.calibration_queries), step
-        )
+        samples = calibration_samples(chain, ranker, graph, step.calibration_queries)
+        named, layers = quantize.sensitive_named(source, samples, step, graph.name)
+        quantize.int8_from_onnx(source, target, samples, named)
     elif isinstance(step, DynamicInt8):
         quantize.dynamic_int8_from_onnx(source, target)
     elif isinstance(step, Int8Embeddings):
@@ -259,6 +269,7 @@ def _run_graph_step(chain: Chain, ranker: Ranker, graph: Graph, step: GraphStep,
         fp16_from_onnx(source, target, calibration_samples(chain, ranker, graph, 8), step.keep_fp32)
     else:
         raise TypeError(f"{type(step).__name__} is no step of a graph")
+    return layers
 
 
 def _as_ir(chain: Chain, variant: Variant, graph: Graph, source: Made, model: str) -> Made:
@@ -269,6 +280,7 @@ def _as_ir(chain: Chain, variant: Variant, graph: Graph, source: Made, model: st
     if not _is_current(target, key):
         start_s = time.monotonic()
         _mark_of(target).unlink(missing_ok=True)
+        layers: tuple[LayerCost, ...] = ()
         if int8 is None:
             chain.say(f"{model}: converting to OpenVINO's IR")
             openvino_ir.ir_from_onnx(source.path, target, half_weights=half)
@@ -277,9 +289,10 @@ def _as_ir(chain: Chain, variant: Variant, graph: Graph, source: Made, model: st
             ranker, _, _ = compressed(chain, variant.network_steps)
             samples = calibration_samples(chain, ranker, graph, int8.calibration_queries)
             has_attention = any("attention" in name.lower() for name, _ in ranker.network.named_modules())
-            openvino_ir.int8_ir_from_onnx(source.path, target, samples, int8, transformer=has_attention)
-        _mark(target, key, source.seconds + time.monotonic() - start_s)
-    return Made(model, target, _seconds(target))
+            named, layers = quantize.sensitive_named(source.path, samples, int8, graph.name)
+            openvino_ir.int8_ir_from_onnx(source.path, target, samples, named, transformer=has_attention)
+        _mark(target, key, source.seconds + time.monotonic() - start_s, (*source.layers, *layers))
+    return _made(model, target)
 
 
 def _two_rows(sample: Sample) -> Sample:
@@ -384,13 +397,19 @@ def _is_current(target: Path, key: str) -> bool:
     return whole and bool(json.loads(mark.read_text())["made_from"] == key)
 
 
-def _mark(target: Path, key: str, seconds: float) -> None:
+def _mark(target: Path, key: str, seconds: float, layers: Sequence[LayerCost] = ()) -> None:
     """Written last: without it the target counts as not made."""
-    write_atomically(_mark_of(target), json.dumps({"made_from": key, "seconds": round(seconds, 2)}) + "\n")
+    told = {"made_from": key, "seconds": round(seconds, 2), "layers": [dataclasses.asdict(layer) for layer in layers]}
+    write_atomically(_mark_of(target), json.dumps(told) + "\n")
 
 
 def _seconds(target: Path) -> float:
     return float(json.loads(_mark_of(target).read_text())["seconds"])
+
+
+def _made(model: str, target: Path) -> Made:
+    layers = json.loads(_mark_of(target).read_text()).get("layers", [])
+    return Made(model, target, _seconds(target), tuple(LayerCost(**layer) for layer in layers))
 
 
 def _mark_of(target: Path) -> Path:

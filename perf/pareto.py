@@ -32,6 +32,7 @@ from builders.datasets import DatasetError, find_data
 from builders.evaluation import evaluation_data, judging_queries
 from builders.files import fingerprint, sha256, write_atomically
 from builders.first_stage import first_stage
+from builders.quantize import LayerCost
 from builders.recipe import REPOSITORY_ROOT, Recipe, Variant, load_recipe
 from builders.repository import CONFIG
 from perf.analyzer import AnalyzerError, Measurement, measure
@@ -317,6 +318,7 @@ def rows_of(built: BuiltRanker, load: Load, failures: Mapping[str, str]) -> tupl
             is_reference=each is built.variants[0],
             trial=each.variant.trial,
             steps=step_lines(each.variant),
+            layers=each.figures["layers"],
             **_quality(built.recipe, each, built.variants),
             **_speed(built.recipe, measured[each.variant.name], load.rounds, candidates),
             gate_passed=each.passed,
@@ -467,6 +469,11 @@ def table_cells(row: VariantFigures) -> list[str]:
     ]
 
 
+def layer_text(layer: LayerCost) -> str:
+    """A layer with its cost, for a reader."""
+    return f"{layer.node} {layer.cost:.2%}{' (kept in FP32)' if layer.kept_fp32 else ''}"
+
+
 def interval_text(row: VariantFigures) -> str:
     """Of the quality minus the reference's, and that as a share; empty for the reference."""
     if row.difference_low is None or row.difference_high is None:
@@ -489,7 +496,10 @@ def _csv(report: ParetoReport) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(VariantFigures.model_fields), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row.model_dump(), "steps": "; ".join(row.steps)} for row in report.rows)
+    writer.writerows(
+        {**row.model_dump(), "steps": "; ".join(row.steps), "layers": "; ".join(map(layer_text, row.layers))}
+        for row in report.rows
+    )
     return text.getvalue()
 
 

@@ -21,7 +21,7 @@ import plotly.offline
 from plotly.subplots import make_subplots
 
 from builders.choose import BYTES_PER_MB, ParetoReport, VariantFigures, cost_text
-from perf.pareto import interval_text, table_cells, table_headings
+from perf.pareto import interval_text, layer_text, table_cells, table_headings
 
 TEMPLATES = Path(__file__).parent / "templates"
 INK, GRID = "#7d8796", "rgba(125, 135, 150, 0.25)"
@@ -66,6 +66,7 @@ def render_pareto(report: ParetoReport) -> str:
         report=report,
         headings=table_headings(report),
         rows=[(row, table_cells(row)) for row in report.rows],
+        layer_text=layer_text,
         plotly_script=plotly.offline.get_plotlyjs(),
         plot=plotly.io.to_html(figure, full_html=False, include_plotlyjs=False, config={"displayModeBar": False}),
     )
@@ -133,9 +134,10 @@ def group_of(row: VariantFigures) -> Group:
 def hover_text(row: VariantFigures) -> str:
     """The recipe's steps and all figures, line by line; HTML as plotly takes it."""
     steps = [f"  {step}" for step in row.steps] or ["  none: as trained, FP32"]
+    kept = [f"kept in FP32: {', '.join(layer.node for layer in row.layers if layer.kept_fp32)}"] if row.layers else []
     megabytes = [size / BYTES_PER_MB for size in (row.size_bytes, row.memory_rss_bytes, row.memory_pss_bytes)]
     lines = [
-        *(f'name = "{row.variant}"', "steps:", *steps, ""),
+        *(f'name = "{row.variant}"', "steps:", *steps, *kept, ""),
         f"{row.metric_name} {row.quality:.4f} over {row.queries} {interval_text(row)}",
         *_agreement(row),
         f"p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f} ms over {row.requests} requests",

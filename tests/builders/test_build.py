@@ -18,7 +18,7 @@ from builders.build import BuiltRanker, Places, build_variants, score_in_process
 from builders.datasets import Product
 from builders.item_store import ItemStore
 from builders.publishing import DEFAULT_PUBLISHED, add_items, fill_item_store, publish_rankers, published_variants
-from builders.recipe import Gate, RecipeError
+from builders.recipe import Gate, OwnLimits, RecipeError
 from builders.runtimes import open_session
 from tests.builders import tiny_xlm_roberta
 from tests.builders.tiny_xlm_roberta import Built
@@ -96,14 +96,48 @@ def test_a_forced_variant_is_published_and_the_manifest_says_that_it_failed(buil
     assert manifest["models"]["cross_encoder_fp32_onnx"]["built_from"]["passed"] is True
 
 
-def test_stricter_limits_judge_anew_and_the_reference_needs_none(built: Built, tmp_path: Path) -> None:
+@pytest.fixture
+def judge(built: Built, tmp_path: Path, said: list[str]) -> Callable[[Gate, OwnLimits], build.BuiltVariant]:
+    """The INT8 variant behind other limits, in a copy of the places."""
     places = Places(build=shutil.copytree(built.places.build, tmp_path / "build"))
-    recipe = built.recipe.model_copy(
-        update={"gate": Gate(max_judged_loss=0.99, min_fidelity_ndcg=1.0, fidelity_lists=4)}
-    )
-    fp32, int8 = build_variants(recipe, built.ranker, built.judged, lambda _: None, places)
-    assert fp32.passed
-    assert int8.passed == (int8.figures["report"]["fidelity"]["ndcg"] >= 1.0)
+
+    def run(limits: Gate, own: OwnLimits) -> build.BuiltVariant:
+        said.clear()
+        reference, int8 = built.recipe.variants
+        variants = (reference, int8.model_copy(update={"gate": own}))
+        recipe = built.recipe.model_copy(update={"gate": limits, "variants": variants})
+        fp32, int8_built = build_variants(recipe, built.ranker, built.judged, said.append, places)
+        assert fp32.passed
+        return int8_built
+
+    return run
+
+
+def limits_at(built: Built, share_of_fidelity: float) -> Gate:
+    fidelity = built.variants[1].figures["report"]["fidelity"]["ndcg"]
+    return built.recipe.gate.model_copy(update={"min_fidelity_ndcg": fidelity * share_of_fidelity})
+
+
+@pytest.mark.parametrize(("share", "passes"), [(1.0, True), (1 + 1e-6, False)])
+def test_other_limits_judge_what_was_measured(
+    built: Built, judge: Callable, said: list[str], share: float, passes: bool
+) -> None:
+    found = judge(limits_at(built, share), OwnLimits())
+    assert found.passed == passes
+    assert [line for line in said if "NDCG" not in line] == []  # nothing is measured anew
+    assert found.figures["report"] == built.variants[1].figures["report"]
+
+
+def test_a_variant_passes_by_limits_of_its_own_and_says_so(built: Built, judge: Callable) -> None:
+    found = judge(limits_at(built, 1.01), OwnLimits(min_fidelity_ndcg=0.125))
+    assert found.passed
+    assert found.figures["gate"].endswith(": passed by limits of its own, min_fidelity_ndcg 0.125")
+
+
+def test_another_metric_is_measured_anew(built: Built, judge: Callable, said: list[str]) -> None:
+    limits = built.recipe.gate.model_copy(update={"metric": "hit_rate"})
+    assert judge(limits, OwnLimits()).figures["report"]["metric"] == "hit_rate"
+    assert [line for line in said if "quality over" in line]
 
 
 def test_trials_are_built_by_name_or_all_together(built: Built, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from builders.quantize import (
     dynamic_int8_from_onnx,
     int8_embeddings_from_onnx,
     int8_from_onnx,
+    sensitive_named,
     sensitivity,
     weighted_products,
 )
@@ -25,7 +26,8 @@ from tests.builders import tiny_xlm_roberta
 from tests.builders.tiny_xlm_roberta import Built
 
 WIDTH = 8
-SAMPLES = [{"x": np.random.default_rng(seed).normal(size=(4, WIDTH)).astype(np.float32)} for seed in range(4)]
+SAMPLES = [{"x": np.random.default_rng(seed).normal(size=(4 + seed, WIDTH)).astype(np.float32)} for seed in range(4)]
+"""Requests: no two have as many candidates."""
 
 
 def attention_like_model() -> onnx.ModelProto:
@@ -188,7 +190,11 @@ def test_nodes_kept_in_fp32_by_name_have_no_cost(uneven: Path) -> None:
 @pytest.mark.parametrize("keep", [1, 2])
 def test_exactly_the_most_sensitive_stay_in_fp32(uneven: Path, tmp_path: Path, keep: int) -> None:
     costs = list(sensitivity(uneven, SAMPLES, Int8()))
-    quantized = int8_from_onnx(uneven, tmp_path / "int8.onnx", SAMPLES, Int8(keep_most_sensitive=keep))
+    named, layers = sensitive_named(uneven, SAMPLES, Int8(keep_most_sensitive=keep), "uneven")
+    assert [(layer.graph, layer.node, layer.kept_fp32) for layer in layers] == [
+        ("uneven", node, place < keep) for place, node in enumerate(costs)
+    ]
+    quantized = int8_from_onnx(uneven, tmp_path / "int8.onnx", SAMPLES, named)
     assert set(quantized) == set(costs[keep:])
     found = fed_by_dequantized(onnx.load(tmp_path / "int8.onnx"))
     assert found == {name: name in costs[keep:] for name in ("exact", "rough", "even")}
@@ -198,8 +204,13 @@ def test_exactly_the_most_sensitive_stay_in_fp32(uneven: Path, tmp_path: Path, k
 def test_as_many_sensitive_nodes_as_there_are_leave_nothing_to_quantize(
     uneven: Path, tmp_path: Path, keep: int
 ) -> None:
+    named, _ = sensitive_named(uneven, SAMPLES, Int8(keep_most_sensitive=keep), "uneven")
     with pytest.raises(QuantizationError, match="is left to quantize"):
-        int8_from_onnx(uneven, tmp_path / "int8.onnx", SAMPLES, Int8(keep_most_sensitive=keep))
+        int8_from_onnx(uneven, tmp_path / "int8.onnx", SAMPLES, named)
+
+
+def test_nothing_is_measured_where_no_node_is_to_be_kept(uneven: Path) -> None:
+    assert sensitive_named(uneven, [], Int8(keep_fp32=("rough",)), "uneven") == (Int8(keep_fp32=("rough",)), ())
 
 
 def test_sensitivity_without_samples_is_refused(uneven: Path) -> None:

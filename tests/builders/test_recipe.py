@@ -95,6 +95,20 @@ def test_the_first_variant_is_the_exact_one_and_names_are_unique(tmp_path: Path,
         load_recipe(written(tmp_path, GOOD.replace('[[variants]]\nname = "fp32_onnx"', variants)))
 
 
+def test_nncf_knows_no_entropy(tmp_path: Path) -> None:
+    variant = '[[variants]]\nname = "b_openvino"\nsteps = [{step = "int8", method = "entropy"}]\n'
+    with pytest.raises(RecipeError, match="int8 by entropy with the runtime openvino, wanted minmax"):
+        load_recipe(written(tmp_path, f"{GOOD}\n{variant}"))
+
+
+def test_a_variants_own_limits_stand_in_place_of_the_recipes(tmp_path: Path) -> None:
+    variant = '[[variants]]\nname = "b_onnx"\nsteps = [{step = "fp16"}]\ngate = { min_fidelity_ndcg = 0.9 }\n'
+    recipe = load_recipe(written(tmp_path, f"{GOOD}\n{variant}\n[gate]\nmax_judged_loss = 0.05\n"))
+    first, own = recipe.variants
+    assert recipe.gate_of(first) == recipe.gate
+    assert recipe.gate_of(own) == Gate(max_judged_loss=0.05, min_fidelity_ndcg=0.9)
+
+
 def test_a_name_says_the_runtime_and_steps_part_into_network_and_graph() -> None:
     steps = [{"step": "prune_heads", "amount": 0.5}, {"step": "int8"}, {"step": "bf16"}]
     variant = Variant.model_validate({"name": "small_openvino", "steps": steps})

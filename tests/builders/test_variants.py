@@ -15,7 +15,7 @@ from builders import quantize, variants
 from builders.quality import ParityError
 from builders.recipe import Recipe, Variant
 from builders.runtimes import open_session
-from builders.steps import Distil, DynamicInt8, GraphStep, Int8, NetworkStep, PruneChannels, PruneMagnitude, Step
+from builders.steps import Distil, DynamicInt8, Fp16, GraphStep, Int8, NetworkStep, PruneChannels, PruneMagnitude, Step
 from builders.variants import Chain, Made, compressed, variant_files
 from tests.builders.small_rankers import HIDDEN, REQUEST, catalogue, priced_ranker, some_products
 
@@ -178,6 +178,25 @@ def test_a_distilled_network_is_the_same_when_it_is_made_anew(tmp_path: Path) ->
     assert all(torch.equal(first[name], second[name]) for name in first)
     kept = compressed(Folder(tmp_path / "a").chain(), [TUNED])[0].network.state_dict()
     assert all(torch.equal(first[name], kept[name]) for name in first)
+
+
+# ---------------------------------------------------------------- layers kept in FP32
+@pytest.mark.parametrize("name", ["mixed_onnx", "mixed_openvino"])
+def test_what_each_layer_costs_is_kept_with_the_graph_that_leaves_the_worst_in_fp32(folder: Folder, name: str) -> None:
+    wanted = variant(name, Int8(calibration_queries=2, keep_most_sensitive=1))
+    made = folder.made(wanted)
+    assert [layer.kept_fp32 for layer in made.layers] == [True] + [False] * (len(made.layers) - 1)
+    assert len(made.layers) > 1
+    assert [layer.cost for layer in made.layers] == sorted((layer.cost for layer in made.layers), reverse=True)
+    assert {layer.graph for layer in made.layers} == {"priced"}
+    assert folder.made(wanted) == made
+    assert folder.said == []
+
+
+def test_layers_are_told_of_a_later_steps_product_too(folder: Folder) -> None:
+    mixed = Int8(calibration_queries=2, keep_most_sensitive=1)
+    alone = folder.made(variant("mixed_onnx", mixed))
+    assert folder.made(variant("mixed_fp16_onnx", mixed, Fp16(step="fp16"))).layers == alone.layers != ()
 
 
 # ---------------------------------------------------------------- unfinished

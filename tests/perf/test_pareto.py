@@ -22,6 +22,7 @@ from builders.build import BuiltRanker, BuiltVariant, Places
 from builders.choose import read_report
 from builders.contract import RANK
 from builders.files import write_atomically
+from builders.quantize import LayerCost
 from builders.ranker import Ranker
 from builders.recipe import REPOSITORY_ROOT, Recipe, Variant
 from perf import pareto
@@ -188,7 +189,14 @@ def built_small() -> BuiltRanker:
         "fidelity": {"lists": 2000, "ndcg": 0.993, "top_10_overlap": 0.97},
         "kendall_tau": 0.91, "top_10_overlap": 0.95, "not_finite": 0,
     }  # fmt: skip
-    figures = {"ndcg_at_10": 0.6, "queries": 49, "gate": "the reference", "build_s": 3.5, "size_bytes": 8_000_000}
+    figures = {
+        "ndcg_at_10": 0.6,
+        "queries": 49,
+        "gate": "the reference",
+        "build_s": 3.5,
+        "size_bytes": 8_000_000,
+        "layers": [],
+    }
     variants = [
         BuiltVariant(variant, {}, figures if index == 0 else {**figures, "gate": "ok", "report": report}, True)
         for index, variant in enumerate(RECIPE.variants)
@@ -287,6 +295,17 @@ def test_hover_shows_the_recipes_steps_as_they_are_written_and_all_figures() -> 
     for figure in ("p50 10.0 ms, p99 20.0 ms over 300 requests", "0.01 USD per million candidates; built in 12.5 s",
                    "2.00 MB on disk; server 400 MB RSS, 300 MB PSS"):  # fmt: skip
         assert figure in lines
+
+
+def test_layers_are_told_with_their_costs_in_all_files(tmp_path: Path) -> None:
+    layers = (LayerCost("small", "MatMul_<7>", 0.12, kept_fp32=True), LayerCost("small", "MatMul_3", 0.009))
+    report = pareto_report(*ROWS, variant_row("int8_mixed_onnx", layers=layers))
+    _, table, page = write_pareto(report, Places(build=tmp_path))
+    assert read_report("small", Places(build=tmp_path)).rows[-1].layers == layers
+    assert "MatMul_<7> 12.00% (kept in FP32); MatMul_3 0.90%" in table.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert "<code>MatMul_&lt;7&gt; 12.00% (kept in FP32)</code>; <code>MatMul_3 0.90%</code>" in text
+    assert "kept in FP32: MatMul_&lt;7&gt;" in hover_text(report.rows[-1]).split("<br>")
 
 
 def test_generated_data_brings_a_banner() -> None:
