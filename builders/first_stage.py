@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import bm25s
 
 from builders.beir import JudgedQueries
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
 
 
 def first_stage(judged: JudgedQueries) -> dict[str, list[str]]:

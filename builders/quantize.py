@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import glob
+import io
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -250,12 +251,13 @@ def _quantize(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer logs each node it leaves alone."""
+    """The quantizer logs each node it leaves alone, and prints what it collects."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)
 
