@@ -180,6 +180,11 @@ def autocast_is_installed() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in _AUTOCAST_NEEDS)
 
 
+def converter() -> str:
+    """Which one there is: graphs by one are not those by the other."""
+    return "AutoCast" if autocast_is_installed() else "ONNX Runtime"
+
+
 def _converted(path: Path, kept: Sequence[str]) -> onnx.ModelProto:
     return _by_autocast(path, kept) if autocast_is_installed() else _by_onnxruntime(path, kept)
 
@@ -187,7 +192,8 @@ def _converted(path: Path, kept: Sequence[str]) -> onnx.ModelProto:
 def _by_autocast(path: Path, kept: Sequence[str]) -> onnx.ModelProto:
     from modelopt.onnx.autocast import convert_to_mixed_precision  # seconds to import, and often not there
 
-    logging.getLogger("modelopt.onnx").setLevel(logging.ERROR)
+    for name in ("modelopt.onnx", "modelopt.onnx.autocast"):  # each sets a level of its own when it is imported
+        logging.getLogger(name).setLevel(logging.ERROR)
     model: onnx.ModelProto = convert_to_mixed_precision(
         str(path),
         nodes_to_exclude=[f"^{re.escape(name)}$" for name in kept],

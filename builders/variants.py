@@ -27,7 +27,7 @@ from builders.beir import JudgedQueries
 from builders.contract import MAX_CANDIDATES, MAX_ROWS_PER_RUN, USUAL_CANDIDATES
 from builders.export_onnx import OPSET, check_onnx, onnx_from_ranker
 from builders.files import fingerprint, sha256, write_atomically
-from builders.half_precision import fp16_from_onnx
+from builders.half_precision import converter, fp16_from_onnx
 from builders.lists import tensors_of
 from builders.quantize import LayerCost
 from builders.ranker import Graph, Ranker, Sample
@@ -239,7 +239,8 @@ def exported(chain: Chain, steps: Sequence[NetworkStep], graph: Graph, model: st
 
 def _transformed(chain: Chain, variant: Variant, graph: Graph, step: GraphStep, source: Made, model: str) -> Made:
     """One graph step. model: the file's name; "" for a product between two steps."""
-    key = fingerprint([sha256(source.path), step.model_dump_json(), str(libraries())])
+    by = [converter()] if isinstance(step, Fp16) else []
+    key = fingerprint([sha256(source.path), step.model_dump_json(), str(libraries()), *by])
     target = chain.folder / f"{model}{ONNX}" if model else chain.steps_folder / f"{key}{ONNX}"
     if not _is_current(target, key):
         start_s = time.monotonic()

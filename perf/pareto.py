@@ -518,7 +518,9 @@ def run_all(paths: Sequence[Path], console: Console, **settings: Any) -> list[Pa
                 raise
             console.print(f"{path.stem}: skipped, {error}", style="yellow", markup=False, soft_wrap=True)
             continue
-        console.print(pareto_table(report))
+        table = pareto_table(report)
+        width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+        console.print(table, width=width, crop=False)  # a line that the terminal breaks can still be read
         for model, reason in report.failures.items():
             console.print(f"not measured: {model}: {reason}", style="bold red", markup=False, soft_wrap=True)
         if report.failures:
