@@ -20,9 +20,10 @@ from builders.quality import ValueMismatch
 if TYPE_CHECKING:
     from builders.ranker import Graph, Sample
 
-ENGINE_ATOL: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1e-1, "mixed": 1e-1}
-"""Between the plan and ONNX Runtime on the plan's own ONNX file. Set before any GPU has run it: TF32 and FP16 round to
-10 bits, and a value at the border between two INT8 steps may fall on either side."""
+ENGINE_ATOL: dict[Precision, float] = {"fp32": 2e-2, "fp16": 5e-2, "int8": 2.5e-1, "mixed": 2.5e-1}
+"""Between the plan and ONNX Runtime on the plan's own ONNX file. Wide, and set before any GPU has run it: they find a
+plan that is wrong, the gate finds one that ranks worse. TF32 and FP16 round to 10 bits, which on a CPU moved the
+cross-encoder's scores by up to 0.01; a value at the border between two INT8 steps may fall on either side."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ Knows nothing of how an engine is built (:mod:`builders.build_engine`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from builders.beir import JudgedQueries
 from builders.bisect_precision import bisect
 from builders.build import PROJECT, Places, chain_of, load_ranker
 from builders.build_engine import Precision
+from builders.engine_parity import check_engine
+from builders.engine_profiles import profiles_of
 from builders.engines import WantedEngine, build_engines
 from builders.evaluation import evaluation_data
+from builders.ranker import Graph
 from builders.recipe import Recipe, RecipeError, Variant
 from builders.runtimes import ONNX
 from builders.steps import Fp16, Int8, Int8Network
@@ -31,7 +35,8 @@ def build_plans(
         data: folder, as :func:`builders.datasets.find_data` found it.
 
     Raises:
-        TensorRTMissing, EngineError, StoreLocked: as :func:`builders.engines.build_engines`.
+        TensorRTMissing, EngineError, StoreLocked: as :func:`builders.engines.build_engines`; a plan that computes
+            something else than its graph is an EngineError, too.
     """
     wanted = [engine for recipe in recipes for engine in _wanted(recipe, data, say, places)]
     built = build_engines(wanted, places.build / "engines", say, require=require)
@@ -73,7 +78,20 @@ def _engines_of(chain: Chain, variant: Variant) -> Iterator[WantedEngine]:
     for graph in chain.ranker.graphs:
         made = variant_files(chain, variant)[graph.name]
         if made.model.endswith(variant.name) and made.path.suffix == ONNX:
-            yield WantedEngine(made.model, graph, made.path, precision_of(variant), f"{graph.name}_{fallback}")
+            precision = precision_of(variant)
+            check = functools.partial(_check, chain, graph, made.path, precision)
+            yield WantedEngine(made.model, graph, made.path, precision, f"{graph.name}_{fallback}", check)
+
+
+def _check(chain: Chain, graph: Graph, onnx_file: Path, precision: Precision, plan: Path) -> None:
+    """Torch, ONNX Runtime and TensorRT on a real request. Raises: ValueMismatch."""
+    [sample] = calibration_samples(chain, chain.ranker, graph, 1)
+    found = check_engine(graph, onnx_file, plan, profiles_of(graph), sample, precision)
+    worst = max(found, key=lambda one: one.from_onnx)
+    chain.say(
+        f"{onnx_file.stem}: parity at {len(found)} shapes, largest difference from ONNX Runtime {worst.from_onnx:.1e}, "
+        f"from torch in FP32 {max(one.from_torch for one in found):.1e}"
+    )
 
 
 def precision_of(variant: Variant) -> Precision:

@@ -20,6 +20,7 @@ from builders.engine_store import EngineStore, StoredEngine
 from builders.files import sha256
 from builders.gpu import visible_gpu
 from builders.plan_manifest import EngineManifest
+from builders.quality import ParityError
 from builders.versions import VersionError
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class WantedEngine:
         onnx_file: the variant's ONNX, its types those of ``precision``.
         precision: what the engine must turn out to be.
         fallback: ONNX model whose files take its place on another machine.
+        check: given the finished plan, raises ParityError where it does not compute what its graph says; such a plan
+            is not kept.
     """
 
     model: str
@@ -45,6 +48,7 @@ class WantedEngine:
     onnx_file: Path
     precision: Precision
     fallback: str
+    check: Callable[[Path], object] | None = None
 
 
 def build_engines(
@@ -67,7 +71,8 @@ def build_engines(
 
     Raises:
         TensorRTMissing: ``require`` on a machine that cannot build engines.
-        EngineError: engines could not be built, or are not of their precision; the others are built first.
+        EngineError: engines could not be built, are not of their precision, or compute something else than their
+            graphs; the others are built first.
         StoreLocked: another build goes on for too long.
     """
     skipped = skipped_engines(require, [each.model for each in wanted])
@@ -82,9 +87,9 @@ def build_engines(
             try:
                 built[each.model] = _engine(store, each, options or BuildOptions(), built, wanted)
                 say(_line(each.model, built[each.model]))
-            except (EngineError, VersionError) as error:
+            except (EngineError, ParityError, VersionError) as error:
                 say(f"{each.model}: not built, {error}")
-                if require or isinstance(error, EngineError):
+                if require or not isinstance(error, VersionError):
                     faults.append(f"{each.model}: {error}")
     if faults:
         raise EngineError(f"{len(faults)} of {len(wanted)} engines not built: " + "; ".join(faults))
@@ -103,7 +108,7 @@ def _engine(
     fp32 = next((one.model for one in others if one.precision == "fp32" and one.graph.name == wanted.graph.name), "")
 
     def build(target: Path) -> EngineManifest:
-        return engine_from_onnx(
+        manifest = engine_from_onnx(
             wanted.onnx_file,
             target,
             profiles,
@@ -113,6 +118,9 @@ def _engine(
             fp32_plan_bytes=built[fp32].manifest.plan_bytes if fp32 in built else None,
             gpu=store.gpu,
         )
+        if wanted.check is not None:
+            wanted.check(target)
+        return manifest
 
     return store.engine(store.key(sha256(wanted.onnx_file), profiles, options, wanted.fallback), build)
 

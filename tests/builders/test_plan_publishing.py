@@ -17,8 +17,9 @@ import onnx
 import pytest
 import tritonclient.grpc as grpc
 
-from builders import engine_variants, engines, model_config, runtimes
+from builders import engine_parity, engine_variants, engines, model_config, runtimes
 from builders.build import BuiltRanker, BuiltVariant, Places, build_variants
+from builders.build_engine import EngineError
 from builders.engine_profiles import profiles_of
 from builders.engine_variants import build_plans
 from builders.files import sha256
@@ -27,7 +28,7 @@ from builders.plan_manifest import EngineManifest, read_manifest, write_manifest
 from builders.publishing import publish_rankers
 from builders.recipe import OwnLimits, Recipe, Variant
 from builders.runtimes import OnnxSession
-from builders.steps import Fp16
+from builders.steps import Fp16, PruneMagnitude
 from server import TritonServer
 from tests.builders import tiny_xlm_roberta
 from tests.builders.tiny_xlm_roberta import Built
@@ -57,6 +58,13 @@ class FakePlanSession(OnnxSession):
         super().__init__(path, threads=1, fp16=True)
 
 
+def fake_runner(plan: Path, profile: int) -> Any:
+    """In the place of Polygraphy's runner of a plan."""
+    from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+
+    return OnnxrtRunner(SessionFromOnnx(str(plan), providers=["CPUExecutionProvider"]), name="fake")
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return tiny_xlm_roberta.built(tmp_path_factory.getbasetemp())
@@ -84,6 +92,7 @@ def planned(built: Built, places: Places, monkeypatch: pytest.MonkeyPatch) -> Pl
     monkeypatch.setattr(engines, "engine_from_onnx", fake_engine)
     monkeypatch.setattr(engine_variants, "evaluation_data", lambda kind, folder: built.judged)
     monkeypatch.setattr(runtimes, "PlanSession", FakePlanSession)
+    monkeypatch.setattr(engine_parity, "_plan_runner", fake_runner)
 
     def run(*variants: Variant) -> tuple[Recipe, dict[str, Path], list[BuiltVariant]]:
         recipe = built.recipe.model_copy(update={"variants": (*built.recipe.variants, *variants)})
@@ -127,23 +136,36 @@ def test_every_plan_is_gated_as_its_own_and_published_with_its_manifest(
 
 
 def test_a_plan_that_fails_its_gate_stays_out(built: Built, planned: Planned, places: Places) -> None:
-    strict = FP16.model_copy(update={"gate": OwnLimits(max_judged_loss=0, min_fidelity_ndcg=1.0)})
-
-    def spoil(onnx_file: Path, target: Path, *given: Any, **named: Any) -> EngineManifest:
-        model = onnx.load(onnx_file)
-        last = max((one for one in model.graph.initializer if len(one.dims) == 2), key=lambda one: one.dims[0])
-        last.raw_data = np.random.default_rng(0).permutation(np.frombuffer(last.raw_data, np.uint8)).tobytes()
-        spoiled = target.with_suffix(".onnx")
-        onnx.save(model, spoiled)
-        return fake_engine(spoiled, target, *given, **named)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines, "engine_from_onnx", spoil)
-        recipe, _, variants = planned(strict)
+    zeroed = PruneMagnitude(step="prune_magnitude", amount=0.9)
+    recipe, plans, variants = planned(
+        Variant(name="zeroed_trt", steps=(zeroed,), gate=OwnLimits(min_fidelity_ndcg=1.0))
+    )
+    assert set(plans) == {"cross_encoder_zeroed_trt"}  # it computes what its graph says
     assert [variant.passed for variant in variants] == [True, True, False]
     publish(built, recipe, variants, places)
-    assert not (places.repository / "cross_encoder_fp16_trt").exists()
-    assert not (places.repository / "rank_cross_encoder_fp16_trt").exists()
+    assert not (places.repository / "cross_encoder_zeroed_trt").exists()
+    assert not (places.repository / "rank_cross_encoder_zeroed_trt").exists()
+
+
+def test_a_plan_that_does_not_compute_its_graph_is_neither_kept_nor_published(
+    built: Built, planned: Planned, places: Places
+) -> None:
+    def another_network(onnx_file: Path, target: Path, *given: Any, **named: Any) -> EngineManifest:
+        manifest = fake_engine(onnx_file, target, *given, **named)
+        shutil.copy(places.build / "rankers" / "cross_encoder" / "cross_encoder_shifted.onnx", target)
+        return manifest
+
+    model = onnx.load(built.variants[0].models["cross_encoder"][1])
+    score = model.graph.output[0].name
+    last = next(node for node in model.graph.node if score in node.output)
+    last.output[list(last.output).index(score)] = "unshifted"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1), "one"))
+    model.graph.node.append(onnx.helper.make_node("Add", ["unshifted", "one"], [score]))
+    onnx.save(model, places.build / "rankers" / "cross_encoder" / "cross_encoder_shifted.onnx")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(EngineError, match=r"1 of 1 engines not built.*at min"):
+        patch.setattr(engines, "engine_from_onnx", another_network)
+        planned(FP32)
+    assert not list((places.build / "engines").rglob("model.plan"))
 
 
 def test_without_plans_their_variants_are_left_out(built: Built, places: Places) -> None:
