@@ -48,6 +48,10 @@ class QuantizationError(ValueError):
     """The graph cannot be quantized as asked."""
 
 
+class NothingToQuantize(QuantizationError):
+    """The graph has no part of the kind; another graph of the same ranker may."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
     """What quantizing one node alone does to the graph's first output.
@@ -85,7 +89,7 @@ def int8_from_onnx(source: Path, target: Path, samples: Iterable[Sample], settin
     with _prepared(source, target, samples) as (prepared, ranges, readings):
         nodes = weighted_products(onnx.load(prepared), settings.keep_fp32)
         if not nodes:
-            raise QuantizationError(f"{source.name}: no MatMul or Gemm with constant weights is left to quantize")
+            raise NothingToQuantize(f"{source.name}: no MatMul or Gemm with constant weights is left to quantize")
         quantized = ranges.with_name("quantized.onnx")
         _quantize(prepared, quantized, ranges, readings, nodes, settings)
         write_atomically(target, quantized.read_bytes())
@@ -128,7 +132,7 @@ def dynamic_int8_from_onnx(source: Path, target: Path) -> None:
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         nodes = weighted_products(onnx.load(prepared))
         if not nodes:
-            raise QuantizationError(f"{source.name}: no MatMul or Gemm with constant weights to quantize")
+            raise NothingToQuantize(f"{source.name}: no MatMul or Gemm with constant weights to quantize")
         with _quiet():
             quantize_dynamic(
                 prepared, quantized, nodes_to_quantize=nodes, per_channel=True, weight_type=QuantType.QInt8
@@ -157,7 +161,7 @@ def int8_embeddings_from_onnx(
     }
     lookups = [node.name for node in model.graph.node if node.op_type == "Gather" and node.input[0] in tables]
     if not lookups:
-        raise QuantizationError(f"{source.name}: no embedding table of {settings.min_rows} rows or more")
+        raise NothingToQuantize(f"{source.name}: no embedding table of {settings.min_rows} rows or more")
     with tempfile.TemporaryDirectory(dir=_existing(target.parent)) as scratch:
         quantized = Path(scratch) / "quantized.onnx"
         with _quiet():

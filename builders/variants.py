@@ -29,7 +29,7 @@ from builders.export_onnx import OPSET, check_onnx, onnx_from_ranker
 from builders.files import fingerprint, sha256, write_atomically
 from builders.half_precision import converter, fp16_from_onnx
 from builders.lists import tensors_of
-from builders.quantize import LayerCost
+from builders.quantize import LayerCost, NothingToQuantize
 from builders.ranker import Graph, Ranker, Sample
 from builders.recipe import Recipe, Variant
 from builders.runtimes import ONNX, OPENVINO, files_of
@@ -247,7 +247,14 @@ def _transformed(chain: Chain, variant: Variant, graph: Graph, step: GraphStep, 
         _mark_of(target).unlink(missing_ok=True)
         chain.say(f"{model or graph.name}: {_text(step)}")
         ranker, _, _ = compressed(chain, variant.network_steps)
-        layers = _run_graph_step(chain, ranker, graph, step, source.path, target)
+        try:
+            layers = _run_graph_step(chain, ranker, graph, step, source.path, target)
+        except NothingToQuantize as error:
+            if sum(not each.precise for each in ranker.graphs) == 1:
+                raise
+            chain.say(f"{error}; left as it is")
+            layers = ()
+            write_atomically(target, source.path.read_bytes())
         check_onnx_versions(target)
         _mark(target, key, source.seconds + time.monotonic() - start_s, (*source.layers, *layers))
     return _made(model or source.model, target)

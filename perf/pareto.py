@@ -503,6 +503,13 @@ def _csv(report: ParetoReport) -> str:
     return text.getvalue()
 
 
+def _print_whole(table: Table, console: Console) -> None:
+    """However narrow the terminal: a line that it breaks can still be read, a column of dots cannot."""
+    wide = Console(file=console.file, width=1000)
+    wide.width = max(console.width, wide.measure(table).maximum)
+    wide.print(table)
+
+
 def run_all(paths: Sequence[Path], console: Console, **settings: Any) -> list[ParetoReport]:
     """Recipe by recipe; of the kit's own, where none is named, those whose data is there.
 
@@ -518,9 +525,7 @@ def run_all(paths: Sequence[Path], console: Console, **settings: Any) -> list[Pa
                 raise
             console.print(f"{path.stem}: skipped, {error}", style="yellow", markup=False, soft_wrap=True)
             continue
-        table = pareto_table(report)
-        width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
-        console.print(table, width=width, crop=False)  # a line that the terminal breaks can still be read
+        _print_whole(pareto_table(report), console)
         for model, reason in report.failures.items():
             console.print(f"not measured: {model}: {reason}", style="bold red", markup=False, soft_wrap=True)
         if report.failures:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from builders.beir import JudgedQueries, Product, Request
 from builders.feature_ranker import FeatureRanker
-from builders.features import dense, sparse
+from builders.features import dense, history, sparse
 from builders.rankers.cross_encoder import CrossEncoderRanker
 from tests.builders.tiny_bert import WORDS, write_tiny_bert
 
@@ -38,6 +38,30 @@ class Priced(nn.Module):
     def forward(self, item: Tensor, numbers: Tensor) -> Tensor:
         """int32 [rows, 1], float32 [rows, 3] => float32 [rows, 1]."""
         scores: Tensor = self.mix(torch.cat([self.items(item[:, 0]), numbers], dim=1))
+        return scores
+
+
+class Taken(nn.Module):
+    """What a user took => a vector, once a request: a graph of its own, and the only one with a long table."""
+
+    features = (
+        history("taken", size=4, vocabulary=[f"i{number}" for number in range(IDS)]),
+        dense("numbers", ["price", "rating", "rating_count"], std=(10.0, 2.0, 50.0)),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = nn.Embedding(IDS + 2, 5)
+        self.mix = nn.Linear(3, 5)
+
+    def encode_request(self, taken: Tensor) -> Tensor:
+        """int32 [rows, events] => float32 [rows, 5]."""
+        vector: Tensor = self.items(taken).mean(1)
+        return vector
+
+    def score_candidates(self, request_vector: Tensor, numbers: Tensor) -> Tensor:
+        """float32 [rows, 5], float32 [candidates, 3] => float32 [candidates, rows]."""
+        scores: Tensor = self.mix(numbers) @ request_vector.T
         return scores
 
 

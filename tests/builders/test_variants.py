@@ -12,12 +12,25 @@ import pytest
 import torch
 
 from builders import quantize, variants
+from builders.feature_ranker import FeatureRanker
 from builders.quality import ParityError
+from builders.quantize import QuantizationError
 from builders.recipe import Recipe, Variant
 from builders.runtimes import open_session
-from builders.steps import Distil, DynamicInt8, Fp16, GraphStep, Int8, NetworkStep, PruneChannels, PruneMagnitude, Step
+from builders.steps import (
+    Distil,
+    DynamicInt8,
+    Fp16,
+    GraphStep,
+    Int8,
+    Int8Embeddings,
+    NetworkStep,
+    PruneChannels,
+    PruneMagnitude,
+    Step,
+)
 from builders.variants import Chain, Made, compressed, variant_files
-from tests.builders.small_rankers import HIDDEN, REQUEST, catalogue, priced_ranker, some_products
+from tests.builders.small_rankers import HIDDEN, REQUEST, Taken, catalogue, priced_ranker, some_products
 
 REFERENCE = Variant(name="fp32_onnx")
 ZEROED = PruneMagnitude(step="prune_magnitude", amount=0.5)
@@ -258,6 +271,28 @@ def test_a_product_that_was_deleted_is_made_anew(folder: Folder, count: list[str
     folder.made(REFERENCE).path.unlink()
     folder.made(REFERENCE)
     assert count == ["export", "export"]
+
+
+# ---------------------------------------------------------------- two graphs
+def test_a_graph_without_a_table_is_left_as_it_is_beside_one_that_has_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    embedded = variant("int8_embeddings_onnx", Int8Embeddings(step="int8_embeddings"))
+    recipe = Recipe(ranker="taken", module="tests/builders/small_rankers.py:Taken", variants=(REFERENCE, embedded))
+    said: list[str] = []
+    chain = Chain(
+        recipe, FeatureRanker("taken", Taken()), catalogue(), tmp_path, lambda _: priced_ranker(), said.append
+    )
+    reference, made = variant_files(chain, REFERENCE), variant_files(chain, embedded)
+    changed = {name: one.path.read_bytes() != reference[name].path.read_bytes() for name, one in made.items()}
+    assert changed == {"taken_request": True, "taken": False}
+    assert [line for line in said if "left as it is" in line] == [
+        "taken_fp32_onnx.onnx: no embedding table of 256 rows or more; left as it is"
+    ]
+
+
+def test_a_ranker_of_one_graph_has_to_have_something_to_quantize(folder: Folder) -> None:
+    with pytest.raises(QuantizationError, match=r"priced_fp32_onnx\.onnx: no embedding table of 1000 rows or more"):
+        folder.made(variant("int8_embeddings_onnx", Int8Embeddings(step="int8_embeddings", min_rows=1000)))
 
 
 # ---------------------------------------------------------------- seconds
