@@ -53,7 +53,7 @@ class VariantFigures(Figures):
         difference_low, difference_high: interval of ``quality`` minus the reference's, query by query, at
             ``confidence``; None for the reference.
         fidelity_ndcg, fidelity_top_10_overlap: with the reference's own order, over ``fidelity_lists`` lists.
-        gate: its verdict and reasons.
+        gate: its verdict and reasons; ``own_limits`` stood in place of the recipe's.
         requests: measured; latencies are theirs, client side.
         candidates_per_s: median over rounds.
         ratio, ratio_low, ratio_high: candidates/s over the reference's of the same round: median, lowest, highest.
@@ -88,6 +88,7 @@ class VariantFigures(Figures):
     top_10_overlap: float | None = None
     gate_passed: bool
     gate: str
+    own_limits: dict[str, float] = {}
     requests: int
     p50_ms: float
     p99_ms: float

@@ -323,6 +323,7 @@ def rows_of(built: BuiltRanker, load: Load, failures: Mapping[str, str]) -> tupl
             **_speed(built.recipe, measured[each.variant.name], load.rounds, candidates),
             gate_passed=each.passed,
             gate=each.figures["gate"],
+            own_limits=each.variant.gate.model_dump(exclude_none=True),
             size_bytes=each.figures["size_bytes"],
             build_s=each.figures["build_s"],
         )
@@ -456,7 +457,7 @@ def table_cells(row: VariantFigures) -> list[str]:
         f"{row.quality:.4f}",
         interval_text(row),
         "" if row.fidelity_ndcg is None else f"{row.fidelity_ndcg:.4f}",
-        "reference" if row.is_reference else "passed" if row.gate_passed else "FAILED",
+        _gate_text(row),
         f"{row.p50_ms:.1f}",
         f"{row.p99_ms:.1f}",
         f"{row.candidates_per_s:,.0f}",
@@ -472,6 +473,12 @@ def table_cells(row: VariantFigures) -> list[str]:
 def layer_text(layer: LayerCost) -> str:
     """A layer with its cost, for a reader."""
     return f"{layer.node} {layer.cost:.2%}{' (kept in FP32)' if layer.kept_fp32 else ''}"
+
+
+def _gate_text(row: VariantFigures) -> str:
+    if row.is_reference:
+        return "reference"
+    return ("own limits" if row.own_limits else "passed") if row.gate_passed else "FAILED"
 
 
 def interval_text(row: VariantFigures) -> str:
@@ -497,7 +504,12 @@ def _csv(report: ParetoReport) -> str:
     writer = csv.DictWriter(text, list(VariantFigures.model_fields), lineterminator="\n")
     writer.writeheader()
     writer.writerows(
-        {**row.model_dump(), "steps": "; ".join(row.steps), "layers": "; ".join(map(layer_text, row.layers))}
+        {
+            **row.model_dump(),
+            "steps": "; ".join(row.steps),
+            "layers": "; ".join(map(layer_text, row.layers)),
+            "own_limits": "; ".join(f"{limit} {value:g}" for limit, value in row.own_limits.items()),
+        }
         for row in report.rows
     )
     return text.getvalue()

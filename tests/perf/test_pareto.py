@@ -36,6 +36,7 @@ from perf.pareto import (
     rows_of,
     run_pareto,
     step_lines,
+    table_cells,
     with_front,
     write_pareto,
 )
@@ -306,6 +307,12 @@ def test_layers_are_told_with_their_costs_in_all_files(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "<code>MatMul_&lt;7&gt; 12.00% (kept in FP32)</code>; <code>MatMul_3 0.90%</code>" in text
     assert "kept in FP32: MatMul_&lt;7&gt;" in hover_text(report.rows[-1]).split("<br>")
+
+
+def test_a_variant_that_passed_by_limits_of_its_own_is_told_apart() -> None:
+    own = {"own_limits": {"min_fidelity_ndcg": 0.9}}
+    rows = [variant_row("a_onnx"), variant_row("b_onnx", **own), variant_row("c_onnx", gate_passed=False, **own)]
+    assert [table_cells(row)[4] for row in rows] == ["passed", "own limits", "FAILED"]
 
 
 def test_generated_data_brings_a_banner() -> None:
