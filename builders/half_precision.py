@@ -25,6 +25,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from builders.files import write_atomically
+from builders.quiet import quiet
 from builders.versions import check_onnx_versions, opset_of
 
 if TYPE_CHECKING:
@@ -190,20 +191,25 @@ def _converted(path: Path, kept: Sequence[str]) -> onnx.ModelProto:
 
 
 def _by_autocast(path: Path, kept: Sequence[str]) -> onnx.ModelProto:
-    from modelopt.onnx.autocast import convert_to_mixed_precision  # seconds to import, and often not there
+    from modelopt.onnx.autocast import convert_to_mixed_precision  # seconds to import, and not everywhere there
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     for name in ("modelopt.onnx", "modelopt.onnx.autocast"):  # each sets a level of its own when it is imported
         logging.getLogger(name).setLevel(logging.ERROR)
-    model: onnx.ModelProto = convert_to_mixed_precision(
-        str(path),
-        nodes_to_exclude=[f"^{re.escape(name)}$" for name in kept],
-        op_types_to_exclude=list(KEPT_TYPES),
-        data_max=np.inf,  # what overflows is in nodes_to_exclude; AutoCast itself would look at random inputs
-        keep_io_types=True,
-        opset=opset_of(onnx.load(path, load_external_data=False)),
-    )
-    del model.graph.value_info[:]  # some are of tensors that are gone
-    return model
+    with quiet():
+        model: onnx.ModelProto = convert_to_mixed_precision(
+            str(path),
+            nodes_to_exclude=[f"^{re.escape(name)}$" for name in kept],
+            op_types_to_exclude=list(KEPT_TYPES),
+            data_max=np.inf,  # what overflows is in nodes_to_exclude; AutoCast itself would look at random inputs
+            keep_io_types=True,
+            opset=opset_of(onnx.load(path, load_external_data=False)),
+        )
+        del model.graph.value_info[:]  # some are of tensors that are gone
+        tied = OnnxModel(model)
+        tied.remove_duplicated_initializer({})  # a table that two nodes read has become two
+        tied.prune_graph()
+    return tied.model
 
 
 def _by_onnxruntime(path: Path, kept: Sequence[str]) -> onnx.ModelProto:

@@ -6,9 +6,7 @@ Quantization: https://docs.openvino.ai/2026/openvino-workflow/model-optimization
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-import io
 import logging
 import re
 import tempfile
@@ -20,6 +18,7 @@ import onnx
 
 from builders.files import write_atomically
 from builders.quantize import QuantizationError
+from builders.quiet import quiet
 from builders.ranker import Sample
 from builders.steps import Int8
 
@@ -55,7 +54,7 @@ def int8_ir_from_onnx(
         raise QuantizationError(f"{source.name}: no calibration samples; wanted at least one request")
     nncf.set_log_level(logging.ERROR)
     ignored = nncf.IgnoredScope(patterns=_ignored(onnx.load(source), settings.keep_fp32), validate=False)
-    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+    with quiet():  # its progress bars
         quantized = nncf.quantize(
             openvino.Core().read_model(source),
             nncf.Dataset(list(samples)),

@@ -7,9 +7,7 @@ exported graph is really smaller; importance is first-order Taylor expansion on 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as masks
 
 from builders.lists import OnLists, scores_of
+from builders.quiet import quiet
 from builders.ranker import Ranker, Sample
 
 _ACTIVATIONS = (nn.ReLU, nn.GELU, nn.PReLU, nn.Sigmoid, nn.Tanh, nn.Dropout)
@@ -135,7 +134,7 @@ def zero_two_of_four(ranker: Ranker, samples: Sequence[dict[str, Sample]], metho
     import modelopt.torch.sparsity as sparsity
 
     config = {"data_loader": range(len(samples)), "collect_func": lambda place: place}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it names each layer
+    with warnings.catch_warnings(), quiet():  # it names each layer
         warnings.simplefilter("ignore")
         sparsity.export(sparsity.sparsify(OnLists(ranker, samples), method, config=config))
     network = ranker.network

@@ -10,8 +10,6 @@ import contextlib
 import dataclasses
 import fnmatch
 import glob
-import io
-import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,6 +27,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from builders.files import write_atomically
+from builders.quiet import quiet
 from builders.ranker import Sample
 from builders.runtimes import open_session
 from builders.steps import Int8, Int8Embeddings
@@ -133,7 +132,7 @@ def dynamic_int8_from_onnx(source: Path, target: Path) -> None:
         nodes = weighted_products(onnx.load(prepared))
         if not nodes:
             raise NothingToQuantize(f"{source.name}: no MatMul or Gemm with constant weights to quantize")
-        with _quiet():
+        with quiet():
             quantize_dynamic(
                 prepared, quantized, nodes_to_quantize=nodes, per_channel=True, weight_type=QuantType.QInt8
             )
@@ -164,7 +163,7 @@ def int8_embeddings_from_onnx(
         raise NothingToQuantize(f"{source.name}: no embedding table of {settings.min_rows} rows or more")
     with tempfile.TemporaryDirectory(dir=_existing(target.parent)) as scratch:
         quantized = Path(scratch) / "quantized.onnx"
-        with _quiet():
+        with quiet():
             quantize_static(
                 source,
                 quantized,
@@ -229,7 +228,7 @@ def _first_outputs(path: Path, samples: list[Sample]) -> np.ndarray:
 def _quantize(
     source: Path, target: Path, ranges: Path, samples: list[Sample], nodes: list[str], settings: Int8
 ) -> None:
-    with _quiet():
+    with quiet():
         quantize_static(
             source,
             target,
@@ -251,19 +250,6 @@ def _quantize(
                 "CalibStridedMinMax": None if settings.method == "minmax" else 1,
             },
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer logs each node it leaves alone, and prints what it collects."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _existing(folder: Path) -> Path:

@@ -26,6 +26,7 @@ from builders.distil import SEEDS_APART, distil
 from builders.export_onnx import OPSET, check_tensors
 from builders.files import write_atomically
 from builders.lists import OnLists, tensors_of
+from builders.quiet import quiet
 from builders.ranker import Graph, Ranker, Sample
 from builders.steps import Distil, Int8Network
 from builders.unlabelled import unlabelled_lists
@@ -46,7 +47,7 @@ def quantized_network(
     samples = tensors_of(ranker, lists)
     on_lists = OnLists(ranker, samples)
     say(f"{ranker.name}: calibrating INT8 on {len(samples)} lists{' with SmoothQuant' if settings.smooth else ''}")
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it counts quantizers
+    with warnings.catch_warnings(), quiet():  # it counts quantizers
         warnings.simplefilter("ignore")
         quantization.quantize(
             on_lists, _config(settings), lambda module: [module(place) for place in range(len(samples))]

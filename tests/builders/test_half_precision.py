@@ -69,6 +69,17 @@ def test_a_product_that_overflows_on_a_sample_stays_fp32(source: Path, tmp_path:
     assert "last" not in kept
 
 
+def test_a_table_that_two_nodes_read_stays_one(source: Path, tmp_path: Path, converter: str) -> None:
+    model = onnx.load(source)
+    last = next(node for node in model.graph.node if node.name == "last")
+    last.input[1] = "w1"  # as "first" reads
+    model.graph.initializer.remove(next(one for one in model.graph.initializer if one.name == "w2"))
+    onnx.save(model, source)
+    fp16_from_onnx(source, tmp_path / "fp16.onnx", [sample()])
+    tables = [one for one in onnx.load(tmp_path / "fp16.onnx").graph.initializer if list(one.dims) == [WIDTH, WIDTH]]
+    assert len(tables) == 1
+
+
 def test_a_node_that_is_named_stays_fp32(source: Path, tmp_path: Path, converter: str) -> None:
     kept = fp16_from_onnx(source, tmp_path / "fp16.onnx", [sample()], keep_fp32=["fir*"])
     assert "first" in kept
