@@ -51,6 +51,8 @@ FidelityLists = Annotated[
     int | None, typer.Option(min=1, help="Unjudged lists of the gate, in place of the recipe's: fewer are quicker.")
 ]
 
+OwnRecipe = Annotated[Path | None, typer.Option("--recipe", help="The variant's, where it is not in recipes/.")]
+
 CLIENT_CONTRACTS = REPOSITORY_ROOT / "clients" / "tritonrank_client" / "contracts.json"
 """What the client knows of the endpoints; generated and committed, as the served models' own contracts are."""
 
@@ -105,12 +107,16 @@ def engines(recipes: Recipes = None, require_tensorrt: bool = False, data: Data 
 
 
 @app.command()
-def bisect(variant: Annotated[str, typer.Argument(help="Such as cross_encoder_int8_onnx.")], data: Data = None) -> None:
+def bisect(
+    variant: Annotated[str, typer.Argument(help="Such as cross_encoder_int8_onnx.")],
+    recipe: OwnRecipe = None,
+    data: Data = None,
+) -> None:
     """Find the layers at which a variant's graph departs from FP32, and print the exclusions to add."""
     from builders.engine_variants import bisect_variant
 
-    recipe, chosen = _variant(variant)
-    say(bisect_variant(recipe, chosen, evaluation_data(recipe.data, _data(data).folder), say))
+    owner, chosen = _variant(variant, recipe)
+    say(bisect_variant(owner, chosen, evaluation_data(owner.data, _data(data).folder), say))
 
 
 @app.command()
@@ -160,28 +166,31 @@ def explain(
 @app.command("gate")
 def gate_variant(
     variant: Annotated[str, typer.Argument(help="Such as cross_encoder_int8_onnx.")],
+    recipe: OwnRecipe = None,
     data: Data = None,
     fidelity_lists: FidelityLists = None,
 ) -> None:
     """Judge a variant against its recipe's reference: figures, limits, and the queries that it serves worst."""
     from builders.gate_report import gate_tables
 
-    recipe, chosen = _variant(variant)
-    built = _built_ranker(recipe, data, wanted=(chosen.name,), fidelity_lists=fidelity_lists).built(chosen)
-    console.print(*gate_tables(recipe, built, evaluation_data(recipe.data, _data(data).folder)))
+    owner, chosen = _variant(variant, recipe)
+    built = _built_ranker(owner, data, wanted=(chosen.name,), fidelity_lists=fidelity_lists).built(chosen)
+    console.print(*gate_tables(owner, built, evaluation_data(owner.data, find_data(data).folder)))
     if not built.passed:
         raise GateFailed(built.figures["gate"])
 
 
 @app.command()
 def sensitivity(
-    variant: Annotated[str, typer.Argument(help="One with a static int8 step.")], data: Data = None
+    variant: Annotated[str, typer.Argument(help="One with a static int8 step.")],
+    recipe: OwnRecipe = None,
+    data: Data = None,
 ) -> None:
     """List the layers by what each costs when it alone is quantized; the worst are candidates for keep_fp32."""
     from builders.sensitivity import sensitivity_table
 
-    recipe, chosen = _variant(variant)
-    console.print(sensitivity_table(recipe, chosen, evaluation_data(recipe.data, _data(data).folder), say))
+    owner, chosen = _variant(variant, recipe)
+    console.print(sensitivity_table(owner, chosen, evaluation_data(owner.data, _data(data).folder), say))
 
 
 @app.command()
@@ -219,6 +228,7 @@ def build_recipe(
 def publish(
     variant: Annotated[str | None, typer.Argument(help="None = the choice of `choose`.")] = None,
     force: Force = False,
+    recipe: OwnRecipe = None,
     data: Data = None,
 ) -> None:
     """Point `rank` (or `recommend`) at a variant, such as cross_encoder_int8_onnx: one rename. Rolls back likewise.
@@ -228,8 +238,8 @@ def publish(
     variant = variant or chosen_variant()
     endpoint = publishing.endpoint_of(variant)
     if not (build.PROJECT.repository / f"{endpoint}_{variant}").is_dir():
-        recipe, chosen = _variant(variant)
-        built = _built_ranker(recipe, data, wanted=(chosen.name,))
+        owner, chosen = _variant(variant, recipe)
+        built = _built_ranker(owner, data, wanted=(chosen.name,))
         if not built.built(chosen).passed and not force:
             raise GateFailed(built.built(chosen).figures["gate"])
         publishing.fill_item_store([built], say)
@@ -315,15 +325,15 @@ def _built_ranker(recipe: Recipe, data: Path | None, **choice: Any) -> build.Bui
     return build.build_ranker(recipe, judged, say, **choice)
 
 
-def _variant(name: str) -> tuple[Recipe, Variant]:
-    """Of the kit's recipes the one that has this variant. Raises: RecipeError."""
-    known = {
-        recipe.model_name(variant): (recipe, variant)
-        for recipe in load_recipes().values()
-        for variant in recipe.variants
-    }
+def _variant(name: str, recipe: Path | None) -> tuple[Recipe, Variant]:
+    """The recipe that has this variant, the given one or one of the kit's. Raises: RecipeError."""
+    recipes = [load_recipe(recipe)] if recipe else load_recipes().values()
+    known = {owner.model_name(variant): (owner, variant) for owner in recipes for variant in owner.variants}
     if name not in known:
-        raise RecipeError(f"no variant '{name}' in recipes/; wanted one of {', '.join(known)}")
+        raise RecipeError(
+            f"no variant '{name}' in {recipe or 'recipes/'}; wanted one of {', '.join(known)}"
+            f"{'' if recipe else ', or --recipe with the path of your own'}"
+        )
     return known[name]
 
 
