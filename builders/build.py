@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 from torch import nn
 
 from builders import gate, quality
@@ -218,8 +219,8 @@ def _built(chain: Chain, variant: Variant, made: Mapping[str, Made], judging: _J
     state = chain.folder / f"{variant.name}.json"
     measured = chain.recipe.gate.model_dump_json(include={"metric", "fidelity_candidates"})  # not the limits
     inputs = fingerprint([*map(sha256, files), judging.fingerprint, measured])
-    figures = _stored(state, inputs)
-    if figures is None or figures["fidelity_lists"] < judging.count:
+    figures = _measured_before(state, inputs, judging.count)
+    if figures is None:
         chain.say(f"{chain.recipe.model_name(variant)}: quality over {len(judging.data.queries)} judged queries")
         figures = {
             "inputs": inputs,
@@ -237,6 +238,19 @@ def _built(chain: Chain, variant: Variant, made: Mapping[str, Made], judging: _J
         "layers": [dataclasses.asdict(layer) for one in made.values() for layer in one.layers],
     }
     return BuiltVariant(variant, models, figures, passed)
+
+
+def _measured_before(state: Path, inputs: str, lists: int) -> dict[str, Any] | None:
+    """None where nothing was, or over fewer lists, or by a version whose reports had another form."""
+    figures = _stored(state, inputs)
+    if figures is None or figures["fidelity_lists"] < lists or "not_finite" not in figures:
+        return None
+    try:
+        if "report" in figures:
+            gate.report_from_json(figures["report"])
+    except pydantic.ValidationError:
+        return None
+    return figures
 
 
 def _verdict(recipe: Recipe, variant: Variant, figures: Mapping[str, Any]) -> tuple[bool, str]:

@@ -134,6 +134,21 @@ def test_a_variant_passes_by_limits_of_its_own_and_says_so(built: Built, judge: 
     assert found.figures["gate"].endswith(": passed by limits of its own, min_fidelity_ndcg 0.125")
 
 
+@pytest.mark.parametrize("missing", ["kendall_tau", "not_finite"])
+def test_figures_of_another_versions_form_are_measured_anew(
+    built: Built, tmp_path: Path, said: list[str], missing: str
+) -> None:
+    places = Places(build=shutil.copytree(built.places.build, tmp_path / "build"))
+    for state in (places.ranker_folder(built.recipe) / f"{name}.json" for name in ("fp32_onnx", "int8_onnx")):
+        figures = json.loads(state.read_text(encoding="utf-8"))
+        figures.pop(missing, None)
+        figures.get("report", {}).pop(missing, None)
+        state.write_text(json.dumps(figures), encoding="utf-8")
+    found = build_variants(built.recipe, built.ranker, built.judged, said.append, places)
+    assert found[1].figures == built.variants[1].figures
+    assert "cross_encoder_int8_onnx: quality over 8 judged queries" in said
+
+
 def test_another_metric_is_measured_anew(built: Built, judge: Callable, said: list[str]) -> None:
     limits = built.recipe.gate.model_copy(update={"metric": "hit_rate"})
     assert judge(limits, OwnLimits()).figures["report"]["metric"] == "hit_rate"
