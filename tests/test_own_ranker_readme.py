@@ -44,4 +44,4 @@ def test_its_score_depends_on_the_history(tmp_path: Path) -> None:
     ranker = build_ranker(load_recipe(tmp_path / "my_ranker.toml"), data, lambda _: None, places).ranker
     products = list(data.products.values())[:10]
     first, second = (ranker.score(Request(history=(item_id,)), products) for item_id in ("B1", "B2"))
-    assert np.abs(first - second).max() > 1e-5
+    assert np.abs(first - second).max() > 1e-3
