@@ -110,6 +110,15 @@ def sensitivity(source: Path, samples: Iterable[Sample], settings: Int8) -> dict
     return dict(sorted(costs.items(), key=lambda cost: -cost[1]))
 
 
+def layer_costs(source: Path, samples: Iterable[Sample], settings: Int8, graph: str) -> tuple[LayerCost, ...]:
+    """:func:`sensitivity` for a report: which of the nodes ``keep_most_sensitive`` leaves in FP32."""
+    costs = sensitivity(source, samples, settings)
+    return tuple(
+        LayerCost(graph, node, cost, kept_fp32=place < settings.keep_most_sensitive)
+        for place, (node, cost) in enumerate(costs.items())
+    )
+
+
 def sensitive_named(
     source: Path, samples: Iterable[Sample], settings: Int8, graph: str
 ) -> tuple[Int8, tuple[LayerCost, ...]]:
@@ -117,10 +126,8 @@ def sensitive_named(
     nothing is measured where none is to be kept. Raises: QuantizationError: no samples."""
     if not settings.keep_most_sensitive:
         return settings, ()
-    costs = sensitivity(source, samples, settings)
-    kept = list(costs)[: settings.keep_most_sensitive]
-    named = (*settings.keep_fp32, *map(glob.escape, kept))
-    layers = tuple(LayerCost(graph, node, cost, node in kept) for node, cost in costs.items())
+    layers = layer_costs(source, samples, settings, graph)
+    named = (*settings.keep_fp32, *(glob.escape(layer.node) for layer in layers if layer.kept_fp32))
     return settings.model_copy(update={"keep_fp32": named, "keep_most_sensitive": 0}), layers
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from builders.beir import JudgedQueries
 from builders.build import PROJECT, Places, chain_of, load_ranker
-from builders.quantize import LayerCost, sensitivity
+from builders.quantize import LayerCost, layer_costs
 from builders.recipe import Recipe, RecipeError, Variant
 from builders.steps import Int8
 from builders.variants import Say, calibration_samples, compressed, exported
@@ -32,8 +32,7 @@ def sensitivity_table(
         if not graph.precise:
             made = exported(chain, variant.network_steps, graph, f"{graph.name}_{recipe.variants[0].name}")
             samples = calibration_samples(chain, ranker, graph, step.calibration_queries)
-            for place, (node, cost) in enumerate(sensitivity(made.path, samples, step).items()):
-                layers.append(LayerCost(graph.name, node, cost, kept_fp32=place < step.keep_most_sensitive))
+            layers.extend(layer_costs(made.path, samples, step, graph.name))
     return layers_table(layers, recipe.model_name(variant))
 
 

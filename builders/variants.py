@@ -134,7 +134,7 @@ def compressed(chain: Chain, steps: Sequence[NetworkStep]) -> tuple[Ranker, str,
     target = chain.steps_folder / f"{key}.pt"
     if _is_current(target, key):
         network = torch.load(target, weights_only=False)  # written by this very function
-        return chain.ranker.with_network(network), key, _seconds(target)
+        return chain.ranker.with_network(network), key, _marked(target)["seconds"]
     ranker, _, seconds = compressed(chain, before)
     start_s = time.monotonic()
     chain.say(f"{chain.recipe.ranker}: {_text(step)}")
@@ -402,7 +402,7 @@ def _text(step: NetworkStep | GraphStep) -> str:
 def _is_current(target: Path, key: str) -> bool:
     mark = _mark_of(target)
     whole = all(path.is_file() for path in (*files_of(target).values(), mark))
-    return whole and bool(json.loads(mark.read_text())["made_from"] == key)
+    return whole and bool(_marked(target)["made_from"] == key)
 
 
 def _mark(target: Path, key: str, seconds: float, layers: Sequence[LayerCost] = ()) -> None:
@@ -411,13 +411,14 @@ def _mark(target: Path, key: str, seconds: float, layers: Sequence[LayerCost] = 
     write_atomically(_mark_of(target), json.dumps(told) + "\n")
 
 
-def _seconds(target: Path) -> float:
-    return float(json.loads(_mark_of(target).read_text())["seconds"])
+def _marked(target: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(_mark_of(target).read_text())
+    return told
 
 
 def _made(model: str, target: Path) -> Made:
-    layers = json.loads(_mark_of(target).read_text()).get("layers", [])
-    return Made(model, target, _seconds(target), tuple(LayerCost(**layer) for layer in layers))
+    told = _marked(target)
+    return Made(model, target, told["seconds"], tuple(LayerCost(**layer) for layer in told.get("layers", [])))
 
 
 def _mark_of(target: Path) -> Path:
