@@ -4,7 +4,7 @@
 #   server-cpu   the pip-only Triton, for machines without a GPU              make docker-build docker-serve
 #   server       NVIDIA's Triton container (the default)                      make docker-build docker-serve
 #
-# The default release is that of builders/versions.py. NVIDIA's containers of one release carry one TensorRT
+# The default release is that of builders/core/versions.py. NVIDIA's containers of one release carry one TensorRT
 # (https://docs.nvidia.com/deeplearning/frameworks/support-matrix/), so that the server loads what `engines` builds.
 ARG TRITON_RELEASE=26.11
 # Smaller: one that Triton's compose.py made with --backend python --backend onnxruntime --backend openvino

@@ -16,29 +16,33 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from builders import build, publishing
-from builders.backbone import CheckpointError
-from builders.beir import read_corpus, read_users
-from builders.bisect_precision import BisectError
-from builders.build_engine import EngineError, TensorRTMissing
-from builders.choose import ChoiceError, chosen_variant, run_choose
-from builders.contract import ContractError, client_contracts
-from builders.datasets import DatasetError, DataSource, find_data, load_judged
-from builders.distil import DistillationError
-from builders.engine_store import StoreLocked
-from builders.evaluation import evaluation_data
-from builders.features import FeatureError
-from builders.files import write_atomically
-from builders.half_precision import HalfPrecisionError
-from builders.item_store import ItemStoreError
-from builders.prune import PruningError
-from builders.quality import GateFailed, QualityError
-from builders.quantize import QuantizationError
-from builders.recipe import REPOSITORY_ROOT, Recipe, RecipeError, Variant, load_recipe, load_recipes
-from builders.repository import RepositoryError, point_rank_at, tune_machine
-from builders.slices import slice_quality, slice_table
-from builders.text import TokenizerError
-from builders.versions import VersionError
+from builders.build import build_ranker
+from builders.compress.bisect import BisectError
+from builders.compress.distill import DistillationError
+from builders.compress.fp16 import HalfPrecisionError
+from builders.compress.prune import PruningError
+from builders.compress.quantize_graph import QuantizationError
+from builders.core.contract import ContractError, client_contracts
+from builders.core.files import write_atomically
+from builders.core.recipe import Recipe, RecipeError, Variant, load_recipe, load_recipes
+from builders.core.versions import VersionError
+from builders.core.workspace import PROJECT, REPOSITORY_ROOT
+from builders.data.beir import read_corpus, read_users
+from builders.data.evaluation import evaluation_data
+from builders.data.find import DatasetError, DataSource, find_data, load_judged
+from builders.engines.build import EngineError, TensorRTMissing
+from builders.engines.store import StoreLocked
+from builders.evaluate.choose import ChoiceError, chosen_variant, run_choose
+from builders.evaluate.judge import BuiltRanker
+from builders.evaluate.metrics import GateFailed, QualityError
+from builders.evaluate.slices import slice_quality, slice_table
+from builders.features.encoder import FeatureError
+from builders.features.text import TokenizerError
+from builders.publish import endpoints
+from builders.publish.item_store import ItemStoreError
+from builders.publish.repository import RepositoryError, point_rank_at, tune_machine
+from builders.rankers.backbone import CheckpointError
+from builders.rankers.load import import_from, load_ranker
 
 Data = Annotated[Path | None, typer.Option("--data", help="Folder with the data.")]
 Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipes; all of recipes/ when none is given.")]
@@ -85,7 +89,7 @@ def train(recipes: Recipes = None, data: Data = None) -> None:
             continue
         if recipe.checkpoint is None:
             raise RecipeError(f"recipe of {recipe.ranker}: a trainer, but no checkpoint (a folder) to write")
-        build.import_from(recipe, recipe.trainer)(recipe, folder)
+        import_from(recipe, recipe.trainer)(recipe, folder)
 
 
 @app.command()
@@ -97,7 +101,7 @@ def export(recipes: Recipes = None, data: Data = None) -> None:
 @app.command()
 def engines(recipes: Recipes = None, require_tensorrt: bool = False, data: Data = None) -> None:
     """Build TensorRT engines where there is a TensorRT, gate and publish them; elsewhere say what was skipped."""
-    from builders.engine_variants import build_plans
+    from builders.engines.of_recipe import build_plans
 
     folder = _data(data).folder
     chosen = [recipe for recipe in _recipes(recipes) if any(each.runtime == "trt" for each in recipe.variants)]
@@ -113,7 +117,7 @@ def bisect(
     data: Data = None,
 ) -> None:
     """Find the layers at which a variant's graph departs from FP32, and print the exclusions to add."""
-    from builders.engine_variants import bisect_variant
+    from builders.engines.of_recipe import bisect_variant
 
     owner, chosen = _variant(variant, recipe)
     say(bisect_variant(owner, chosen, evaluation_data(owner.data, _data(data).folder), say))
@@ -143,7 +147,7 @@ def quality(recipes: Recipes = None, data: Data = None) -> None:
 @app.command()
 def recommend_quality(recipes: Recipes = None, data: Data = None) -> None:
     """Judge the recommenders offline, over the whole catalogue, beside popularity and item-kNN (minutes)."""
-    from builders.recommend_quality import run
+    from builders.evaluate.full_catalogue import run
 
     console.print(run(_data(data).folder, _recipes(recipes)).table())
 
@@ -158,7 +162,7 @@ def explain(
     data: Data = None,
 ) -> None:
     """Say what each token or field contributes to a candidate's score (integrated gradients)."""
-    from builders.explain import run_explain
+    from builders.evaluate.explain.run import run_explain
 
     run_explain(ranker, console, query=query, history=history or (), items=items or (), out=out, data=data)
 
@@ -171,7 +175,7 @@ def gate_variant(
     fidelity_lists: FidelityLists = None,
 ) -> None:
     """Judge a variant against its recipe's reference: figures, limits, and the queries that it serves worst."""
-    from builders.gate_report import gate_tables
+    from builders.evaluate.gate_report import gate_tables
 
     owner, chosen = _variant(variant, recipe)
     built = _built_ranker(owner, data, wanted=(chosen.name,), fidelity_lists=fidelity_lists).built(chosen)
@@ -187,7 +191,7 @@ def sensitivity(
     data: Data = None,
 ) -> None:
     """List the layers by what each costs when it alone is quantized; the worst are candidates for keep_fp32."""
-    from builders.sensitivity import sensitivity_table
+    from builders.compress.sensitivity import sensitivity_table
 
     owner, chosen = _variant(variant, recipe)
     console.print(sensitivity_table(owner, chosen, evaluation_data(owner.data, _data(data).folder), say))
@@ -202,7 +206,7 @@ def repository(
 ) -> None:
     """Build what is missing of all recipes, fill the item store and write the model repository."""
     if published is None and not recipes:
-        published = list(publishing.published_variants().values())
+        published = list(endpoints.published_variants().values())
     _publish(recipes, data, published, fidelity_lists=fidelity_lists)
 
 
@@ -236,16 +240,16 @@ def publish(
     A variant that the repository does not hold yet is built and gated before.
     """
     variant = variant or chosen_variant()
-    endpoint = publishing.endpoint_of(variant)
-    if not (build.PROJECT.repository / f"{endpoint}_{variant}").is_dir():
+    endpoint = endpoints.endpoint_of(variant)
+    if not (PROJECT.repository / f"{endpoint}_{variant}").is_dir():
         owner, chosen = _variant(variant, recipe)
         built = _built_ranker(owner, data, wanted=(chosen.name,))
         if not built.built(chosen).passed and not force:
             raise GateFailed(built.built(chosen).figures["gate"])
-        publishing.fill_item_store([built], say)
-        publishing.publish_rankers([built], {}, _data_note(data), say, forced=[variant] if force else [])
-        endpoint = publishing.endpoint_of(variant)
-    point_rank_at(build.PROJECT.repository, endpoint, f"{endpoint}_{variant}")
+        endpoints.fill_item_store([built], say)
+        endpoints.publish_rankers([built], {}, _data_note(data), say, forced=[variant] if force else [])
+        endpoint = endpoints.endpoint_of(variant)
+    point_rank_at(PROJECT.repository, endpoint, f"{endpoint}_{variant}")
     console.print(f"{endpoint} = {variant}; a running server takes it up when it loads '{endpoint}' anew")
 
 
@@ -272,7 +276,7 @@ def add_items(corpus: Path, recipes: Recipes = None, attributes_only: bool = Fal
     """
     products = list(read_corpus(corpus).values())
     chosen = [] if attributes_only else [each for each in _recipes(recipes) if recipes or each.data == "judged"]
-    publishing.add_items([build.load_ranker(recipe) for recipe in chosen], products)
+    endpoints.add_items([load_ranker(recipe) for recipe in chosen], products)
     console.print(
         f"{len(products)} items are {'up to date' if attributes_only else 'rankable'} from the next request on"
     )
@@ -283,14 +287,14 @@ def add_users(users: Path, recipes: Recipes = None) -> None:
     """Add or replace users (JSON lines: `_id` and raw fields) in the item store, also while it is being served."""
     found = read_users(users)
     chosen = [recipe for recipe in _recipes(recipes) if recipes or recipe.data == "purchases"]
-    publishing.add_users([build.load_ranker(recipe) for recipe in chosen], found)
+    endpoints.add_users([load_ranker(recipe) for recipe in chosen], found)
     console.print(f"{len(found)} users are known from the next request on")
 
 
 @app.command()
 def tune(machine: str, instances: int = 2, threads: int = os.cpu_count() or 1) -> None:
     """Write configs/MACHINE.pbtxt beside every model; serve them with `make serve CONFIG=MACHINE`."""
-    written = tune_machine(build.PROJECT.repository, machine, instances, threads)
+    written = tune_machine(PROJECT.repository, machine, instances, threads)
     console.print(f"{len(written)} configurations for '{machine}': {instances} instances of {threads} threads")
 
 
@@ -304,7 +308,7 @@ def _recipes(paths: list[Path] | None) -> list[Recipe]:
     return [load_recipe(path) for path in paths] if paths else list(load_recipes().values())
 
 
-def _built(recipes: list[Path] | None, data: Path | None, **choice: Any) -> list[build.BuiltRanker]:
+def _built(recipes: list[Path] | None, data: Path | None, **choice: Any) -> list[BuiltRanker]:
     """Of the kit's own recipes those whose data is there; a recipe that the user names must have its data."""
     source = _data(data)
     built = []
@@ -316,13 +320,13 @@ def _built(recipes: list[Path] | None, data: Path | None, **choice: Any) -> list
                 raise
             console.print(f"{recipe.ranker}: skipped, {error}", style="yellow")
             continue
-        built.append(build.build_ranker(recipe, judged, say, **choice))
+        built.append(build_ranker(recipe, judged, say, **choice))
     return built
 
 
-def _built_ranker(recipe: Recipe, data: Path | None, **choice: Any) -> build.BuiltRanker:
+def _built_ranker(recipe: Recipe, data: Path | None, **choice: Any) -> BuiltRanker:
     judged = evaluation_data(recipe.data, _data(data).folder)
-    return build.build_ranker(recipe, judged, say, **choice)
+    return build_ranker(recipe, judged, say, **choice)
 
 
 def _variant(name: str, recipe: Path | None) -> tuple[Recipe, Variant]:
@@ -341,10 +345,10 @@ def _publish(
     recipes: list[Path] | None, data: Path | None, published: list[str] | None, *, force: bool = False, **choice: Any
 ) -> None:
     rankers = _built(recipes, data, **choice)
-    publishing.fill_item_store(rankers, say)
-    wanted = publishing.by_endpoint(rankers, published or [])
+    endpoints.fill_item_store(rankers, say)
+    wanted = endpoints.by_endpoint(rankers, published or [])
     failed = [one.recipe.model_name(each.variant) for one in rankers for each in one.variants if not each.passed]
-    publishing.publish_rankers(rankers, wanted, _data_note(data), say, forced=failed if force else [])
+    endpoints.publish_rankers(rankers, wanted, _data_note(data), say, forced=failed if force else [])
     write_atomically(CLIENT_CONTRACTS, client_contracts())
 
 

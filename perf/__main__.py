@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from tritonrank_client import TritonRankError
 
-from builders.datasets import find_data, load_judged
-from builders.recipe import load_recipes
+from builders.core.recipe import load_recipes
+from builders.data.find import find_data, load_judged
 from perf.endpoints import published_endpoints
 from perf.errors import PerfError
 from server.errors import ServerError

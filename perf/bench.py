@@ -28,15 +28,15 @@ import tritonclient.grpc as triton
 from rich.console import Console
 from rich.table import Table
 
-from builders.beir import Request
-from builders.build import PROJECT, Places
-from builders.contract import MAX_CANDIDATES, USUAL_CANDIDATES
-from builders.datasets import JudgedQueries
-from builders.evaluation import evaluation_data
-from builders.first_stage import first_stage
-from builders.quality import Rankings
-from builders.ranker import Ranker
-from builders.recipe import load_recipes
+from builders.core.contract import MAX_CANDIDATES, USUAL_CANDIDATES
+from builders.core.recipe import load_recipes
+from builders.core.workspace import PROJECT, Places
+from builders.data.beir import Request
+from builders.data.bm25 import first_stage
+from builders.data.evaluation import evaluation_data
+from builders.data.find import JudgedQueries
+from builders.evaluate.metrics import Rankings
+from builders.rankers.base import Ranker
 from perf.bench_repeated import CANDIDATES, gain_of_computing_once
 from perf.endpoints import Endpoint, EndpointClient, served_scorers, serving
 from perf.errors import PerfError

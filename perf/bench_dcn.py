@@ -25,16 +25,18 @@ import psutil
 import torch
 from rich.console import Console
 
-from builders.beir import JudgedQueries, Product, Request
-from builders.build import BuiltRanker, Places, build_variants
-from builders.contract import CONTEXT, USER_ID
-from builders.export_onnx import run_onnx
-from builders.feature_ranker import FeatureRanker
-from builders.features import Feature, dense, history, sparse
-from builders.publishing import fill_item_store, publish_rankers
-from builders.ranker import Sample
+from builders.build import build_variants
+from builders.core.contract import CONTEXT, USER_ID
+from builders.core.recipe import Recipe, Serving, Variant
+from builders.core.workspace import Places
+from builders.data.beir import JudgedQueries, Product, Request
+from builders.evaluate.judge import BuiltRanker
+from builders.export.onnx import run_onnx
+from builders.features.encoder import Feature, dense, history, sparse
+from builders.publish.endpoints import fill_item_store, publish_rankers
+from builders.rankers.base import Sample
 from builders.rankers.dcn_v2 import DCNv2
-from builders.recipe import Recipe, Serving, Variant
+from builders.rankers.feature_ranker import FeatureRanker
 from perf.analyzer import WINDOWS, measure
 from perf.bench import Bench, Figure, ServerStatistics
 from perf.endpoints import Endpoint, EndpointClient, serving

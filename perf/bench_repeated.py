@@ -16,13 +16,13 @@ import onnxruntime
 import torch
 from torch import nn
 
-from builders.beir import JudgedQueries, Product, Request
-from builders.build import load_ranker
-from builders.contract import Contract, Tensor
-from builders.export_onnx import onnx_from_ranker, run_onnx
-from builders.feature_ranker import REQUEST_VECTOR, FeatureRanker
-from builders.ranker import Graph, Sample
-from builders.recipe import Recipe
+from builders.core.contract import Contract, Tensor
+from builders.core.recipe import Recipe
+from builders.data.beir import JudgedQueries, Product, Request
+from builders.export.onnx import onnx_from_ranker, run_onnx
+from builders.rankers.base import Graph, Sample
+from builders.rankers.feature_ranker import REQUEST_VECTOR, FeatureRanker
+from builders.rankers.load import load_ranker
 from perf.errors import PerfError
 
 CANDIDATES = 512

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from builders.build import PROJECT, Places
-from builders.datasets import DataSource, JudgedQueries, find_data, load_judged
-from builders.first_stage import first_stage
-from builders.quality import ndcg_of_rankings
-from builders.recipe import load_recipes
+from builders.core.recipe import load_recipes
+from builders.core.workspace import PROJECT, Places
+from builders.data.bm25 import first_stage
+from builders.data.find import DataSource, JudgedQueries, find_data, load_judged
+from builders.evaluate.metrics import ndcg_of_rankings
 from perf.endpoints import RANK, first_queries, published_endpoints, published_model, serving
 from perf.report import write_report
 from perf.served_quality import (

@@ -13,13 +13,13 @@ from typing import Any
 import tritonclient.grpc as triton
 from tritonrank_client import Overloaded, RankClient, RankedList
 
-from builders import model_config
-from builders.beir import JudgedQueries, Request
-from builders.build import PROJECT, Places
-from builders.contract import CONTEXT, ENDPOINTS, HISTORY, RECOMMEND, USER_ID
-from builders.recipe import Recipe, Variant
-from builders.repository import CONFIG, served_variant
-from builders.runtimes import ONNX, OPENVINO
+from builders.core.contract import CONTEXT, ENDPOINTS, HISTORY, RECOMMEND, USER_ID
+from builders.core.recipe import Recipe, Variant
+from builders.core.workspace import PROJECT, Places
+from builders.data.beir import JudgedQueries, Request
+from builders.export.sessions import ONNX, OPENVINO
+from builders.publish import pbtxt
+from builders.publish.repository import CONFIG, served_variant
 from perf.errors import PerfError
 from server import TritonServer
 
@@ -100,7 +100,7 @@ def published_model(places: Places = PROJECT, kind: str = RANK) -> str:
 
 def served_scorers(endpoint: Endpoint, places: Places = PROJECT) -> list[Path]:
     """The scorer files of the versions that the endpoint names, in the order in which a request passes them."""
-    config = model_config.parse((places.repository / endpoint.name / CONFIG).read_text(encoding="utf-8"))
+    config = pbtxt.parse((places.repository / endpoint.name / CONFIG).read_text(encoding="utf-8"))
     folders = [
         places.repository / step.model_name / str(step.model_version) for step in config.ensemble_scheduling.step
     ]

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from builders.export_onnx import run_onnx, run_torch
-from builders.ranker import Graph, Sample
+from builders.export.onnx import run_onnx, run_torch
+from builders.rankers.base import Graph, Sample
 from perf.errors import PerfError
 
 ROWS = (1, 8, 40, 128, 512)

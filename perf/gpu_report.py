@@ -30,14 +30,15 @@ import jinja2
 import torch
 from rich.console import Console
 
-from builders.build import PROJECT, Places, load_ranker
-from builders.contract import USUAL_CANDIDATES
-from builders.datasets import find_data
-from builders.evaluation import evaluation_data
-from builders.files import write_atomically
-from builders.ranker import Graph, Ranker, Sample
-from builders.recipe import REPOSITORY_ROOT, Recipe, load_recipes
-from builders.variants import parity_samples
+from builders.compress.chain import parity_samples
+from builders.core.contract import USUAL_CANDIDATES
+from builders.core.files import write_atomically
+from builders.core.recipe import Recipe, load_recipes
+from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Places
+from builders.data.evaluation import evaluation_data
+from builders.data.find import find_data
+from builders.rankers.base import Graph, Ranker, Sample
+from builders.rankers.load import load_ranker
 from perf.bench import Figure
 from perf.endpoints import published_endpoints
 from perf.errors import PerfError
@@ -59,7 +60,7 @@ T = TypeVar("T")
 TEMPLATES = Path(__file__).parent / "templates"
 SUFFIX = "_trt"
 STORE = "engines"
-"""Folder of ``build`` with plans and timing caches, see ``builders/engine_store.py``."""
+"""Folder of ``build`` with plans and timing caches, see ``builders/engines/store.py``."""
 SWEEP = Sweep(concurrencies=(1, 4, 16), window_ms=2000, rounds=3)
 GPU_FIELDS = (
     "name", "driver_version", "compute_cap", "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem",
@@ -304,7 +305,7 @@ def all_latencies(places: Places, failures: list[str], say: Callable[..., object
             ranker, samples = _ranker_with_samples(recipe)
             for graph in ranker.graphs:
                 say(f"measuring {graph.name} at every shape")
-                onnx = places.ranker_folder(recipe) / f"{graph.name}_{recipe.variants[0].name}.onnx"
+                onnx = places.ranker_folder(recipe.ranker) / f"{graph.name}_{recipe.variants[0].name}.onnx"
                 latencies, missed = network_latencies(graph, samples[graph.name], onnx, mine[graph.name], "cuda")
                 found += latencies
                 failures += missed

@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from builders.beir import JudgedQueries, Request
-from builders.contract import CONTEXT, HISTORY, ITEM_IDS, QUERY, USER_ID
-from builders.files import write_atomically
+from builders.core.contract import CONTEXT, HISTORY, ITEM_IDS, QUERY, USER_ID
+from builders.core.files import write_atomically
+from builders.data.beir import JudgedQueries, Request
 
 
 def requests_json(

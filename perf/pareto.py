@@ -24,17 +24,19 @@ import pydantic
 from rich.console import Console
 from rich.table import Table
 
-from builders import build, model_config, publishing
-from builders.beir import JudgedQueries
-from builders.build import PROJECT, BuiltRanker, BuiltVariant, Places
-from builders.choose import BYTES_PER_MB, ParetoReport, VariantFigures, pareto_folder
-from builders.datasets import DatasetError, find_data
-from builders.evaluation import evaluation_data, judging_queries
-from builders.files import fingerprint, sha256, write_atomically
-from builders.first_stage import first_stage
-from builders.quantize import LayerCost
-from builders.recipe import REPOSITORY_ROOT, Recipe, Variant, load_recipe
-from builders.repository import CONFIG
+from builders.build import build_ranker
+from builders.compress.quantize_graph import LayerCost
+from builders.core.files import fingerprint, sha256, write_atomically
+from builders.core.recipe import Recipe, Variant, load_recipe
+from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Places
+from builders.data.beir import JudgedQueries
+from builders.data.bm25 import first_stage
+from builders.data.evaluation import evaluation_data, judging_queries
+from builders.data.find import DatasetError, find_data
+from builders.evaluate.choose import BYTES_PER_MB, ParetoReport, VariantFigures, pareto_folder
+from builders.evaluate.judge import BuiltRanker, BuiltVariant
+from builders.publish import endpoints, pbtxt
+from builders.publish.repository import CONFIG
 from perf.analyzer import AnalyzerError, Measurement, measure
 from perf.bench import tree_memory_gib
 from perf.endpoints import serving
@@ -148,13 +150,13 @@ def load_of(
 
 def served_files(repository: Path, endpoint: str) -> list[Path]:
     """Files of the versions that the endpoint's steps name, their configurations, and the drop-ins that run them."""
-    config = model_config.parse((repository / endpoint / CONFIG).read_text(encoding="utf-8"))
+    config = pbtxt.parse((repository / endpoint / CONFIG).read_text(encoding="utf-8"))
     files: list[Path] = []
     backends = {SHARED_BY_DROP_INS}
     for step in config.ensemble_scheduling.step:
         folder = repository / step.model_name
         files += [folder / CONFIG, *_files_in(folder / str(step.model_version), "*")]
-        backends.add(model_config.parse((folder / CONFIG).read_text(encoding="utf-8")).backend)
+        backends.add(pbtxt.parse((folder / CONFIG).read_text(encoding="utf-8")).backend)
     return [*files, *(path for backend in sorted(backends) for path in _files_in(DROP_INS / backend, "*.py"))]
 
 
@@ -280,15 +282,15 @@ def _built(
 ) -> BuiltRanker:
     """All variants, those that failed their gate too, in ``places.repository``."""
     say = functools.partial(console.print, markup=False, soft_wrap=True)  # a gate's reasons name the recipe's [gate]
-    built = build.build_ranker(recipe, judged, say, places, trials=True, fidelity_lists=fidelity_lists)
-    publishing.fill_item_store([built], say, places)
-    publishing.publish_rankers([built], {}, note, say, places, gated=False)
+    built = build_ranker(recipe, judged, say, places, trials=True, fidelity_lists=fidelity_lists)
+    endpoints.fill_item_store([built], say, places)
+    endpoints.publish_rankers([built], {}, note, say, places, gated=False)
     return built
 
 
 def _load(built: BuiltRanker, places: Places, work: Path, rounds: int, window_ms: int, machine: Machine) -> Load:
     names = [f"{built.ranker.endpoint.name}_{built.recipe.model_name(each.variant)}" for each in built.variants]
-    config = model_config.parse((places.repository / names[0] / CONFIG).read_text(encoding="utf-8"))
+    config = pbtxt.parse((places.repository / names[0] / CONFIG).read_text(encoding="utf-8"))
     judging = judging_queries(built.recipe, built.data)
     judging = judging.only(list(judging.queries)[:REQUESTS])
     requests = requests_json(judging, first_stage(judging), {tensor.name for tensor in config.input})

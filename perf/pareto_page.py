@@ -20,7 +20,7 @@ import plotly.io
 import plotly.offline
 from plotly.subplots import make_subplots
 
-from builders.choose import BYTES_PER_MB, ParetoReport, VariantFigures, cost_text
+from builders.evaluate.choose import BYTES_PER_MB, ParetoReport, VariantFigures, cost_text
 from perf.pareto import interval_text, layer_text, table_cells, table_headings
 
 TEMPLATES = Path(__file__).parent / "templates"

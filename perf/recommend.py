@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from builders.build import PROJECT, Places
-from builders.contract import RECOMMEND
-from builders.datasets import find_data
-from builders.evaluation import evaluation_data
-from builders.recipe import load_recipes
+from builders.core.contract import RECOMMEND
+from builders.core.recipe import load_recipes
+from builders.core.workspace import PROJECT, Places
+from builders.data.evaluation import evaluation_data
+from builders.data.find import find_data
 from perf.endpoints import published_endpoints, serving
 from perf.served_quality import load_rankers, measure_served_quality, write_quality
 from perf.tables import check_lines, quality_table

@@ -16,11 +16,11 @@ import plotly.graph_objects as go
 import plotly.io
 import plotly.offline
 
-from builders.build import PROJECT, Places
-from builders.datasets import GRADES, JudgedQueries
-from builders.files import write_atomically
-from builders.recipe import SLICES_OF_DATA
-from builders.slices import slice_quality, worst_text
+from builders.core.files import write_atomically
+from builders.core.recipe import SLICES_OF_DATA
+from builders.core.workspace import PROJECT, Places
+from builders.data.find import GRADES, JudgedQueries
+from builders.evaluate.slices import slice_quality, worst_text
 from perf.machine import this_machine
 from perf.served_quality import FIRST_STAGE, Difference, RankerQuality, ServedQuality
 from perf.sweep import PerfReport, Point, read_perf

@@ -1,6 +1,6 @@
 """Quality as served: every judged query ranked through its endpoint, and checked against torch and the offline figure.
 
-Knows nothing of speed. Metrics, intervals and parity are those of :mod:`builders.quality`.
+Knows nothing of speed. Metrics, intervals and parity are those of :mod:`builders.evaluate.metrics`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ import numpy as np
 import pydantic
 from rich.console import Console
 
-from builders import build, quality
-from builders.beir import judged_folder
-from builders.build import PROJECT, Places, Scores
-from builders.datasets import DataSource, JudgedQueries
-from builders.evaluation import judging_queries
-from builders.files import fingerprint, sha256, write_atomically
-from builders.first_stage import first_stage
-from builders.quality import Interval
-from builders.ranker import Ranker
-from builders.recipe import Recipe
-from builders.repository import MANIFEST
-from builders.runtimes import Session
+from builders.core.files import fingerprint, sha256, write_atomically
+from builders.core.recipe import Recipe
+from builders.core.workspace import PROJECT, Places
+from builders.data.beir import judged_folder
+from builders.data.bm25 import first_stage
+from builders.data.evaluation import judging_queries
+from builders.data.find import DataSource, JudgedQueries
+from builders.evaluate import metrics
+from builders.evaluate.judge import Scores, as_served, open_sessions, score_in_process, torch_scores
+from builders.evaluate.metrics import Interval
+from builders.export import parity
+from builders.export.sessions import Session
+from builders.publish.repository import MANIFEST
+from builders.rankers.base import Ranker
+from builders.rankers.load import load_ranker
 from perf.endpoints import RANK, Endpoint, EndpointClient, first_queries, published_model, served_scorers
 from perf.progress import track
 
@@ -166,7 +169,7 @@ def measure_served_quality(
 
 
 def served_scores(
-    url: str, endpoint: str, asked: JudgedQueries, order: quality.Rankings, console: Console | None = None
+    url: str, endpoint: str, asked: JudgedQueries, order: metrics.Rankings, console: Console | None = None
 ) -> Scores:
     """Query id => item id => score that ``endpoint`` answers, item ids best first."""
     with EndpointClient(url, endpoint) as client:
@@ -204,7 +207,7 @@ def inputs_fingerprint(data: Path, places: Places = PROJECT) -> str:
         *sorted(folder.glob("*.tsv")),
         *sorted(places.build.glob("rankers/*/*.json")),
         Path(__file__),
-        Path(quality.__file__),
+        Path(metrics.__file__),
     ]
     return fingerprint([sha256(path) if path.is_file() else "" for path in files])
 
@@ -242,21 +245,21 @@ def _split(split: str, limit: int | None) -> str:
     return split if limit is None else "test"
 
 
-def _first_stage_quality(judged: JudgedQueries, order: quality.Rankings, limit: int | None) -> RankerQuality:
+def _first_stage_quality(judged: JudgedQueries, order: metrics.Rankings, limit: int | None) -> RankerQuality:
     asked = _asked(judged, "all", limit)
     rankings = {query_id: list(order[query_id]) for query_id in asked.queries}
-    return RankerQuality(FIRST_STAGE, _split("all", limit), quality.ndcg_of_rankings(asked, rankings), rankings)
+    return RankerQuality(FIRST_STAGE, _split("all", limit), metrics.ndcg_of_rankings(asked, rankings), rankings)
 
 
 def _ranker_quality(name: str, split: str, asked: JudgedQueries, scores: Scores) -> RankerQuality:
     """The order is the server's own; that its scores would give the same is ``postprocess``'s business."""
     rankings = {query_id: list(of_query) for query_id, of_query in scores.items()}
-    return RankerQuality(name, split, quality.ndcg_of_rankings(asked, rankings), rankings)
+    return RankerQuality(name, split, metrics.ndcg_of_rankings(asked, rankings), rankings)
 
 
 def _interval(found: RankerQuality, reference: RankerQuality) -> Interval:
     shared = [query_id for query_id in found.ndcg if query_id in reference.ndcg]
-    return quality.paired_interval(
+    return metrics.paired_interval(
         {query_id: found.ndcg[query_id] for query_id in shared},
         {query_id: reference.ndcg[query_id] for query_id in shared},
     )
@@ -268,7 +271,7 @@ def _check_scores(
     rankers: Mapping[str, Ranker],
     judged: JudgedQueries,
     asked: JudgedQueries,
-    order: quality.Rankings,
+    order: metrics.Rankings,
     served: Scores,
     places: Places,
     console: Console,
@@ -277,7 +280,7 @@ def _check_scores(
     ranker = rankers[endpoint.recipe.ranker]
     if endpoint.is_fp32:
         evaluated = judging_queries(endpoint.recipe, judged)  # as the build kept them
-        wanted = build.torch_scores(endpoint.recipe, ranker, evaluated, console.print, places)
+        wanted = torch_scores(endpoint.recipe, ranker, evaluated, console.print, places)
         return check_parity(endpoint.model, "torch's", served, wanted, TORCH_ATOL)
     wanted = in_process_scores(endpoint, ranker, asked, order, places, console)
     return check_parity(endpoint.model, "its in-process run's", served, wanted, IN_PROCESS_ATOL)
@@ -287,7 +290,7 @@ def in_process_scores(
     endpoint: Endpoint,
     ranker: Ranker,
     asked: JudgedQueries,
-    order: quality.Rankings,
+    order: metrics.Rankings,
     places: Places = PROJECT,
     console: Console | None = None,
 ) -> Scores:
@@ -297,8 +300,8 @@ def in_process_scores(
     for query_id in track(list(asked.queries), f"{endpoint.model} in process", console):
         products = [asked.products[item_id] for item_id in order[query_id]]
         request = asked.request(query_id)
-        found = build.score_in_process(ranker, sessions, request, products)
-        found = build.as_served(endpoint.recipe, ranker, request, products, found)
+        found = score_in_process(ranker, sessions, request, products)
+        found = as_served(endpoint.recipe, ranker, request, products, found)
         scores[query_id] = dict(zip(order[query_id], map(float, found), strict=True))
     return scores
 
@@ -307,7 +310,7 @@ def in_process_sessions(endpoint: Endpoint, ranker: Ranker, places: Places = PRO
     """Graph name => session with the threads that the recipe gives the server."""
     files = served_scorers(endpoint, places)
     models = {graph.name: ("", path) for graph, path in zip(ranker.graphs, files, strict=True)}
-    return build.open_sessions(endpoint.recipe, endpoint.variant, models)
+    return open_sessions(endpoint.recipe, endpoint.variant, models)
 
 
 def check_parity(model: str, whose: str, served: Scores, wanted: Scores, atol: float) -> Check:
@@ -315,10 +318,10 @@ def check_parity(model: str, whose: str, served: Scores, wanted: Scores, atol: f
     name = f"{model}: scores equal {whose}"
     try:
         reports = [
-            quality.check_parity(*_aligned(wanted.get(query_id, {}), found, query_id), atol)
+            parity.check_parity(*_aligned(wanted.get(query_id, {}), found, query_id), atol)
             for query_id, found in served.items()
         ]
-    except quality.ParityError as error:
+    except parity.ParityError as error:
         return Check(name, False, str(error))
     worst = max(difference for report in reports for difference in report.max_abs_difference.values())
     count = sum(map(len, served.values()))
@@ -337,7 +340,7 @@ def _aligned(
 
 def offline_ndcg(endpoint: Endpoint, places: Places = PROJECT) -> dict[str, float]:
     """Query id => NDCG@10 that the build measured without a server; empty where it did not."""
-    path = places.ranker_folder(endpoint.recipe) / f"{endpoint.variant.name}.json"
+    path = places.ranker_folder(endpoint.recipe.ranker) / f"{endpoint.variant.name}.json"
     figures = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return dict(figures.get("ndcg_at_10_by_query", {}))
 
@@ -355,7 +358,7 @@ def check_ndcg(model: str, served: Mapping[str, float], offline: Mapping[str, fl
 
 
 def _check_published(
-    url: str, kind: str, published: str, rows: Sequence[RankerQuality], judged: JudgedQueries, order: quality.Rankings
+    url: str, kind: str, published: str, rows: Sequence[RankerQuality], judged: JudgedQueries, order: metrics.Rankings
 ) -> Check:
     """``rank`` is the endpoint that users call: it must answer as the variant that it names."""
     name = f"{kind}: answers as {published}"
@@ -371,4 +374,4 @@ def _check_published(
 def load_rankers(recipes: Mapping[str, Recipe], endpoints: Sequence[Endpoint]) -> dict[str, Ranker]:
     """Ranker name => ranker, of those that have an endpoint."""
     wanted = {endpoint.recipe.ranker for endpoint in endpoints}
-    return {name: build.load_ranker(recipe) for name, recipe in recipes.items() if name in wanted}
+    return {name: load_ranker(recipe) for name, recipe in recipes.items() if name in wanted}

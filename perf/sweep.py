@@ -21,10 +21,10 @@ import numpy as np
 import pydantic
 from rich.console import Console
 
-from builders.build import PROJECT, Places
-from builders.datasets import JudgedQueries
-from builders.files import write_atomically
-from builders.first_stage import first_stage
+from builders.core.files import write_atomically
+from builders.core.workspace import PROJECT, Places
+from builders.data.bm25 import first_stage
+from builders.data.find import JudgedQueries
 from perf.analyzer import AnalyzerError, Measurement, Step, measure
 from perf.endpoints import RANK, Endpoint, published_model, serving
 from perf.errors import PerfError

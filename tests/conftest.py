@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from builders.build import PROJECT
-from builders.datasets import JudgedQueries, find_data, load_judged
-from builders.recipe import load_recipes
+from builders.core.recipe import load_recipes
+from builders.core.workspace import PROJECT
+from builders.data.find import JudgedQueries, find_data, load_judged
 from perf.endpoints import published_endpoints
 from server import TritonServer
 

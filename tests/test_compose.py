@@ -21,7 +21,7 @@ import tritonclient.grpc as grpc
 import yaml
 
 from server import TritonServer
-from tests.server.repositories import inputs_of, python_model, vector, write_model
+from tests.support.repositories import inputs_of, python_model, vector, write_model
 from tests.test_dockerfile import stages
 
 ROOT = Path(__file__).resolve().parent.parent

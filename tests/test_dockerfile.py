@@ -17,14 +17,14 @@ import pytest
 from dockerfile_parse import DockerfileParser
 
 from builders.__main__ import app
-from builders.versions import TRITON_RELEASE
+from builders.core.versions import TRITON_RELEASE
 from deploy.serve import checked_repository
 from server import TritonServer, find_environment
 from server.__main__ import _parse as parse_server_options
 from server.backend_directory import assemble_backends
 from server.ports import port_to_bind
-from tests.server.repositories import ECHO, VECTOR_CONFIG, write_model
-from tests.server.waiting import wait_until
+from tests.support.repositories import ECHO, VECTOR_CONFIG, write_model
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_IMAGE = PurePosixPath("/opt/tritonrank")
@@ -32,7 +32,7 @@ STAGES = ("engines", "server-cpu", "server")
 SERVERS = ("server-cpu", "server")
 FIRST_PARTY = {"builders", "server", "backends", "perf", "clients", "tritonrank_client", "deploy", "tests"}
 OF_THE_CONTAINER = {"numpy", "triton_python_backend_utils"}
-NAMES_THE_RELEASE = {"Dockerfile", "builders/versions.py"}
+NAMES_THE_RELEASE = {"Dockerfile", "builders/core/versions.py"}
 CODE = ("*.py", "*.toml", "*.txt", "*.in", "*.sh", "*.yml", "*.yaml", "Makefile", "Dockerfile*", ".ci/*")
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tritonrank_client import __version__ as client_version
 
-from builders.backbone import PACKAGED_BACKBONE, packaged_backbone
-from builders.export_onnx import OPSET
-from builders.files import sha256
+from builders.core.files import sha256
+from builders.export.onnx import OPSET
+from builders.rankers.backbone import PACKAGED_BACKBONE, packaged_backbone
 
 ROOT = Path(__file__).resolve().parent.parent
 NEWEST = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1]

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from builders.beir import Request
-from builders.build import Places, build_ranker
-from builders.publishing import fill_item_store, publish_rankers
-from builders.recipe import load_recipe
-from tests.builders.own_ranker import catalogue
+from builders.build import build_ranker
+from builders.core.recipe import load_recipe
+from builders.core.workspace import Places
+from builders.data.beir import Request
+from builders.publish.endpoints import fill_item_store, publish_rankers
+from tests.support.own_ranker import catalogue
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"<!-- own ranker: (\S+) -->\n```\w+\n(.*?)^```", README, re.DOTALL | re.MULTILINE))

@@ -21,14 +21,19 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from builders.contract import MAX_QUERY_BYTES
-from builders.datasets import JudgedQueries
-from builders.recipe import REPOSITORY_ROOT
+from builders.core.contract import MAX_QUERY_BYTES
+from builders.core.workspace import REPOSITORY_ROOT
+from builders.data.find import JudgedQueries
 from server import TritonServer
-from tests.model_repository.endpoint import Array, integers, send, texts
-from tests.server.repositories import VECTOR_CONFIG, infer, write_model
+from tests.support.endpoint import Array, integers, send, texts
+from tests.support.repositories import VECTOR_CONFIG, infer, write_model
 
-HANDLES_REQUESTS = ("model_repository/*.py", "model_repository/*/*.py", "backends/**/*.py", "builders/features.py")
+HANDLES_REQUESTS = (
+    "model_repository/*.py",
+    "model_repository/*/*.py",
+    "backends/**/*.py",
+    "builders/features/encoder.py",
+)
 OTHERS = ("clients/**/*.py", "server/*.py")
 ITS_OUTPUT_IS_THE_ANSWER = REPOSITORY_ROOT / "clients" / "tritonrank_client" / "_command.py"
 """Prints to whoever typed the query."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from builders.text_matcher import TextMatcher
+from builders.rankers.layers.text_matcher import TextMatcher
 
 
 class BiLstm(TextMatcher):

@@ -25,9 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from builders.backbone import MASKED, CheckpointError, load_backbone, packaged_backbone, weight_files
-from builders.beir import Product, Request
-from builders.contract import (
+from builders.core.contract import (
     ATTENTION_MASK,
     INPUT_IDS,
     MAX_CANDIDATES,
@@ -37,17 +35,12 @@ from builders.contract import (
     Contract,
     length_buckets,
 )
-from builders.files import fingerprint, sha256
-from builders.preprocessing import preprocess_contract
-from builders.ranker import Graph, Ranker, Sample
-from builders.text import (
-    ITEM_TEXT_FORM,
-    encode_pairs,
-    item_texts,
-    load_tokenizer,
-    separator_id,
-    special_ids,
-)
+from builders.core.files import fingerprint, sha256
+from builders.data.beir import Product, Request
+from builders.features.preprocessing import preprocess_contract
+from builders.features.text import ITEM_TEXT_FORM, encode_pairs, item_texts, load_tokenizer, separator_id, special_ids
+from builders.rankers.backbone import MASKED, CheckpointError, load_backbone, packaged_backbone, weight_files
+from builders.rankers.base import Graph, Ranker, Sample
 
 HEAD_FILE = "head.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"

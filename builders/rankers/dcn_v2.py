@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from builders.checkpoint import network_from_checkpoint
-from builders.features import Feature
-from builders.field_embeddings import FieldEmbeddings, JoinedLinear, JoinedMLP, joined
-from builders.interactions import PurchaseLog
-from builders.shop_fields import shop_fields, start_from_purchases
+from builders.data.purchase_log import PurchaseLog
+from builders.features.encoder import Feature
+from builders.rankers.checkpoint import network_from_checkpoint
+from builders.rankers.layers.field_embeddings import FieldEmbeddings, JoinedLinear, JoinedMLP, joined
+from builders.rankers.layers.shop_fields import shop_fields, start_from_purchases
 
 
 class DCNv2(nn.Module):
@@ -73,7 +73,7 @@ class DCNv2(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, folder: Path | None) -> DCNv2:
-        """Raises: builders.backbone.CheckpointError."""
+        """Raises: builders.rankers.backbone.CheckpointError."""
         return network_from_checkpoint(cls, folder, "dcn_v2")
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from builders import features as declare
-from builders.checkpoint import network_from_checkpoint
-from builders.features import ABSENT, Feature
-from builders.interactions import HISTORY_LIMIT, PurchaseLog
-from builders.item_embeddings import start_from_popularity, start_from_purchases
+from builders.data.purchase_log import HISTORY_LIMIT, PurchaseLog
+from builders.features import encoder as declare
+from builders.features.encoder import ABSENT, Feature
+from builders.rankers.checkpoint import network_from_checkpoint
+from builders.rankers.layers.item_embeddings import start_from_popularity, start_from_purchases
 
 
 class DIN(nn.Module):
@@ -76,7 +76,7 @@ class DIN(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, folder: Path | None) -> DIN:
-        """Raises: builders.backbone.CheckpointError."""
+        """Raises: builders.rankers.backbone.CheckpointError."""
         return network_from_checkpoint(cls, folder, "din")
 
     def forward(self, history: torch.Tensor, item_id: torch.Tensor) -> torch.Tensor:

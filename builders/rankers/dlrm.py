@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from builders.checkpoint import network_from_checkpoint
-from builders.contract import ContractError
-from builders.features import Feature
-from builders.field_embeddings import FieldEmbeddings, joined, mlp
-from builders.interactions import PurchaseLog
-from builders.shop_fields import shop_fields, start_from_purchases
+from builders.core.contract import ContractError
+from builders.data.purchase_log import PurchaseLog
+from builders.features.encoder import Feature
+from builders.rankers.checkpoint import network_from_checkpoint
+from builders.rankers.layers.field_embeddings import FieldEmbeddings, joined, mlp
+from builders.rankers.layers.shop_fields import shop_fields, start_from_purchases
 
 
 class DLRM(nn.Module):
@@ -72,7 +72,7 @@ class DLRM(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, folder: Path | None) -> DLRM:
-        """Raises: builders.backbone.CheckpointError."""
+        """Raises: builders.rankers.backbone.CheckpointError."""
         return network_from_checkpoint(cls, folder, "dlrm")
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from builders.backbone import packaged_backbone
-from builders.checkpoint import load_checkpoint, load_weights
-from builders.contract import MAX_QUERY_TOKENS
-from builders.features import Feature, FeatureEncoder, sparse, tokens
-from builders.text import load_tokenizer_file
-from builders.word_embeddings import FROZEN, WordEmbeddings, weighted_mean, word_table
+from builders.core.contract import MAX_QUERY_TOKENS
+from builders.features.encoder import Feature, FeatureEncoder, sparse, tokens
+from builders.features.text import load_tokenizer_file
+from builders.rankers.backbone import packaged_backbone
+from builders.rankers.checkpoint import load_checkpoint, load_weights
+from builders.rankers.layers.word_embeddings import FROZEN, WordEmbeddings, weighted_mean, word_table
 
 UNSEEN = 1
 """Rows that categories unknown to the network share."""

@@ -3,8 +3,8 @@
 Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts", KDD 2018
 (doi:10.1145/3219819.3220007): 8 experts of one layer, a softmax gate a task over the same inputs, a small tower a task.
 
-Heads: 0 = a purchase, 1 = that it is one in bulk, :data:`builders.interactions.BULK_QUANTITY` units of an item or more
-on an invoice, which is what wholesale customers make. What is served is their sum by the weights of the recipe.
+Heads: 0 = a purchase, 1 = that it is one in bulk, ``BULK_QUANTITY`` units of an item or more on an invoice, which is
+what wholesale customers make. What is served is their sum by the weights of the recipe.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from builders.checkpoint import network_from_checkpoint
-from builders.features import Feature
-from builders.field_embeddings import FieldEmbeddings, JoinedLinear
-from builders.interactions import BULK_QUANTITY, PurchaseLog
-from builders.shop_fields import shop_fields, start_from_purchases
-from builders.training_interactions import softmax_loss
+from builders.data.purchase_fields import BULK_QUANTITY
+from builders.data.purchase_log import PurchaseLog
+from builders.features.encoder import Feature
+from builders.rankers.checkpoint import network_from_checkpoint
+from builders.rankers.layers.field_embeddings import FieldEmbeddings, JoinedLinear
+from builders.rankers.layers.shop_fields import shop_fields, start_from_purchases
+from builders.rankers.losses import softmax_loss
 
 HEADS = ("purchase", "bulk")
 MATCH_SCALE = 30.0
@@ -80,7 +81,7 @@ class MMoE(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, folder: Path | None) -> MMoE:
-        """Raises: builders.backbone.CheckpointError."""
+        """Raises: builders.rankers.backbone.CheckpointError."""
         return network_from_checkpoint(cls, folder, "mmoe")
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from builders import features as declare
-from builders.checkpoint import network_from_checkpoint
-from builders.features import Feature
-from builders.interactions import HISTORY_LIMIT, PurchaseLog
-from builders.item_embeddings import start_from_popularity, start_from_purchases, summed
+from builders.data.purchase_log import HISTORY_LIMIT, PurchaseLog
+from builders.features import encoder as declare
+from builders.features.encoder import Feature
+from builders.rankers.checkpoint import network_from_checkpoint
+from builders.rankers.layers.item_embeddings import start_from_popularity, start_from_purchases, summed
 
 
 class NCF(nn.Module):
@@ -83,7 +83,7 @@ class NCF(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, folder: Path | None) -> NCF:
-        """Raises: builders.backbone.CheckpointError."""
+        """Raises: builders.rankers.backbone.CheckpointError."""
         return network_from_checkpoint(cls, folder, "ncf")
 
     def forward(self, history: torch.Tensor, user_id: torch.Tensor, item_id: torch.Tensor) -> torch.Tensor:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from builders import features as declare
-from builders.checkpoint import network_from_checkpoint
-from builders.features import ABSENT, Feature
-from builders.interactions import HISTORY_LIMIT, PurchaseLog
-from builders.item_embeddings import start_from_popularity, start_from_purchases, summed
+from builders.data.purchase_log import HISTORY_LIMIT, PurchaseLog
+from builders.features import encoder as declare
+from builders.features.encoder import ABSENT, Feature
+from builders.rankers.checkpoint import network_from_checkpoint
+from builders.rankers.layers.item_embeddings import start_from_popularity, start_from_purchases, summed
 
 INPUT_SCALE = 2.4
 """Embedding => input of the encoder, about its place in the paper's initialisation: the table is shared with the
@@ -92,7 +92,7 @@ class SASRec(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, folder: Path | None) -> SASRec:
-        """Raises: builders.backbone.CheckpointError."""
+        """Raises: builders.rankers.backbone.CheckpointError."""
         return network_from_checkpoint(cls, folder, "sasrec")
 
     def encode_request(self, history: torch.Tensor) -> torch.Tensor:

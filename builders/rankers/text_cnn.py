@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from builders.text_matcher import TextMatcher
+from builders.rankers.layers.text_matcher import TextMatcher
 
 
 class TextCnn(TextMatcher):

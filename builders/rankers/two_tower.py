@@ -12,9 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from builders.backbone import MASKED, load_backbone, packaged_backbone, weight_files
-from builders.beir import Product, Request
-from builders.contract import (
+from builders.core.contract import (
     ATTENTION_MASK,
     INPUT_IDS,
     MAX_QUERY_TOKENS,
@@ -26,10 +24,12 @@ from builders.contract import (
     padded_length,
     query_vector,
 )
-from builders.files import fingerprint, sha256
-from builders.preprocessing import preprocess_contract
-from builders.ranker import Graph, Ranker, Sample
-from builders.text import ITEM_TEXT_FORM, encode_texts, item_texts, load_tokenizer
+from builders.core.files import fingerprint, sha256
+from builders.data.beir import Product, Request
+from builders.features.preprocessing import preprocess_contract
+from builders.features.text import ITEM_TEXT_FORM, encode_texts, item_texts, load_tokenizer
+from builders.rankers.backbone import MASKED, load_backbone, packaged_backbone, weight_files
+from builders.rankers.base import Graph, Ranker, Sample
 
 BATCH = 64
 

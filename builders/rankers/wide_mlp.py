@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from builders.checkpoint import network_from_checkpoint
-from builders.features import Feature
-from builders.field_embeddings import FieldEmbeddings, JoinedMLP
-from builders.interactions import PurchaseLog
-from builders.shop_fields import shop_fields, start_from_purchases
+from builders.data.purchase_log import PurchaseLog
+from builders.features.encoder import Feature
+from builders.rankers.checkpoint import network_from_checkpoint
+from builders.rankers.layers.field_embeddings import FieldEmbeddings, JoinedMLP
+from builders.rankers.layers.shop_fields import shop_fields, start_from_purchases
 
 CROSS_START = 10.0
 """Weight of a product of two small embeddings at first."""
@@ -68,7 +68,7 @@ class WideMLP(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, folder: Path | None) -> WideMLP:
-        """Raises: builders.backbone.CheckpointError."""
+        """Raises: builders.rankers.backbone.CheckpointError."""
         return network_from_checkpoint(cls, folder, "wide_mlp")
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:

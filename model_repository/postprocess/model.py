@@ -18,7 +18,7 @@ from served import Counter, InvalidArgument, ItemReader, ItemStore, answer_each,
 
 
 class TritonPythonModel:
-    """inputs and outputs: see ``builders.postprocessing.postprocess_contract``."""
+    """inputs and outputs: see ``builders.publish.postprocessing.postprocess_contract``."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the contract; open the store where the recipe's own rules need it.

@@ -12,7 +12,7 @@ from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
 from server import ModelsNotReady, ServerNotReady, TritonServer
-from tests.backends.onnx_models import (
+from tests.support.onnx_models import (
     CONFIG,
     save_always_failing_model,
     save_identity_model,

@@ -14,8 +14,8 @@ from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
 from server import TritonServer
-from tests.backends.driving import infer, infer_together, stubs_of, waits_for
-from tests.backends.onnx_models import (
+from tests.support.driving import infer, infer_together, stubs_of, waits_for
+from tests.support.onnx_models import (
     CONFIG,
     VOCABULARY,
     save_identity_model,

@@ -12,8 +12,8 @@ from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
 from server import TritonServer
-from tests.backends.onnx_models import save_identity_model, save_summing_model, write_config
-from tests.backends.openvino_models import ANY_ROWS, CONFIG, parameter, save_ir
+from tests.support.onnx_models import save_identity_model, save_summing_model, write_config
+from tests.support.openvino_models import ANY_ROWS, CONFIG, parameter, save_ir
 
 pytestmark = pytest.mark.server
 

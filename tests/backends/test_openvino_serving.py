@@ -15,15 +15,15 @@ from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
 from server import TritonServer
-from tests.backends.driving import infer, infer_together, stubs_of, waits_for
-from tests.backends.onnx_models import (
+from tests.support.driving import infer, infer_together, stubs_of, waits_for
+from tests.support.onnx_models import (
     VOCABULARY,
     save_identity_model,
     save_row_counting_model,
     save_summing_model,
     write_config,
 )
-from tests.backends.openvino_models import (
+from tests.support.openvino_models import (
     ANY_ROWS,
     CONFIG,
     WIDTH,

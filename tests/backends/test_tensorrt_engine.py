@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.backends import fake_tensorrt
-from tests.backends.fake_gpu import import_drop_in
-from tests.backends.plans import LENGTHS, ROWS, TENSORS, fake_plan
+from tests.support import fake_tensorrt_runtime as fake_tensorrt
+from tests.support.fake_gpu import import_drop_in
+from tests.support.plans import LENGTHS, ROWS, TENSORS, fake_plan
 
 VERSIONS = ("8.5.3.1", "10.0.1", "10.13.3.9", "11.4.0.106")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.backends.fake_gpu import import_drop_in
+from tests.support.fake_gpu import import_drop_in
 
 CONFIG: dict[str, Any] = {
     "max_batch_size": 1024,

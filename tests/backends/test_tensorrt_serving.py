@@ -11,10 +11,10 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from server import ModelsNotReady, TritonServer
-from tests.backends.driving import infer, infer_together, waits_for
-from tests.backends.fake_gpu import write_drop_ins
-from tests.backends.onnx_models import write_config
-from tests.backends.plans import CONFIG, fake_plan
+from tests.support.driving import infer, infer_together, waits_for
+from tests.support.fake_gpu import write_drop_ins
+from tests.support.onnx_models import write_config
+from tests.support.plans import CONFIG, fake_plan
 
 pytestmark = pytest.mark.server
 

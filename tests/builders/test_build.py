@@ -12,16 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders import build
-from builders.beir import Request
-from builders.build import BuiltRanker, Places, build_variants, score_in_process
-from builders.datasets import Product
-from builders.item_store import ItemStore
-from builders.publishing import DEFAULT_PUBLISHED, add_items, fill_item_store, publish_rankers, published_variants
-from builders.recipe import Gate, OwnLimits, RecipeError
-from builders.runtimes import open_session
-from tests.builders import tiny_xlm_roberta
-from tests.builders.tiny_xlm_roberta import Built
+from builders.build import build_variants
+from builders.core.recipe import Gate, OwnLimits, RecipeError
+from builders.core.workspace import Places
+from builders.data.beir import Request
+from builders.data.find import Product
+from builders.evaluate.judge import BuiltRanker, BuiltVariant, score_in_process
+from builders.export.sessions import open_session
+from builders.publish.endpoints import (
+    DEFAULT_PUBLISHED,
+    add_items,
+    fill_item_store,
+    publish_rankers,
+    published_variants,
+)
+from builders.publish.item_store import ItemStore
+from tests.support import tiny_xlm_roberta
+from tests.support.tiny_xlm_roberta import Built
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,7 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def rebuild(built: Built, said: list[str]) -> Callable[[], list[build.BuiltVariant]]:
+def rebuild(built: Built, said: list[str]) -> Callable[[], list[BuiltVariant]]:
     """Builds again in the same places; what is said shows what was done."""
 
     return lambda: build_variants(built.recipe, built.ranker, built.judged, said.append, built.places)
@@ -97,11 +104,11 @@ def test_a_forced_variant_is_published_and_the_manifest_says_that_it_failed(buil
 
 
 @pytest.fixture
-def judge(built: Built, tmp_path: Path, said: list[str]) -> Callable[[Gate, OwnLimits], build.BuiltVariant]:
+def judge(built: Built, tmp_path: Path, said: list[str]) -> Callable[[Gate, OwnLimits], BuiltVariant]:
     """The INT8 variant behind other limits, in a copy of the places."""
     places = Places(build=shutil.copytree(built.places.build, tmp_path / "build"))
 
-    def run(limits: Gate, own: OwnLimits) -> build.BuiltVariant:
+    def run(limits: Gate, own: OwnLimits) -> BuiltVariant:
         said.clear()
         reference, int8 = built.recipe.variants
         variants = (reference, int8.model_copy(update={"gate": own}))
@@ -139,7 +146,7 @@ def test_figures_of_another_versions_form_are_measured_anew(
     built: Built, tmp_path: Path, said: list[str], missing: str
 ) -> None:
     places = Places(build=shutil.copytree(built.places.build, tmp_path / "build"))
-    for state in (places.ranker_folder(built.recipe) / f"{name}.json" for name in ("fp32_onnx", "int8_onnx")):
+    for state in (places.ranker_folder(built.recipe.ranker) / f"{name}.json" for name in ("fp32_onnx", "int8_onnx")):
         figures = json.loads(state.read_text(encoding="utf-8"))
         figures.pop(missing, None)
         figures.get("report", {}).pop(missing, None)

@@ -8,9 +8,9 @@ import pytest
 from rich.table import Table
 from typer.testing import CliRunner
 
-import builders.sensitivity
+import builders.compress.sensitivity
 from builders.__main__ import app
-from builders.recipe import Recipe, RecipeError, Variant
+from builders.core.recipe import Recipe, RecipeError, Variant
 
 OWN = """
 ranker = "mine"
@@ -37,7 +37,7 @@ def test_a_variant_of_the_users_own_recipe_is_found(own: Path, monkeypatch: pyte
         found.append((recipe.ranker, variant.name))
         return Table()
 
-    monkeypatch.setattr(builders.sensitivity, "sensitivity_table", table)
+    monkeypatch.setattr(builders.compress.sensitivity, "sensitivity_table", table)
     result = CliRunner().invoke(app, ["sensitivity", "mine_int8_onnx", "--recipe", str(own)], catch_exceptions=False)
     assert (result.exit_code, found) == (0, [("mine", "int8_onnx")])
 

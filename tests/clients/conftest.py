@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "clients"))  # the checkout's client, whether or n
 from tritonrank_client import RankClient  # noqa: E402
 
 from server import TritonServer  # noqa: E402
-from tests.clients.small_model import QUEUE_OF_TWO, Gates, write_model  # noqa: E402
+from tests.support.small_model import QUEUE_OF_TWO, Gates, write_model  # noqa: E402
 
 
 @pytest.fixture(scope="session")

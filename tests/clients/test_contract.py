@@ -23,7 +23,7 @@ from tritonrank_client import (
 )
 from tritonrank_client._contract import ENDPOINTS, LIMITS, RANK
 
-from builders import contract as builders_contract
+from builders.core import contract as builders_contract
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,21 +13,23 @@ import numpy as np
 import pytest
 from tritonrank_client import ContractMismatch, InvalidRequest, RankClient, Rules, Unavailable, hashed_id
 
-from builders import contract, model_config
-from builders.beir import Product
-from builders.contract import Contract, Tensor
-from builders.item_store import ItemStore
-from builders.postprocessing import (
+from builders.core import contract
+from builders.core.contract import Contract, Tensor
+from builders.core.recipe import RuleDefaults
+from builders.core.workspace import REPOSITORY_ROOT
+from builders.data.beir import Product
+from builders.publish import model_config
+from builders.publish.item_store import ItemStore
+from builders.publish.postprocessing import (
     ATTRIBUTES_TABLE,
     ATTRIBUTES_VERSION,
     attribute_records,
     postprocess_contract,
     similar_contract,
 )
-from builders.recipe import REPOSITORY_ROOT, RuleDefaults
-from builders.repository import Ensemble, ServedModel, publish_models
+from builders.publish.repository import Ensemble, ServedModel, publish_models
 from server import TritonServer
-from tests.server.repositories import python_model
+from tests.support.repositories import python_model
 
 pytestmark = pytest.mark.server
 

@@ -23,7 +23,7 @@ from tritonrank_client import (
 from tritonrank_client._transport import translated
 
 from server import TritonServer
-from tests.clients.small_model import write_model
+from tests.support.small_model import write_model
 
 pytestmark = pytest.mark.server
 

@@ -12,23 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders.bisect_precision import bisect
-from builders.build import load_ranker
-from builders.build_engine import BuildOptions, Precision, WrongPrecision, engine_from_onnx, missing_reason
-from builders.datasets import JudgedQueries
-from builders.engine_parity import check_engine
-from builders.engine_profiles import profiles_of
-from builders.engine_store import StoredEngine
-from builders.engines import WantedEngine, build_engines
-from builders.export_onnx import onnx_from_ranker
-from builders.first_stage import first_stage
-from builders.gate import fidelity_of, gate_report, verdict
-from builders.half_precision import fp16_from_onnx
-from builders.quality import rankings_from_scores
-from builders.quantize import int8_from_onnx
-from builders.ranker import Graph, Ranker, Sample
-from builders.recipe import load_recipes
-from builders.steps import Int8
+from builders.compress.bisect import bisect
+from builders.compress.fp16 import fp16_from_onnx
+from builders.compress.quantize_graph import int8_from_onnx
+from builders.core.recipe import load_recipes
+from builders.core.steps import Int8
+from builders.data.bm25 import first_stage
+from builders.data.find import JudgedQueries
+from builders.engines.build import BuildOptions, Precision, WrongPrecision, engine_from_onnx, missing_reason
+from builders.engines.build_all import WantedEngine, build_engines
+from builders.engines.parity import check_engine
+from builders.engines.profiles import profiles_of
+from builders.engines.store import StoredEngine
+from builders.evaluate.gate import fidelity_of, gate_report, verdict
+from builders.evaluate.metrics import rankings_from_scores
+from builders.export.onnx import onnx_from_ranker
+from builders.rankers.base import Graph, Ranker, Sample
+from builders.rankers.load import load_ranker
 
 RANKER = "cross_encoder"
 LENGTHS = (32, 64)

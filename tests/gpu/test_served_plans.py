@@ -18,20 +18,20 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.grpc import model_config_pb2 as triton
 
-from builders import model_config
-from builders.beir import Product, Request
-from builders.build import load_ranker
-from builders.build_engine import BuildOptions, engine_from_onnx, missing_reason
-from builders.engine_profiles import Profile
-from builders.export_onnx import onnx_from_ranker, run_torch
-from builders.plan_manifest import EngineManifest
-from builders.ranker import Graph, Sample
-from builders.recipe import load_recipes
-from builders.tensorrt_config import tensorrt_config
+from builders.core.recipe import load_recipes
+from builders.data.beir import Product, Request
+from builders.engines.build import BuildOptions, engine_from_onnx, missing_reason
+from builders.engines.profiles import Profile
+from builders.export.onnx import onnx_from_ranker, run_torch
+from builders.export.plan_manifest import EngineManifest
+from builders.publish import model_config, pbtxt
+from builders.publish.tensorrt_config import tensorrt_config
+from builders.rankers.base import Graph, Sample
+from builders.rankers.load import load_ranker
 from perf.analyzer import Measurement, measure
 from perf.gpu_figures import Run, latency_of, sized, tensorrt_run
 from server import TritonServer
-from tests.backends.driving import infer
+from tests.support.driving import infer
 
 MODEL, ENSEMBLE = "cross_encoder_fp32_trt", "rank_cross_encoder_fp32_trt"
 LENGTHS, MAX_ROWS, USUAL_ROWS = (32, 64), 128, 40
@@ -74,7 +74,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     version.mkdir(parents=True)
     manifest = engine_from_onnx(folder / "model.onnx", version / "model.plan", profiles, BuildOptions())
     config = tensorrt_config(graph, MODEL, profiles, cuda_graphs=False)
-    (version.parent / "config.pbtxt").write_text(model_config.render(config))
+    (version.parent / "config.pbtxt").write_text(pbtxt.render(config))
     _write_ensemble(folder / "models", graph, config)
     with (
         TritonServer(folder / "models", [ENSEMBLE], grpc_port=0, http_port=0, metrics_port=0) as server,
@@ -96,7 +96,7 @@ def _write_ensemble(repository: Path, graph: Graph, config: triton.ModelConfig) 
     """perf_analyzer's requests bring rows of their own only to a model that does not batch, as the kit's endpoints."""
     ensemble = model_config.ensemble_config(dataclasses.replace(graph.contract, name=ENSEMBLE), [(config, 1)])
     (repository / ENSEMBLE / "1").mkdir(parents=True)
-    (repository / ENSEMBLE / "config.pbtxt").write_text(model_config.render(ensemble))
+    (repository / ENSEMBLE / "config.pbtxt").write_text(pbtxt.render(ensemble))
 
 
 def _profile(graph: Graph, length: int) -> Profile:

@@ -11,10 +11,10 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from builders.contract import MAX_CANDIDATES, MAX_ITEM_ID_BYTES, MAX_QUERY_BYTES, RANK, UNSCORED
-from builders.datasets import JudgedQueries
+from builders.core.contract import MAX_CANDIDATES, MAX_ITEM_ID_BYTES, MAX_QUERY_BYTES, RANK, UNSCORED
+from builders.data.find import JudgedQueries
 from server import TritonServer
-from tests.model_repository.endpoint import Array, integers, metric, rank, send, texts
+from tests.support.endpoint import Array, integers, metric, rank, send, texts
 
 pytestmark = pytest.mark.server
 

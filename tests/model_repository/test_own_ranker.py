@@ -12,13 +12,14 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from builders.beir import Product, Request, read_users
-from builders.build import BuiltRanker, Places
-from builders.contract import UNSCORED
-from builders.publishing import add_items, add_users
+from builders.core.contract import UNSCORED
+from builders.core.workspace import Places
+from builders.data.beir import Product, Request, read_users
+from builders.evaluate.judge import BuiltRanker
+from builders.publish.endpoints import add_items, add_users
 from server import TritonServer
-from tests.builders.own_ranker import built_own_ranker
-from tests.model_repository.endpoint import Array, metric, send, texts
+from tests.support.endpoint import Array, metric, send, texts
+from tests.support.own_ranker import built_own_ranker
 
 pytestmark = pytest.mark.server
 ENDPOINT = "rank_every_kind_fp32_onnx"
@@ -166,7 +167,7 @@ def test_a_store_filled_for_other_weights_is_refused_at_load_with_both_versions(
 ) -> None:
     built, places = own
     name, version = "every_kind", built.ranker.preprocess.parameters["item_features_version"]
-    from builders.item_store import ItemStore
+    from builders.publish.item_store import ItemStore
     from server.errors import ServerError
 
     with ItemStore(tmp_path / "other") as store:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders.backbone import packaged_backbone
-from builders.contract import MAX_LENGTH, MAX_QUERY_TOKENS
-from builders.item_store import ItemStore
-from builders.preprocessing import preprocess_contract
-from builders.recipe import REPOSITORY_ROOT
-from builders.text import encode_pairs, encode_texts, load_tokenizer
+from builders.core.contract import MAX_LENGTH, MAX_QUERY_TOKENS
+from builders.core.workspace import REPOSITORY_ROOT
+from builders.features.preprocessing import preprocess_contract
+from builders.features.text import encode_pairs, encode_texts, load_tokenizer
+from builders.publish.item_store import ItemStore
+from builders.rankers.backbone import packaged_backbone
 
 WORDS = ["red", "blue", "mug", "tent", "stoneware", "杯", "x1-200", "unbelievably", "waterproof"]
 

@@ -9,13 +9,13 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonrank_client import InvalidRequest, RankClient, Rules
 
-from builders.beir import JudgedQueries
-from builders.contract import UNSCORED
-from builders.datasets import DatasetError, find_data
-from builders.evaluation import evaluation_data
-from builders.recipe import load_recipes
+from builders.core.contract import UNSCORED
+from builders.core.recipe import load_recipes
+from builders.data.beir import JudgedQueries
+from builders.data.evaluation import evaluation_data
+from builders.data.find import DatasetError, find_data
 from server import TritonServer
-from tests.model_repository.endpoint import send, texts
+from tests.support.endpoint import send, texts
 
 pytestmark = pytest.mark.server
 TIMEOUT_S = 60

@@ -19,20 +19,21 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from builders import model_config
-from builders.beir import Product
-from builders.contract import UNSCORED, Contract
-from builders.item_store import ItemStore
-from builders.postprocessing import (
+from builders.core.contract import UNSCORED, Contract
+from builders.core.recipe import RuleDefaults
+from builders.core.workspace import REPOSITORY_ROOT
+from builders.data.beir import Product
+from builders.publish import model_config
+from builders.publish.item_store import ItemStore
+from builders.publish.postprocessing import (
     ATTRIBUTES_TABLE,
     ATTRIBUTES_VERSION,
     attribute_records,
     postprocess_contract,
 )
-from builders.recipe import REPOSITORY_ROOT, RuleDefaults
-from builders.repository import ServedModel, publish_models
+from builders.publish.repository import ServedModel, publish_models
 from server import ModelsNotReady, TritonServer
-from tests.model_repository.endpoint import Array, integers, metric, send, texts
+from tests.support.endpoint import Array, integers, metric, send, texts
 
 pytestmark = pytest.mark.server
 

@@ -8,17 +8,18 @@ from functools import cache
 import pytest
 import tritonclient.grpc as grpc
 
-from builders.beir import Request
-from builders.build import as_served, load_ranker, score_in_process
-from builders.contract import MAX_CANDIDATES
-from builders.datasets import DatasetError, JudgedQueries, Product, find_data
-from builders.evaluation import evaluation_data
-from builders.ranker import Ranker
-from builders.recipe import Recipe, Variant, load_recipes
+from builders.core.contract import MAX_CANDIDATES
+from builders.core.recipe import Recipe, Variant, load_recipes
+from builders.data.beir import Request
+from builders.data.evaluation import evaluation_data
+from builders.data.find import DatasetError, JudgedQueries, Product, find_data
+from builders.evaluate.judge import as_served, score_in_process
+from builders.rankers.base import Ranker
+from builders.rankers.load import load_ranker
 from perf.endpoints import Endpoint
 from perf.served_quality import in_process_sessions
 from server import TritonServer
-from tests.model_repository.endpoint import ask, rank
+from tests.support.endpoint import ask, rank
 
 pytestmark = pytest.mark.server
 

@@ -12,17 +12,18 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from builders import model_config
-from builders.beir import Request
-from builders.build import PROJECT, Places, load_ranker
-from builders.contract import UNSCORED
-from builders.datasets import JudgedQueries, Product
-from builders.item_store import ItemStore
-from builders.publishing import add_items
-from builders.ranker import Ranker
-from builders.recipe import load_recipes
+from builders.core.contract import UNSCORED
+from builders.core.recipe import load_recipes
+from builders.core.workspace import PROJECT, Places
+from builders.data.beir import Request
+from builders.data.find import JudgedQueries, Product
+from builders.publish import pbtxt
+from builders.publish.endpoints import add_items
+from builders.publish.item_store import ItemStore
+from builders.rankers.base import Ranker
+from builders.rankers.load import load_ranker
 from server import ModelsNotReady, TritonServer
-from tests.model_repository.endpoint import Array, integers, rank, send, texts
+from tests.support.endpoint import Array, integers, rank, send, texts
 
 pytestmark = pytest.mark.server
 
@@ -53,14 +54,14 @@ def places(tmp_path_factory: pytest.TempPathFactory, ranker: Ranker, products: l
 
 def copy_with_long_queues(endpoint: str, target: Path) -> None:
     """The endpoint and its steps as published, but with queues that hold every request of these tests."""
-    config = model_config.parse((PROJECT.repository / endpoint / "config.pbtxt").read_text())
+    config = pbtxt.parse((PROJECT.repository / endpoint / "config.pbtxt").read_text())
     for name in (endpoint, *(step.model_name for step in config.ensemble_scheduling.step)):
         shutil.copytree(PROJECT.repository / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         path = target / name / "config.pbtxt"
-        config = model_config.parse(path.read_text())
+        config = pbtxt.parse(path.read_text())
         if config.HasField("dynamic_batching"):
             config.dynamic_batching.default_queue_policy.max_queue_size = REQUESTS
-            path.write_text(model_config.render(config))
+            path.write_text(pbtxt.render(config))
 
 
 @pytest.fixture(scope="module")

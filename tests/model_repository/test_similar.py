@@ -10,14 +10,14 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from builders import model_config
-from builders.contract import DEFAULT_SIMILAR, MAX_SIMILAR, Contract
-from builders.item_store import ItemStore
-from builders.postprocessing import similar_contract
-from builders.recipe import REPOSITORY_ROOT
-from builders.repository import ServedModel, publish_models
+from builders.core.contract import DEFAULT_SIMILAR, MAX_SIMILAR, Contract
+from builders.core.workspace import REPOSITORY_ROOT
+from builders.publish import model_config
+from builders.publish.item_store import ItemStore
+from builders.publish.postprocessing import similar_contract
+from builders.publish.repository import ServedModel, publish_models
 from server import ModelsNotReady, TritonServer
-from tests.model_repository.endpoint import Array, integers, metric, send, texts
+from tests.support.endpoint import Array, integers, metric, send, texts
 
 pytestmark = pytest.mark.server
 

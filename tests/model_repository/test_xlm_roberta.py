@@ -9,11 +9,11 @@ import onnx
 import pytest
 import tritonclient.grpc as grpc
 
-from builders.beir import Request
+from builders.data.beir import Request
 from server import TritonServer
-from tests.builders import tiny_xlm_roberta
-from tests.builders.tiny_xlm_roberta import Built
-from tests.model_repository.endpoint import rank
+from tests.support import tiny_xlm_roberta
+from tests.support.endpoint import rank
+from tests.support.tiny_xlm_roberta import Built
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from builders.contract import CONTEXT, HISTORY, ITEM_IDS, USER_ID
-from builders.feature_ranker import FeatureRanker
+from builders.core.contract import CONTEXT, HISTORY, ITEM_IDS, USER_ID
 from builders.rankers.dcn_v2 import DCNv2
+from builders.rankers.feature_ranker import FeatureRanker
 from perf.bench_dcn import CANDIDATES, features, made_up_data, perf_analyzer_requests
 
 

@@ -12,9 +12,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from builders.build import Places
-from builders.contract import Contract, Tensor
-from builders.ranker import Graph, Sample
+from builders.core.contract import Contract, Tensor
+from builders.core.workspace import Places
+from builders.rankers.base import Graph, Sample
 from perf import gpu_report
 from perf.errors import PerfError
 from perf.gpu_figures import (
@@ -45,8 +45,8 @@ from perf.gpu_report import (
     render_gpu_report,
     write_gpu_report,
 )
-from tests.backends.onnx_models import save, tensor
-from tests.perf.figures import perf_report
+from tests.support.figures import perf_report
+from tests.support.onnx_models import save, tensor
 
 CONTRACT = Contract(
     "scorer",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from builders.beir import JudgedQueries, Request
+from builders.data.beir import JudgedQueries, Request
 from perf.inputs import evenly_mixed, mean_candidates, requests_json
-from tests.perf.figures import asked
+from tests.support.figures import asked
 
 
 def test_each_request_keeps_its_candidates_order_and_says_its_shape() -> None:

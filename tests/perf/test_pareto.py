@@ -18,13 +18,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from builders.build import BuiltRanker, BuiltVariant, Places
-from builders.choose import read_report
-from builders.contract import RANK
-from builders.files import write_atomically
-from builders.quantize import LayerCost
-from builders.ranker import Ranker
-from builders.recipe import REPOSITORY_ROOT, Recipe, Variant
+from builders.compress.quantize_graph import LayerCost
+from builders.core.contract import RANK
+from builders.core.files import write_atomically
+from builders.core.recipe import Recipe, Variant
+from builders.core.workspace import REPOSITORY_ROOT, Places
+from builders.evaluate.choose import read_report
+from builders.evaluate.judge import BuiltRanker, BuiltVariant
+from builders.rankers.base import Ranker
 from perf import pareto
 from perf.analyzer import AnalyzerError, Measurement
 from perf.errors import PerfError
@@ -41,9 +42,9 @@ from perf.pareto import (
     write_pareto,
 )
 from perf.pareto_page import LINE_PX, axis_of, free_places, hover_text, render_pareto
-from tests.builders.variant_figures import pareto_report, reference_row, variant_row
-from tests.perf.small_repository import ENDPOINTS, small_load, write_endpoint
-from tests.server.waiting import wait_until
+from tests.support.small_repository import ENDPOINTS, small_load, write_endpoint
+from tests.support.variant_figures import pareto_report, reference_row, variant_row
+from tests.support.waiting import wait_until
 
 REFERENCE, INT8, BF16 = ENDPOINTS
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -162,7 +163,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pyte
         write_endpoint(tmp_path / "models", name)
     (tmp_path / "store").mkdir()
     load = small_load(tmp_path)
-    run = subprocess.Popen([sys.executable, "-m", "tests.perf.small_repository", str(tmp_path)], cwd=REPOSITORY_ROOT)
+    run = subprocess.Popen([sys.executable, "-m", "tests.support.small_repository", str(tmp_path)], cwd=REPOSITORY_ROOT)
     wait_until(lambda: 0 in load.kept(INT8).rounds or run.poll() is not None, timeout_s=300)
     run.send_signal(signal.SIGKILL)
     run.wait()

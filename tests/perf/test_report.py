@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from perf.report import render_report
-from tests.perf.figures import TEST_QUERY, TITLE, judged_queries, perf_report, served_quality
+from tests.support.figures import TEST_QUERY, TITLE, judged_queries, perf_report, served_quality
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

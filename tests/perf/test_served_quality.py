@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from builders.build import Places
+from builders.core.workspace import Places
 from perf.served_quality import (
     FIRST_STAGE,
     RankerQuality,
@@ -18,7 +18,7 @@ from perf.served_quality import (
     read_quality,
     write_quality,
 )
-from tests.perf.figures import served_quality, small_endpoints
+from tests.support.figures import served_quality, small_endpoints
 
 WANTED = {"q1": {"a": 0.5, "b": 0.25}}
 

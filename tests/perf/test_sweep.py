@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders.build import Places
+from builders.core.workspace import Places
 from perf.analyzer import Measurement, Step
 from perf.errors import PerfError
 from perf.inputs import requests_json, write_requests
@@ -25,7 +25,7 @@ from perf.sweep import (
     write_perf,
 )
 from server import TritonServer
-from tests.perf.figures import asked, perf_report, small_endpoints
+from tests.support.figures import asked, perf_report, small_endpoints
 
 MODEL_PY = """
 import numpy as np

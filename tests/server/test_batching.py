@@ -14,7 +14,7 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from server import ModelsNotReady, TritonServer
-from tests.server.repositories import (
+from tests.support.repositories import (
     ECHO,
     VECTOR_CONFIG,
     infer,
@@ -24,7 +24,7 @@ from tests.server.repositories import (
     vector,
     write_model,
 )
-from tests.server.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.server
 

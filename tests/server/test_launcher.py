@@ -27,8 +27,8 @@ from server import (
 )
 from server.environment import ENVIRONMENT_VARIABLE, REPOSITORY_ROOT
 from server.errors import PortInUse
-from tests.server.repositories import ECHO, VECTOR_CONFIG, infer, inputs_of, python_model, vector, write_model
-from tests.server.waiting import wait_until
+from tests.support.repositories import ECHO, VECTOR_CONFIG, infer, inputs_of, python_model, vector, write_model
+from tests.support.waiting import wait_until
 
 ANY_PORTS = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
 ANY_PORT_OPTIONS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]

@@ -18,8 +18,8 @@ import tritonclient.grpc as grpc
 from server import RepositoryError, TritonServer, plans
 from server.environment import REPOSITORY_ROOT
 from server.plans import Gpu, Machine, refusals, servable_repository, served_versions, write_view
-from tests.backends.onnx_models import save_summing_model, write_config
-from tests.server.repositories import infer
+from tests.support.onnx_models import save_summing_model, write_config
+from tests.support.repositories import infer
 
 GPU = Gpu("NVIDIA H100 80GB HBM3", "9.0")
 MACHINE = Machine((GPU,), "11.4.0.106")

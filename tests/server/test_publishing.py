@@ -11,8 +11,8 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from server import ModelsNotReady, ServerNotReady, TritonServer
-from tests.server.repositories import VECTOR_CONFIG, infer, python_model, vector, write_model
-from tests.server.waiting import wait_until
+from tests.support.repositories import VECTOR_CONFIG, infer, python_model, vector, write_model
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.server
 

@@ -1,0 +1,24 @@
+"""Where a build reads and writes: the project, its build folder, Triton's repository, the item store."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Folders that a build writes: ONNX files and figures, Triton's repository, the item store."""
+
+    build: Path = REPOSITORY_ROOT / "build"
+    repository: Path = REPOSITORY_ROOT / "model_repository"
+    item_store: Path = REPOSITORY_ROOT / "item_store"
+
+    def ranker_folder(self, ranker: str) -> Path:
+        """ONNX files and figures of one recipe."""
+        return self.build / "rankers" / ranker
+
+
+PROJECT = Places()

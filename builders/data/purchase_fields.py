@@ -1,0 +1,281 @@
+"""Raw fields of items, customers and moments, computed from purchases before a cut in time.
+
+Knows nothing of any network: :mod:`builders.data.purchase_log` parts the log, rankers declare which fields they read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from builders.data.beir import Product
+
+RECENT_DAYS = 30
+BULK_QUANTITY = 12
+"""Units on one line from which a purchase counts as bulk: the shop packs in dozens."""
+BANDS = 10
+WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+ITEM_NUMBERS = (
+    "price",
+    "popularity",
+    "recent_popularity",
+    "units_sold",
+    "mean_quantity",
+    "bulk_share",
+    "repeat_share",
+    "home_share",
+    "days_on_sale",
+    "days_since_sale",
+    "mean_basket",
+    "price_spread",
+    "title_words",
+)
+"""Raw item fields that are numbers of at least 0; shares are 0 to 1. See :func:`_item_statistics`."""
+ITEM_VALUES = (
+    "code_prefix",
+    "code_family",
+    "code_suffix",
+    "first_word",
+    "second_word",
+    "third_word",
+    "last_word",
+    "colour_word",
+    "material_word",
+    "motif_word",
+    "pack_word",
+    "season_word",
+    "price_band",
+    "popularity_band",
+    "quantity_band",
+    "peak_month",
+    "peak_weekday",
+    "peak_hour",
+    "first_month",
+    "top_country",
+)
+"""Raw item fields that are short texts; None where there is none."""
+USER_NUMBERS = (
+    "invoices",
+    "distinct_items",
+    "mean_basket",
+    "mean_quantity",
+    "mean_price",
+    "mean_spend",
+    "first_time_share",
+    "recency_days",
+    "tenure_days",
+)
+"""Raw user fields that are numbers of at least 0, as of a moment. See :func:`user_fields`."""
+USER_VALUES = ("user_id", "country", "usual_weekday", "usual_hour", "invoices_band", "recency_band", "basket_band")
+"""Raw user fields that are short texts, as of a moment."""
+CONTEXT_VALUES = ("weekday", "hour", "month", "part_of_day")
+"""Raw context fields, short texts, of an invoice's time."""
+
+Fields = dict[str, Any]
+
+_WORDS = {
+    name: frozenset(words.split())
+    for name, words in {
+        "colour_word": (
+            "AMBER AQUA BEIGE BLACK BLUE BRONZE BROWN CLEAR COPPER CREAM CRYSTAL FUSCHIA GOLD GREEN GREY IVORY LILAC "
+            "MAUVE MULTICOLOUR NATURAL OLIVE ORANGE PINK PURPLE RED SILVER TURQUOISE WHITE YELLOW"
+        ),
+        "material_word": (
+            "BEADED CANVAS CERAMIC COTTON ENAMEL FABRIC FELT GLASS KNITTED LEATHER METAL PAPER PLASTIC PORCELAIN "
+            "RUBBER SILK STONE TIN VELVET WICKER WIRE WOOD WOODEN WOOLLY ZINC"
+        ),
+        "motif_word": (
+            "ANGEL BIRD BUTTERFLY CAKE CAT CHERRY CHICK CIRCUS DAISY DOG DOLLY FAIRY FLORAL FLOWER HEART HEARTS LOVE "
+            "OWL PAISLEY POLKADOT RABBIT REGENCY RETROSPOT RETRO ROSE SPACEBOY SPOT STAR STRAWBERRY STRIPE "
+            "TOADSTOOL UNION VINTAGE WOODLAND"
+        ),
+        "pack_word": "ASSORTED ASSTD BOX BUNDLE DOZEN PACK PAIR SET SET/3 SET/4 SET/6 SIX TWO",
+        "season_word": (
+            "ADVENT BIRTHDAY CHRISTMAS EASTER GARDEN HALLOWEEN PARTY SANTA SNOWFLAKE SPRING SUMMER VALENTINE WEDDING "
+            "XMAS"
+        ),
+    }.items()
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Basket:
+    """One invoice before the cut.
+
+    Attributes:
+        item_ids: distinct, in the order of its lines.
+        quantities, prices: of each item: units in all, mean unit price in pounds sterling.
+        first_time: of each item, whether the customer had not bought it before.
+    """
+
+    user_id: str
+    time: datetime.datetime
+    item_ids: tuple[str, ...]
+    quantities: tuple[int, ...]
+    prices: tuple[float, ...]
+    first_time: tuple[bool, ...]
+
+
+def context_fields(time: datetime.datetime) -> Fields:
+    """:data:`CONTEXT_VALUES` of a moment; all short texts."""
+    part = "morning" if time.hour < 11 else "noon" if time.hour < 14 else "afternoon"
+    return {
+        "weekday": WEEKDAYS[time.weekday()],
+        "hour": str(time.hour),
+        "month": str(time.month),
+        "part_of_day": part,
+    }
+
+
+def user_fields(country: str, baskets: Sequence[Basket], moment: datetime.datetime) -> Fields:
+    """:data:`USER_NUMBERS` and :data:`USER_VALUES` as of ``moment``, from the customer's baskets before it."""
+    if not baskets:
+        return {"country": country}
+    units = [quantity for basket in baskets for quantity in basket.quantities]
+    prices = [price for basket in baskets for price in basket.prices]
+    first_time = [new for basket in baskets for new in basket.first_time]
+    recency = days(moment - baskets[-1].time)
+    mean_basket = len(units) / len(baskets)
+    return {
+        "user_id": baskets[0].user_id,
+        "country": country,
+        "usual_weekday": statistics.mode(WEEKDAYS[basket.time.weekday()] for basket in baskets),
+        "usual_hour": statistics.mode(str(basket.time.hour) for basket in baskets),
+        "invoices_band": _doubling_band(len(baskets)),
+        "recency_band": _doubling_band(recency),
+        "basket_band": _doubling_band(mean_basket),
+        "invoices": len(baskets),
+        "distinct_items": sum(first_time),
+        "mean_basket": mean_basket,
+        "mean_quantity": sum(units) / len(units),
+        "mean_price": sum(prices) / len(prices),
+        "mean_spend": sum(unit * price for unit, price in zip(units, prices, strict=True)) / len(baskets),
+        "first_time_share": sum(first_time) / len(first_time),
+        "recency_days": recency,
+        "tenure_days": days(moment - baskets[0].time),
+    }
+
+
+def title_fields(item_id: str, title: str) -> Fields:
+    """What follows from an item's id and title alone, so that an item never sold before has it too."""
+    digits = item_id.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+    words = title.upper().replace(",", " ").split()
+    found = {name: next((word for word in words if word in known), None) for name, known in _WORDS.items()}
+    return {
+        "code_prefix": digits[:2] or None,
+        "code_family": digits[:3] or None,
+        "code_suffix": item_id[len(digits) :].upper() or None,
+        "first_word": _nth(words, 0),
+        "second_word": _nth(words, 1),
+        "third_word": _nth(words, 2),
+        "last_word": _nth(words, -1),
+        "title_words": len(words),
+        "words": words,
+        **found,
+    }
+
+
+def item_products(before: pd.DataFrame, after: pd.DataFrame, cut: datetime.datetime) -> dict[str, Product]:
+    """The most popular first, ties by id."""
+    titles = {**_titles(after), **_titles(before)}
+    sold = {row.pop("item_id"): row for row in _item_statistics(before, cut).to_dict("records")}
+    unsold: Fields = {"popularity": 0, "recent_popularity": 0, "units_sold": 0}
+    products = [
+        Product(
+            item_id=item_id,
+            title=title,
+            price=sold.get(item_id, {}).get("price"),
+            fields={**title_fields(item_id, title), **_without_price(sold.get(item_id, unsold))},
+        )
+        for item_id, title in titles.items()
+    ]
+    products.sort(key=lambda product: (-product.fields["popularity"], product.item_id))
+    return {product.item_id: product for product in products}
+
+
+def _without_price(fields: Mapping[str, Any]) -> Fields:
+    return {name: value for name, value in fields.items() if name != "price"}
+
+
+def _titles(lines: pd.DataFrame) -> dict[str, str]:
+    """The commonest description of each item, ties by the alphabet."""
+    counted = lines.groupby(["item_id", "title"], as_index=False).size()
+    best = counted.sort_values(["size", "title"], ascending=[False, True]).drop_duplicates("item_id")
+    return dict(zip(best.item_id, best.title, strict=True))
+
+
+def _item_statistics(before: pd.DataFrame, cut: datetime.datetime) -> pd.DataFrame:
+    """A row an item sold before the cut.
+
+    price (median), popularity (customers), recent_popularity (customers of the last 30 days), units_sold,
+    mean_quantity and mean_basket (of its lines), price_spread (highest over lowest price, minus 1), bulk_share (of its
+    lines with a dozen units or more), home_share (of its lines in the commonest country), repeat_share (of its
+    customers who bought it on two invoices or more), days_on_sale, days_since_sale, and the values.
+    """
+    lines = before.assign(
+        basket=before.groupby(["user_id", "invoice"]).item_id.transform("size"),
+        bulk=before.quantity >= BULK_QUANTITY,
+        home=before.country == before.country.mode()[0],
+    )
+    recent = lines[lines.time >= cut - datetime.timedelta(days=RECENT_DAYS)]
+    of_item = lines.groupby("item_id")
+    table = of_item.agg(
+        price=("price", "median"),
+        popularity=("user_id", "nunique"),
+        units_sold=("quantity", "sum"),
+        mean_quantity=("quantity", "mean"),
+        mean_basket=("basket", "mean"),
+        bulk_share=("bulk", "mean"),
+        home_share=("home", "mean"),
+    )
+    table["recent_popularity"] = recent.groupby("item_id").user_id.nunique().reindex(table.index, fill_value=0)
+    table["repeat_share"] = (lines.groupby(["item_id", "user_id"]).size() > 1).groupby("item_id").mean()
+    table["price_spread"] = of_item.price.max() / of_item.price.min() - 1
+    table["days_on_sale"] = (cut - of_item.time.min()).dt.total_seconds() / 86400
+    table["days_since_sale"] = (cut - of_item.time.max()).dt.total_seconds() / 86400
+    return table.join(_item_values(lines, table)).reset_index()
+
+
+def _item_values(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The short texts that come from sales: bands by decile, months, weekdays and hours of most lines."""
+    abroad = lines[~lines.home]
+    values = pd.DataFrame(index=table.index)
+    values["price_band"] = _decile(table.price)
+    values["popularity_band"] = _decile(table.popularity)
+    values["quantity_band"] = _decile(table.mean_quantity)
+    values["peak_month"] = _commonest(lines.item_id, lines.time.dt.month)
+    values["peak_weekday"] = _commonest(lines.item_id, lines.time.dt.day_of_week.map(dict(enumerate(WEEKDAYS))))
+    values["peak_hour"] = _commonest(lines.item_id, lines.time.dt.hour)
+    values["first_month"] = lines.groupby("item_id").time.min().dt.to_period("M").astype(str)
+    values["top_country"] = _commonest(abroad.item_id, abroad.country)
+    return values.astype(object).where(values.notna(), None)
+
+
+def _decile(column: pd.Series) -> pd.Series:
+    return (column.rank(pct=True, method="average") * BANDS).clip(upper=BANDS - 1).astype(int).astype(str)
+
+
+def _commonest(keys: pd.Series, values: pd.Series) -> pd.Series:
+    """Each key's commonest value as text, ties by order of values."""
+    counted = pd.DataFrame({"key": keys, "value": values}).groupby(["key", "value"]).size().reset_index(name="count")
+    best = counted.sort_values(["count", "value"], ascending=[False, True]).drop_duplicates("key")
+    return best.set_index("key").value.astype(str)
+
+
+def _doubling_band(number: float) -> str:
+    """0 = below 1, then a band for each doubling: 1, 2 to 3, 4 to 7, ..."""
+    return str(int(number).bit_length())
+
+
+def days(difference: datetime.timedelta) -> float:
+    return difference.total_seconds() / 86400
+
+
+def _nth(words: Sequence[str], place: int) -> str | None:
+    return words[place] if -len(words) <= place < len(words) else None

@@ -1,0 +1,313 @@
+"""A shop's purchase log => what rankers of items for a user learn from and are judged on, parted by a cut in time.
+
+Everything that a ranker may know, histories, popularity, prices, vocabularies, is from before the cut; it is judged on
+purchases on or after it of items that the customer had not bought before ("first-time"). Whole customers are not held
+out, so most are warm: they have a history. Those without one are cold.
+
+Knows nothing of any network, nor how a metric is computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from builders.data.beir import DatasetError, JudgedQueries, Product, Request
+from builders.data.purchase_fields import Basket, Fields, context_fields, days, item_products, user_fields
+from builders.data.purchases import load_purchases
+
+CUT = datetime.datetime(2010, 11, 1)
+"""In UCI Online Retail II, 2009-12-01 to 2010-12-09: rankers learn from what lies before, the rest judges them."""
+VALIDATION_CUT = datetime.datetime(2010, 10, 1)
+"""The same inside the training part, to choose hyper-parameters by; see :func:`validation_log`."""
+TRAINING_SHARE = 0.9
+"""Share of the invoices before the cut, in a log that does not reach over the one asked for."""
+
+HISTORY_LIMIT = 100
+"""Latest distinct items of a history that a request carries."""
+EVALUATION_CUSTOMERS = 400
+NEGATIVES = 99
+POSITIVE_GRADE = 3
+SEED = 20101101
+
+
+@dataclasses.dataclass(frozen=True)
+class PurchaseLog:
+    """A purchase log, parted at ``cut``.
+
+    Attributes:
+        cut: first moment of the test part.
+        items: item id to product, the most popular first: title is the commonest description, price the median unit
+            price in pounds sterling, ``fields`` hold :data:`ITEM_NUMBERS` and :data:`ITEM_VALUES`. Items that were
+            not sold before the cut are there with popularity 0, their title and what follows from id and title.
+        users: user id to raw fields (:data:`USER_NUMBERS`, :data:`USER_VALUES`) as of the cut, of warm customers.
+        baskets: user id to invoices before the cut, oldest first, of warm customers.
+        histories: user id to the distinct items bought before the cut, in the order of their latest purchase (one
+            bought again moves to the end), then of lines on the invoice; oldest first, not cut to a length.
+        positives: user id to the first-time purchases on or after the cut, in the order of purchase; customers with
+            at least one, cold ones included.
+        test_times: user id to the time of the first invoice with a first-time purchase, of the same customers.
+        note: a line for a reader if the cut is not the one that was asked for, else empty.
+    """
+
+    cut: datetime.datetime
+    items: dict[str, Product]
+    users: dict[str, Fields]
+    baskets: dict[str, tuple[Basket, ...]]
+    histories: dict[str, tuple[str, ...]]
+    positives: dict[str, tuple[str, ...]]
+    test_times: dict[str, datetime.datetime]
+    note: str = ""
+
+    @property
+    def known_items(self) -> tuple[str, ...]:
+        """Ids of the items sold before the cut, the most popular first: the vocabulary of a ranker."""
+        return tuple(item_id for item_id, product in self.items.items() if product.fields["popularity"])
+
+    def is_warm(self, user_id: str) -> bool:
+        """Whether the customer bought something before the cut."""
+        return user_id in self.histories
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A basket to predict from what was known just before it.
+
+    Attributes:
+        history: as in :attr:`PurchaseLog.histories`, but as of just before the basket, latest :data:`HISTORY_LIMIT`.
+        positives: items bought for the first time in the basket, at least one.
+        quantities: units of each of them.
+        context, user: raw fields of the invoice's time, and of the customer just before it.
+        age_days: from the basket to the cut.
+    """
+
+    user_id: str
+    history: tuple[str, ...]
+    positives: tuple[str, ...]
+    quantities: tuple[int, ...]
+    context: Fields
+    user: Fields
+    age_days: float
+
+
+def purchase_log(folder: Path, cut: datetime.datetime = CUT, until: datetime.datetime | None = None) -> PurchaseLog:
+    """Read the purchases below ``folder`` and part them.
+
+    Args:
+        folder: as :func:`builders.data.purchases.load_purchases` takes it.
+        cut: where the log does not reach over it (made-up data does not), the time before which nine invoices of ten
+            lie takes its place, and ``note`` says so.
+        until: leave out all purchases on or after it.
+
+    Raises:
+        DatasetError: no purchases, or none on one side of any cut.
+    """
+    lines = _lines(folder, until)
+    moment, note = _cut_within(lines, cut, folder)
+    before, after = lines[lines.time < moment], lines[lines.time >= moment]
+    baskets = _baskets(before)
+    histories = {user_id: tuple(_history(of_user)) for user_id, of_user in baskets.items()}
+    positives, test_times = _first_time_purchases(after, histories)
+    countries = before.groupby("user_id").country.first().to_dict()
+    return PurchaseLog(
+        cut=moment,
+        items=item_products(before, after, moment),
+        users={user_id: user_fields(countries[user_id], of_user, moment) for user_id, of_user in baskets.items()},
+        baskets=baskets,
+        histories=histories,
+        positives=positives,
+        test_times=test_times,
+        note=note,
+    )
+
+
+def validation_log(folder: Path) -> PurchaseLog:
+    """The training part alone, parted at :data:`VALIDATION_CUT`: nothing in it is from after the test cut."""
+    return purchase_log(folder, VALIDATION_CUT, until=purchase_log(folder).cut)
+
+
+def _lines(folder: Path, until: datetime.datetime | None) -> pd.DataFrame:
+    """A row an invoice and item: user_id, invoice, time, item_id, quantity, price, title, country; in time's order."""
+    lines = load_purchases(folder).to_pandas()
+    lines = lines.rename(columns={"invoice_date": "time", "stock_code": "item_id", "description": "title"})
+    lines["user_id"] = lines.customer_id.astype(str)
+    if until is not None:
+        lines = lines[lines.time < until]
+    lines["time"] = lines.groupby(["user_id", "invoice"]).time.transform("min")
+    merged = lines.groupby(["user_id", "invoice", "item_id"], sort=False, as_index=False).agg(
+        time=("time", "first"),
+        quantity=("quantity", "sum"),
+        price=("price", "mean"),
+        title=("title", "first"),
+        country=("country", "first"),
+    )
+    return merged.sort_values("time", kind="stable", ignore_index=True)
+
+
+def _cut_within(lines: pd.DataFrame, cut: datetime.datetime, folder: Path) -> tuple[datetime.datetime, str]:
+    times = lines.groupby(["user_id", "invoice"]).time.first()
+    if times.min() < cut <= times.max():
+        return cut, ""
+    moved = times.quantile(TRAINING_SHARE, interpolation="higher").to_pydatetime()
+    if not times.min() < moved:
+        raise DatasetError(f"{folder}: all {len(times)} invoices are of {moved}, wanted some before and some after")
+    return moved, (
+        f"the purchases are of {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d} and do not reach over {cut:%Y-%m-%d}: "
+        f"cut at {moved:%Y-%m-%d %H:%M}, before which {TRAINING_SHARE:.0%} of the invoices lie"
+    )
+
+
+def _baskets(before: pd.DataFrame) -> dict[str, tuple[Basket, ...]]:
+    of_user: dict[str, list[Basket]] = {}
+    seen: dict[str, set[str]] = {}
+    for rows in _invoices(before):
+        user_id, time = rows[0].user_id, rows[0].time
+        bought = seen.setdefault(user_id, set())
+        basket = Basket(
+            user_id=user_id,
+            time=time,
+            item_ids=tuple(row.item_id for row in rows),
+            quantities=tuple(row.quantity for row in rows),
+            prices=tuple(row.price for row in rows),
+            first_time=tuple(row.item_id not in bought for row in rows),
+        )
+        bought.update(basket.item_ids)
+        of_user.setdefault(user_id, []).append(basket)
+    return {user_id: tuple(baskets) for user_id, baskets in of_user.items()}
+
+
+class _Line(NamedTuple):
+    user_id: str
+    invoice: str
+    time: datetime.datetime
+    item_id: str
+    quantity: int
+    price: float
+
+
+def _rows(lines: pd.DataFrame) -> Iterator[_Line]:
+    """Column by column: ``itertuples`` over Arrow's strings takes ten times as long."""
+    return map(_Line._make, zip(*(lines[name].tolist() for name in _Line._fields), strict=True))
+
+
+def _invoices(lines: pd.DataFrame) -> Iterable[list[_Line]]:
+    """Rows of each invoice, in time's order; two invoices of one minute are kept apart."""
+    rows: dict[tuple[str, str], list[_Line]] = {}
+    for row in _rows(lines):
+        rows.setdefault((row.user_id, row.invoice), []).append(row)
+    return rows.values()
+
+
+def _history(baskets: Iterable[Basket]) -> list[str]:
+    """Distinct items in the order of their latest purchase."""
+    latest: dict[str, None] = {}
+    for basket in baskets:
+        _buy(latest, basket)
+    return list(latest)
+
+
+def _buy(latest: dict[str, None], basket: Basket) -> None:
+    for item_id in basket.item_ids:
+        latest.pop(item_id, None)
+        latest[item_id] = None
+
+
+def _first_time_purchases(
+    after: pd.DataFrame, histories: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, datetime.datetime]]:
+    bought = {user_id: set(items) for user_id, items in histories.items()}
+    positives: dict[str, list[str]] = {}
+    times: dict[str, datetime.datetime] = {}
+    for row in _rows(after):
+        seen = bought.setdefault(row.user_id, set())
+        if row.item_id not in seen:
+            seen.add(row.item_id)
+            positives.setdefault(row.user_id, []).append(row.item_id)
+            times.setdefault(row.user_id, row.time)
+    return {user_id: tuple(items) for user_id, items in positives.items()}, times
+
+
+def training_examples(log: PurchaseLog, *, with_empty_history: bool = False) -> list[Example]:
+    """One for each basket before the cut with something bought for the first time, by customer, oldest first.
+
+    Args:
+        with_empty_history: also each customer's first basket.
+    """
+    return [
+        example
+        for user_id in log.baskets
+        for example in _examples_of(log, user_id)
+        if example.history or with_empty_history
+    ]
+
+
+def _examples_of(log: PurchaseLog, user_id: str) -> Iterator[Example]:
+    baskets, country = log.baskets[user_id], log.users[user_id]["country"]
+    latest: dict[str, None] = {}
+    for place, basket in enumerate(baskets):
+        new = [column for column, first_time in enumerate(basket.first_time) if first_time]
+        if new:
+            yield Example(
+                user_id=user_id,
+                history=tuple(latest)[-HISTORY_LIMIT:],
+                positives=tuple(basket.item_ids[column] for column in new),
+                quantities=tuple(basket.quantities[column] for column in new),
+                context=context_fields(basket.time),
+                user=user_fields(country, baskets[:place], basket.time),
+                age_days=days(log.cut - basket.time),
+            )
+        _buy(latest, basket)
+
+
+def request_of(log: PurchaseLog, user_id: str) -> Request:
+    """What a test customer's first invoice after the cut would ask: history before the cut, id and time."""
+    return Request(
+        history=log.histories.get(user_id, ())[-HISTORY_LIMIT:],
+        user_id=user_id,
+        user=log.users.get(user_id),
+        context=context_fields(log.test_times[user_id]),
+    )
+
+
+def evaluation_lists(
+    log: PurchaseLog, customers: int = EVALUATION_CUSTOMERS, negatives: int = NEGATIVES, seed: int = SEED
+) -> JudgedQueries:
+    """The served protocol: a test customer's one first-time purchase among sampled items.
+
+    Customers are drawn from all test customers, warm and cold, and each one's positive from all of the customer's; the
+    negatives uniformly from the items that the customer bought neither before nor after the cut. Grade 3 for the
+    positive, 0 for the others. The query's text is empty and candidates are listed by popularity, so that is the first
+    stage's order. Query ids are "u" and the customer's id.
+    """
+    draw = random.Random(seed)
+    chosen = sorted(draw.sample(sorted(log.positives), min(customers, len(log.positives))))
+    judgements = {f"u{user_id}": _judgements(log, user_id, negatives, draw) for user_id in chosen}
+    return JudgedQueries(
+        queries=dict.fromkeys(judgements, ""),
+        products=log.items,
+        judgements=judgements,
+        requests={f"u{user_id}": request_of(log, user_id) for user_id in chosen},
+        users=log.users,
+        unlabelled=lambda count, seed: training_requests(log, count, seed),
+    )
+
+
+def training_requests(log: PurchaseLog, count: int, seed: int) -> list[Request]:
+    """What customers would have asked before baskets of theirs, all before the cut; drawn with a seed, at most all."""
+    examples = [example for example in training_examples(log) if example.history]
+    drawn = random.Random(seed).sample(examples, min(count, len(examples)))
+    return [Request(history=one.history, user_id=one.user_id, user=one.user, context=one.context) for one in drawn]
+
+
+def _judgements(log: PurchaseLog, user_id: str, negatives: int, draw: random.Random) -> dict[str, int]:
+    bought = {*log.histories.get(user_id, ()), *log.positives[user_id]}
+    positive = draw.choice(log.positives[user_id])
+    others = [item_id for item_id in log.items if item_id not in bought]
+    listed = {positive, *draw.sample(others, min(negatives, len(others)))}
+    return {item_id: POSITIVE_GRADE * (item_id == positive) for item_id in log.items if item_id in listed}

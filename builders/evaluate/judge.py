@@ -1,0 +1,307 @@
+"""A variant's files => what they are worth: judged in process against torch and the reference, kept, and gated."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+
+from builders.compress.chain import Chain, Made, Say, code_of, compressed, variant_files
+from builders.core.contract import SCORE
+from builders.core.files import fingerprint, sha256, write_atomically
+from builders.core.recipe import Recipe, RecipeError, Variant
+from builders.core.steps import Bf16, Fp16, Int8Network
+from builders.core.workspace import PROJECT, Places
+from builders.data.beir import JudgedQueries, Product, Request
+from builders.data.bm25 import first_stage
+from builders.data.unlabeled import UnlabelledList, unlabelled_lists
+from builders.evaluate import gate, metrics
+from builders.export.sessions import Session, files_of, open_session
+from builders.rankers.base import Ranker, Sample
+
+FIDELITY_SEED = 103
+"""Of the gate's unjudged lists."""
+Scores = dict[str, dict[str, float]]
+"""Query id => item id => score."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltVariant:
+    """A variant on disk, with what was measured of it.
+
+    Attributes:
+        models: graph name => (model name, scorer file: ``.onnx``, or ``.xml`` with its ``.bin`` beside it).
+        figures: NDCG, difference from torch, gate, seconds and bytes; JSON.
+        passed: whether it may be published.
+    """
+
+    variant: Variant
+    models: Mapping[str, tuple[str, Path]]
+    figures: Mapping[str, Any]
+    passed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltRanker:
+    """A ranker with its variants and what they were judged on; ``data`` also holds the items and users to store."""
+
+    recipe: Recipe
+    ranker: Ranker
+    variants: Sequence[BuiltVariant]
+    data: JudgedQueries
+
+    def built(self, variant: Variant) -> BuiltVariant:
+        """The variant as it was built. Raises: KeyError: it was not."""
+        return {each.variant.name: each for each in self.variants}[variant.name]
+
+
+def torch_scores(
+    recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print, places: Places = PROJECT
+) -> Scores:
+    """The torch module's own score of every judged candidate, computed once and kept under ``build/``."""
+    state = places.ranker_folder(recipe.ranker) / "torch_scores.json"
+    inputs = fingerprint([*map(sha256, ranker.checkpoint_files), code_of(ranker), _digest(judged)])
+    stored = _stored(state, inputs)
+    if stored is None:
+        say(f"{recipe.ranker}: scoring {len(judged.queries)} queries with torch")
+        scores = {
+            query_id: _scores_of(recipe, ranker, judged, query_id, list(grades))
+            for query_id, grades in judged.judgements.items()
+        }
+        stored = {"inputs": inputs, "scores": scores}
+        write_atomically(state, json.dumps(stored) + "\n")
+    return dict(stored["scores"])
+
+
+def judged_variant(chain: Chain, variant: Variant, made: Mapping[str, Made], judging: Judging) -> BuiltVariant:
+    """Its files, and what was measured of it, now or before."""
+    models = {name: (one.model, one.path) for name, one in made.items()}
+    files = [path for _, file in models.values() for path in files_of(file).values()]
+    state = chain.folder / f"{variant.name}.json"
+    measured = chain.recipe.gate.model_dump_json(include={"metric", "fidelity_candidates"})  # not the limits
+    inputs = fingerprint([*map(sha256, files), judging.fingerprint, measured])
+    figures = _measured_before(state, inputs, judging.count)
+    if figures is None:
+        chain.say(f"{chain.recipe.model_name(variant)}: quality over {len(judging.data.queries)} judged queries")
+        figures = {
+            "inputs": inputs,
+            "fidelity_lists": judging.count,
+            **_measure(chain, _sampler(chain, variant), variant, models, judging),
+        }
+        text = json.dumps(figures) + "\n"
+        write_atomically(state, text)
+        figures = json.loads(text)  # as the next build reads them
+    passed, told = _verdict(chain.recipe, variant, figures)
+    figures |= {
+        "gate": told,
+        "build_s": round(sum(one.seconds for one in made.values()), 1),
+        "size_bytes": sum(path.stat().st_size for path in files),
+        "layers": [dataclasses.asdict(layer) for one in made.values() for layer in one.layers],
+    }
+    return BuiltVariant(variant, models, figures, passed)
+
+
+def _measured_before(state: Path, inputs: str, lists: int) -> dict[str, Any] | None:
+    """None where nothing was, or over fewer lists, or by a version whose reports had another form."""
+    figures = _stored(state, inputs)
+    if figures is None or figures["fidelity_lists"] < lists or "not_finite" not in figures:
+        return None
+    try:
+        if "report" in figures:
+            gate.report_from_json(figures["report"])
+    except pydantic.ValidationError:
+        return None
+    return figures
+
+
+def _verdict(recipe: Recipe, variant: Variant, figures: Mapping[str, Any]) -> tuple[bool, str]:
+    """(passed, reasons): of what was measured, by the limits as they are now."""
+    name = recipe.model_name(variant)
+    if "report" not in figures:
+        faults = figures["not_finite"]
+        refused = f", but {faults} scores are NaN or infinite: not published" if faults else ""
+        return not faults, f"{name}: NDCG@10 {figures['ndcg_at_10']:.4f}, the reference{refused}"
+    try:
+        told = gate.verdict(name, gate.report_from_json(figures["report"]), recipe.gate_of(variant))
+        own = ", ".join(f"{limit} {value:g}" for limit, value in variant.gate.model_dump(exclude_none=True).items())
+        return True, f"{told} by limits of its own, {own}" if own else told
+    except metrics.GateFailed as failure:
+        return False, str(failure)
+
+
+def _sampler(chain: Chain, variant: Variant) -> Ranker:
+    """Who makes the variant's samples: its own network, where a vector of the request is among them."""
+    steps = [step for step in variant.network_steps if not isinstance(step, Int8Network)]
+    return compressed(chain, steps)[0]
+
+
+@dataclasses.dataclass
+class Judging:
+    """What every variant of a ranker is judged on.
+
+    Attributes:
+        data: the queries that may judge it.
+        lists: without judgements; made when they are first needed.
+        torch_scores: of the judged queries, by the network as trained.
+        reference: rankings by the reference variant.
+    """
+
+    data: JudgedQueries
+    recipe: Recipe
+    count: int
+    torch_scores: Scores
+    reference: Mapping[str, list[str]] | None = None
+
+    @functools.cached_property
+    def lists(self) -> list[UnlabelledList]:
+        """Other lists than distillation's and calibration's."""
+        return unlabelled_lists(self.data, self.count, self.recipe.gate.fidelity_candidates, FIDELITY_SEED)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Changes with what is judged."""
+        return _digest(self.data)
+
+
+def _measure(
+    chain: Chain, ranker: Ranker, variant: Variant, models: Mapping[str, tuple[str, Path]], judging: Judging
+) -> dict[str, Any]:
+    """NDCG, difference from torch query by query, and the gate's report."""
+    recipe, data = chain.recipe, judging.data
+    sessions = open_sessions(recipe, variant, models)
+    order = first_stage(data)
+    scores: Scores = {}
+    for query_id, candidates in order.items():
+        products = [data.products[item_id] for item_id in candidates]
+        request = data.request(query_id)
+        found = as_served(recipe, ranker, request, products, score_in_process(ranker, sessions, request, products))
+        scores[query_id] = dict(zip(candidates, map(float, found), strict=True))
+    not_finite = sum(not math.isfinite(score) for of_query in scores.values() for score in of_query.values())
+    differences = {
+        query_id: max(abs(score - judging.torch_scores[query_id][item_id]) for item_id, score in of_query.items())
+        for query_id, of_query in scores.items()
+    }
+    rankings = metrics.rankings_from_scores(order, _finite(scores))
+    ndcg = metrics.ndcg_of_rankings(data, rankings)
+    figures: dict[str, Any] = {
+        "queries": len(ndcg),
+        "ndcg_at_10": float(np.mean(list(ndcg.values()))),
+        "ndcg_at_10_by_query": ndcg,
+        "max_abs_difference_from_torch_by_query": differences,
+        "rankings": rankings,
+        "not_finite": not_finite,
+    }
+    if judging.reference is None:
+        return figures
+    fidelity = None
+    if not variant.exact:
+        unjudged = _unjudged_scores(chain, ranker, variant, sessions, judging)
+        not_finite += sum(not math.isfinite(score) for one in unjudged for score in one)
+        fidelity = gate.fidelity_of(unjudged, _reference_scores(chain, judging))
+    report = gate.gate_report(data, recipe.data, rankings, judging.reference, recipe.gate, fidelity, not_finite)
+    return {**figures, "report": dataclasses.asdict(report)}
+
+
+def _reference_scores(chain: Chain, judging: Judging) -> list[list[float]]:
+    """Of the unjudged lists, by the reference variant; kept, since every other variant is compared with them."""
+    reference = chain.recipe.variants[0]
+    models = {name: (one.model, one.path) for name, one in variant_files(chain, reference).items()}
+    inputs = fingerprint([*(sha256(path) for _, path in models.values()), judging.fingerprint])
+    state = chain.folder / f"reference_scores_{judging.count}.json"
+    stored = _stored(state, inputs)
+    if stored is None:
+        sessions = open_sessions(chain.recipe, reference, models)
+        scores = _unjudged_scores(chain, chain.ranker, reference, sessions, judging)
+        stored = {"inputs": inputs, "scores": scores}
+        write_atomically(state, json.dumps(stored) + "\n")
+    found: list[list[float]] = stored["scores"]
+    return found
+
+
+def _unjudged_scores(
+    chain: Chain, ranker: Ranker, variant: Variant, sessions: Mapping[str, Session], judging: Judging
+) -> list[list[float]]:
+    chain.say(f"{chain.recipe.model_name(variant)}: fidelity over {len(judging.lists):,} lists without judgements")
+    return [
+        as_served(
+            chain.recipe, ranker, one.request, one.products,
+            score_in_process(ranker, sessions, one.request, one.products),
+        ).tolist()
+        for one in judging.lists
+    ]  # fmt: skip
+
+
+def _finite(scores: Scores) -> Scores:
+    """What is NaN or infinite counts as lowest, so that the rest can be told; the gate refuses it."""
+    lowest = float(np.finfo(np.float32).min)
+    return {
+        query_id: {item_id: score if math.isfinite(score) else lowest for item_id, score in of_query.items()}
+        for query_id, of_query in scores.items()
+    }
+
+
+def open_sessions(recipe: Recipe, variant: Variant, models: Mapping[str, tuple[str, Path]]) -> dict[str, Session]:
+    """Graph name => session with the threads and the precision that the served model has."""
+    fp16, bf16 = (any(isinstance(step, kind) for step in variant.steps) for kind in (Fp16, Bf16))
+    return {
+        name: open_session(path, threads=recipe.serving.threads, fp16=fp16, bf16=bf16)
+        for name, (_, path) in models.items()
+    }
+
+
+def score_in_process(
+    ranker: Ranker, sessions: Mapping[str, Session], request: Request, products: Sequence[Product]
+) -> np.ndarray:
+    """FP32 [candidates, heads] without a server: graph by graph, each fed the ones before it."""
+    samples = ranker.sample(request, products)
+    outputs: Sample = {}
+    for graph in ranker.graphs:
+        outputs = sessions[graph.name].run({**samples[graph.name], **outputs})
+    return outputs[SCORE.name]
+
+
+def as_served(
+    recipe: Recipe, ranker: Ranker, request: Request, products: Sequence[Product], scores: np.ndarray
+) -> np.ndarray:
+    """FP32 [candidates]: what ``postprocess`` orders by: heads weighed as the recipe says, and the ranker's fallback
+    where it has one for this request. scores: FP32 [candidates] or [candidates, heads]."""
+    combined = scores if scores.ndim == 1 else _weighed(recipe, scores)
+    fallback = ranker.fallback(request, products)
+    return combined if fallback is None else np.where(np.isnan(fallback), combined, fallback)
+
+
+def _weighed(recipe: Recipe, scores: np.ndarray) -> np.ndarray:
+    weights = np.array(recipe.postprocess.head_weights or [1.0], dtype=np.float32)
+    if len(weights) != scores.shape[1]:
+        raise RecipeError(
+            f"recipe of {recipe.ranker}: {len(weights)} head_weights, wanted one for each of {scores.shape[1]} heads"
+        )
+    return np.asarray(scores @ weights)
+
+
+def _scores_of(
+    recipe: Recipe, ranker: Ranker, judged: JudgedQueries, query_id: str, item_ids: Sequence[str]
+) -> dict[str, float]:
+    products = [judged.products[item_id] for item_id in item_ids]
+    request = judged.request(query_id)
+    scores = as_served(recipe, ranker, request, products, ranker.score(request, products))
+    return dict(zip(item_ids, map(float, scores), strict=True))
+
+
+def _digest(judged: JudgedQueries) -> str:
+    requests = [dataclasses.asdict(judged.request(query_id)) for query_id in judged.queries]
+    return fingerprint([json.dumps(judged.judgements), json.dumps(requests)])
+
+
+def _stored(path: Path, inputs: str) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return figures if figures["inputs"] == inputs else None

@@ -1,0 +1,223 @@
+"""Built rankers => item store and model repository: steps, endpoints, and which variant ``rank`` serves.
+
+Knows nothing of how a variant was built or judged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from builders.compress.chain import Say, libraries
+from builders.core.contract import ENDPOINTS, Contract
+from builders.core.files import sha256
+from builders.core.recipe import Recipe, RecipeError
+from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Places
+from builders.data.beir import Product
+from builders.evaluate.judge import BuiltRanker, BuiltVariant
+from builders.export.onnx import OPSET
+from builders.export.sessions import files_of
+from builders.publish import model_config
+from builders.publish.item_store import ItemStore
+from builders.publish.postprocessing import (
+    ATTRIBUTES_TABLE,
+    ATTRIBUTES_VERSION,
+    attribute_records,
+    postprocess_contract,
+    similar_contract,
+)
+from builders.publish.repository import Ensemble, RepositoryError, ServedModel, publish_models, served_variant
+from builders.rankers.base import Ranker
+from builders.rankers.feature_ranker import FeatureRanker
+
+SERVED_CODE = REPOSITORY_ROOT / "model_repository"
+"""The hand-written ``model.py`` files and what they share."""
+DEFAULT_PUBLISHED = {"rank": "two_tower_fp32_onnx", "recommend": "sasrec_fp32_onnx"}
+"""Of the kit's own rankers the best on what may judge them; the quicker one where there is no telling."""
+SIMILAR_BY = "two_tower"
+"""The ranker whose stored vectors ``similar`` compares."""
+
+
+def publish_rankers(
+    rankers: Sequence[BuiltRanker],
+    published: Mapping[str, str],
+    data_note: str,
+    say: Say = print,
+    places: Places = PROJECT,
+    *,
+    gated: bool = True,
+    forced: Collection[str] = (),
+) -> dict[str, int]:
+    """Write all rankers' models and endpoints.
+
+    Args:
+        published: endpoint => the variant that its short name serves, such as ``rank`` => ``two_tower_fp32_onnx``;
+            an endpoint that is not named goes on serving what it serves.
+        data_note: for the manifest.
+        gated: leave out what failed its gate; else everything is written, to be measured.
+        forced: variants, such as ``cross_encoder_int8_onnx``, written although they failed; the manifest says so.
+
+    Raises:
+        RecipeError: no built variant that passed its gate is called as ``published`` says.
+    """
+    models: dict[str, ServedModel] = {}
+    ensembles: dict[str, Ensemble] = {}
+    for built in rankers:
+        for variant in built.variants:
+            if variant.passed or not gated or built.recipe.model_name(variant.variant) in forced:
+                steps = _served_steps(built.recipe, built.ranker, variant, data_note)
+                models.update({model.name: model for model in steps})
+                name = f"{built.ranker.endpoint.name}_{built.recipe.model_name(variant.variant)}"
+                ensembles[name] = _ensemble(name, built.ranker.endpoint, steps)
+    aliases = _aliases(ensembles, published, places)
+    similar = [_similar(built.ranker) for built in rankers if built.recipe.ranker == SIMILAR_BY]
+    versions = publish_models(
+        places.repository, [*models.values(), *similar], [*ensembles.values(), *aliases], libraries()
+    )
+    said = ", ".join(f"{alias.name} = {alias.steps[-2]}" for alias in aliases)
+    say(f"published {len(models) + len(similar)} models and {len(ensembles) + len(aliases)} endpoints; {said}")
+    return versions
+
+
+def published_variants(places: Places = PROJECT) -> dict[str, str]:
+    """Endpoint => the variant that it serves now; the kit's default where there is no such endpoint yet."""
+    return {endpoint: _served_now(endpoint, places) or default for endpoint, default in DEFAULT_PUBLISHED.items()}
+
+
+def by_endpoint(rankers: Sequence[BuiltRanker], variants: Sequence[str]) -> dict[str, str]:
+    """Endpoint => the one of ``variants`` that it can serve. Raises: RecipeError: one is of none of the rankers."""
+    found = {}
+    for name in variants:
+        owner = next((built for built in rankers if name in map(built.recipe.model_name, built.recipe.variants)), None)
+        if owner is None and name not in DEFAULT_PUBLISHED.values():
+            known = ", ".join(built.recipe.model_name(each.variant) for built in rankers for each in built.variants)
+            raise RecipeError(f"'{name}' is no variant of these recipes; wanted one of {known}")
+        if owner is not None:
+            found[owner.ranker.endpoint.name] = name
+    return found
+
+
+def endpoint_of(variant: str, places: Places = PROJECT) -> str:
+    """The endpoint under which the variant is published; ``rank`` where it is not."""
+    return next((name for name in ENDPOINTS if (places.repository / f"{name}_{variant}").is_dir()), "rank")
+
+
+def fill_item_store(rankers: Sequence[BuiltRanker], say: Say = print, places: Places = PROJECT) -> None:
+    """Compute and store the features of the items and users that the store does not hold in these rankers' versions."""
+    with ItemStore(places.item_store) as store:
+        for built in rankers:
+            parameters = built.ranker.preprocess.parameters
+            version = parameters["item_features_version"]
+            there = store.ids(built.ranker.name, version)
+            products = built.data.products
+            missing = [product for product in products.values() if product.item_id not in there]
+            if missing:
+                say(f"item store: features of {len(missing)} items for {built.ranker.name}")
+                store.put(built.ranker.name, version, built.ranker.item_features(missing))
+            if parameters.get("user_features"):
+                store.put(parameters["user_features"], version, built.ranker.user_features(built.data.users))
+            known = store.ids(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION)
+            unknown = [product for product in products.values() if product.item_id not in known]
+            store.put(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION, attribute_records(unknown))
+
+
+def add_items(rankers: Sequence[Ranker], products: Sequence[Product], places: Places = PROJECT) -> None:
+    """Add or replace products while the store is being served; the next request sees them."""
+    with ItemStore(places.item_store) as store:
+        for ranker in rankers:
+            version = ranker.preprocess.parameters["item_features_version"]
+            store.put(ranker.name, version, ranker.item_features(products))
+        store.put(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION, attribute_records(products))
+
+
+def add_users(rankers: Sequence[Ranker], users: Mapping[str, Mapping[str, Any]], places: Places = PROJECT) -> None:
+    """Add or replace users while the store is being served; nothing for rankers that read none."""
+    with ItemStore(places.item_store) as store:
+        for ranker in rankers:
+            parameters = ranker.preprocess.parameters
+            if parameters.get("user_features"):
+                store.put(parameters["user_features"], parameters["item_features_version"], ranker.user_features(users))
+
+
+# ---------------------------------------------------------------- endpoints
+def _aliases(ensembles: Mapping[str, Ensemble], published: Mapping[str, str], places: Places) -> list[Ensemble]:
+    """``rank``, ``recommend``: the named variants, and those served now whose models are written anew."""
+    aliases = []
+    for endpoint in ENDPOINTS:
+        served = _served_now(endpoint, places)
+        wanted = published.get(endpoint) or (served if f"{endpoint}_{served}" in ensembles else None)
+        of_endpoint = [name for name in ensembles if name.startswith(f"{endpoint}_")]
+        if wanted is None or not of_endpoint:
+            continue
+        if f"{endpoint}_{wanted}" not in ensembles:
+            passed = ", ".join(name.removeprefix(f"{endpoint}_") for name in of_endpoint)
+            raise RecipeError(f"'{wanted}' is no variant that passed its gate; wanted one of {passed or 'none'}")
+        chosen = ensembles[f"{endpoint}_{wanted}"]
+        contract = dataclasses.replace(chosen.contract, name=endpoint)
+        aliases.append(dataclasses.replace(chosen, name=endpoint, contract=contract))
+    return aliases
+
+
+def _served_now(endpoint: str, places: Places) -> str | None:
+    try:
+        return served_variant(places.repository, endpoint)
+    except RepositoryError:
+        return None
+
+
+def _ensemble(name: str, endpoint: Contract, steps: Sequence[ServedModel]) -> Ensemble:
+    contract = model_config.endpoint_contract(name, endpoint, [step.contract for step in steps])
+    return Ensemble(name, [step.name for step in steps], contract)
+
+
+# ---------------------------------------------------------------- steps
+def _served_steps(recipe: Recipe, ranker: Ranker, built: BuiltVariant, data_note: str) -> list[ServedModel]:
+    """Pre-processing, the graphs in order, post-processing."""
+    common = {"recipe": f"recipes/{recipe.ranker}.toml", "data": data_note}
+    checkpoint = {path.name: sha256(path) for path in ranker.checkpoint_files}
+    code = ranker.preprocess_code or f"{ranker.name}_preprocess"
+    steps = [_python_model(code, ranker.preprocess, ranker.preprocess_files, common)]
+    for graph in ranker.graphs:
+        name, path = built.models[graph.name]
+        config = model_config.scorer_config(graph, name, recipe.serving, built.variant, path)
+        contract = dataclasses.replace(graph.contract, name=name)
+        built_from = {
+            **common, "checkpoint": checkpoint, "variant": built.variant.model_dump(mode="json"), "opset": OPSET,
+            "gate": built.figures["gate"], "passed": built.passed,
+        }  # fmt: skip
+        steps.append(ServedModel(config, contract, files_of(path), built_from))
+    return [*steps, _postprocess(recipe, ranker)]
+
+
+def _postprocess(recipe: Recipe, ranker: Ranker) -> ServedModel:
+    """The shared ``postprocess``, or ``<ranker>_postprocess`` where the recipe or the ranker asks for more."""
+    heads = ranker.graphs[-1].contract.outputs[-1].dims[-1]
+    settings = recipe.postprocess
+    contract = postprocess_contract(
+        heads=int(heads),
+        head_weights=settings.head_weights,
+        rules=settings.rules,
+        falls_back=isinstance(ranker, FeatureRanker) and ranker.falls_back,
+    )
+    if contract != postprocess_contract():
+        contract = dataclasses.replace(contract, name=f"{ranker.name}_postprocess")
+    return _python_model("postprocess", contract, {}, {})
+
+
+def _similar(ranker: Ranker) -> ServedModel:
+    parameters = ranker.preprocess.parameters
+    contract = similar_contract(
+        parameters["item_features"], parameters["item_features_version"], parameters["vector_width"]
+    )
+    return _python_model("similar", contract, {}, {})
+
+
+def _python_model(
+    code: str, contract: Contract, files: Mapping[str, Path | str], built_from: Mapping[str, Any]
+) -> ServedModel:
+    """The hand-written ``model.py`` (and what lies beside it) of ``model_repository/<code>``, under any name."""
+    written = {path.name: path for path in sorted((SERVED_CODE / code).glob("*.py"))}
+    served = {**written, "served.py": SERVED_CODE / "served.py"}
+    return ServedModel(model_config.python_config(contract), contract, {**served, **files}, built_from)

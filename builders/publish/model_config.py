@@ -1,0 +1,206 @@
+"""Contracts => Triton's model configurations, as its own protobuf messages.
+
+Every configuration here is portable: instance counts and threads are explicit, nothing is taken from the machine.
+Reference: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2 as triton
+
+from builders.core.contract import LENGTH_BUCKET, MAX_ROWS_PER_RUN, USUAL_CANDIDATES, Contract, ContractError
+from builders.core.recipe import Serving, Variant
+from builders.core.steps import Bf16, DynamicInt8, Fp16
+from builders.export.sessions import OPENVINO, PLAN
+from builders.publish.pbtxt import add_parameters, add_tensors, data_type
+from builders.rankers.base import Graph
+
+_THREADS = ("intra_op_thread_count", "INFERENCE_NUM_THREADS")
+"""Parameters that say how many threads a run takes, of the backends."""
+
+
+def scorer_config(graph: Graph, name: str, serving: Serving, variant: Variant, path: Path) -> triton.ModelConfig:
+    """A scorer (or query encoder) for the backend that runs ``path``: ``onnxruntime``, ``openvino`` or ``tensorrt``.
+
+    Where the graph batches, Triton joins requests of equal length until MAX_ROWS_PER_RUN rows are reached. One request
+    may bring more rows; ``max_rows_per_run`` tells the backend to run them in parts. With dynamic quantization a score
+    depends on the rows beside it, so requests are not joined.
+    """
+    if path.suffix == OPENVINO:
+        return _openvino_config(graph, name, serving, variant)
+    if path.suffix == PLAN:
+        from builders.engines.profiles import profiles_of
+        from builders.publish.tensorrt_config import tensorrt_config  # it builds upon this module
+
+        return tensorrt_config(graph, name, profiles_of(graph))
+    config = onnx_config(graph, name, serving, joins=not any(isinstance(step, DynamicInt8) for step in variant.steps))
+    if any(isinstance(step, Fp16) for step in variant.steps):
+        config.optimization.graph.level = 1  # the layout pass of the highest level crashes on some FP16 graphs
+    return config
+
+
+def onnx_config(graph: Graph, name: str, serving: Serving, *, joins: bool = True) -> triton.ModelConfig:
+    """For ``onnxruntime``. joins: whether requests may be run together."""
+    config = _scorer(graph, name, serving, "onnxruntime", joins=joins)
+    add_parameters(config, intra_op_thread_count=serving.threads, inter_op_thread_count=1)
+    return config
+
+
+def _openvino_config(graph: Graph, name: str, serving: Serving, variant: Variant) -> triton.ModelConfig:
+    """Latency mode: one stream of all the instance's threads. Requests are not joined: with a ``max_batch_size`` the
+    container's backend takes exactly so many rows, and cannot pad where lengths are free, too. Without a hint OpenVINO
+    computes in BF16 where the processor has it, so FP32 is asked for as well, by a parameter that the container's
+    backend does not know."""
+    alone = dataclasses.replace(graph, batches=False, max_batch_size=0)
+    config = _scorer(alone, name, serving, "openvino", joins=False)
+    if graph.batches:
+        add_parameters(config, max_rows_per_run=MAX_ROWS_PER_RUN)
+    add_parameters(config, INFERENCE_NUM_THREADS=serving.threads, NUM_STREAMS=1)
+    if any(isinstance(step, Bf16) for step in variant.steps):
+        add_parameters(config, HINT_BF16="YES")
+    else:
+        add_parameters(config, inference_precision_hint="f32")
+    return config
+
+
+def _scorer(graph: Graph, name: str, serving: Serving, backend: str, *, joins: bool) -> triton.ModelConfig:
+    config = triton.ModelConfig(name=name, backend=backend, max_batch_size=graph.max_batch_size)
+    add_tensors(config, graph.contract, skip_dims=1 if graph.batches else 0)
+    _add_instances(config, 1 if graph.precise else serving.instances)
+    if graph.batches and joins:
+        if serving.max_queue_size is not None:
+            _add_queue(config, serving.max_queue_size)
+        config.dynamic_batching.preferred_batch_size.append(MAX_ROWS_PER_RUN)
+        add_parameters(config, max_rows_per_run=MAX_ROWS_PER_RUN)
+    _add_warmup(config, graph)
+    return config
+
+
+def python_config(contract: Contract) -> triton.ModelConfig:
+    """A hand-written pre- or post-processing model; a request is one query with its candidates: no batching."""
+    config = triton.ModelConfig(name=contract.name, backend="python", max_batch_size=0)
+    add_tensors(config, contract, skip_dims=0)
+    _add_instances(config, 1)
+    return config
+
+
+def ensemble_config(contract: Contract, steps: Sequence[tuple[triton.ModelConfig, int]]) -> triton.ModelConfig:
+    """An endpoint: the steps joined by tensors of the same name, each pinned to a version.
+
+    A step may put out a tensor with the name of an input of the endpoint (the ids that it made of the ``history``,
+    say): the steps after it read that.
+
+    Args:
+        contract: of the endpoint, as :func:`endpoint_contract` makes it.
+        steps: (configuration, version) in the order of the data.
+
+    Raises:
+        ContractError: a step needs a tensor that neither the request nor an earlier step brings.
+    """
+    config = triton.ModelConfig(name=contract.name, platform="ensemble", max_batch_size=0)
+    add_tensors(config, contract, skip_dims=0)
+    of_request = {tensor.name for tensor in contract.inputs}
+    joined_by = {name: name for name in of_request}
+    used = {tensor.name for step, _ in steps for tensor in step.input} | {tensor.name for tensor in contract.outputs}
+    for step, version in steps:
+        message = config.ensemble_scheduling.step.add(model_name=step.name, model_version=version)
+        missing = [tensor.name for tensor in step.input if tensor.name not in joined_by]
+        if missing:
+            raise ContractError(
+                f"{contract.name}: '{step.name}' needs {', '.join(missing)}, there are {', '.join(sorted(joined_by))}"
+            )
+        for tensor in step.input:
+            message.input_map[tensor.name] = joined_by[tensor.name]
+        for tensor in step.output:
+            joined_by[tensor.name] = f"{step.name}_{tensor.name}" if tensor.name in of_request else tensor.name
+            if tensor.name in used:  # Triton refuses a mapped tensor that no step reads
+                message.output_map[tensor.name] = joined_by[tensor.name]
+    return config
+
+
+def endpoint_contract(name: str, endpoint: Contract, steps: Sequence[Contract]) -> Contract:
+    """The endpoint's contract under another name: without optional inputs that no step reads, which Triton refuses,
+    and with those that its steps read beyond it.
+
+    Raises:
+        ContractError: a step's output has the name of an input of the endpoint that the last step reads.
+    """
+    produced = {tensor.name for step in steps for tensor in step.outputs} - {tensor.name for tensor in endpoint.outputs}
+    further = {tensor.name: tensor for step in steps for tensor in step.inputs if tensor.optional}
+    known = {tensor.name for tensor in endpoint.inputs}
+    clashes = sorted((known | set(further)) & produced & {tensor.name for tensor in steps[-1].inputs})
+    if clashes:
+        raise ContractError(f"{name}: {', '.join(clashes)} is an input of the endpoint; give the feature another name")
+    read = {tensor.name for step in steps for tensor in step.inputs}
+    own = [tensor for tensor in endpoint.inputs if not tensor.optional or tensor.name in read]
+    inputs = (*own, *(tensor for name, tensor in further.items() if name not in known))
+    return dataclasses.replace(endpoint, name=name, inputs=inputs)
+
+
+def pin(config: triton.ModelConfig, versions: Iterable[int]) -> triton.ModelConfig:
+    """A copy that serves just these versions."""
+    pinned = triton.ModelConfig()
+    pinned.CopyFrom(config)
+    pinned.version_policy.specific.versions[:] = sorted(set(versions))
+    return pinned
+
+
+def tune(config: triton.ModelConfig, instances: int, threads: int) -> triton.ModelConfig:
+    """A copy with one machine's instances (of what batches) and threads; one instance has no queue bound."""
+    tuned = triton.ModelConfig()
+    tuned.CopyFrom(config)
+    if tuned.max_batch_size or tuned.backend == "openvino":
+        tuned.instance_group[0].count = instances
+        if tuned.max_batch_size and instances == 1:  # see _add_queue
+            tuned.dynamic_batching.ClearField("default_queue_policy")
+    for name in _THREADS:
+        if name in tuned.parameters:
+            add_parameters(tuned, **{name: threads})
+    return tuned
+
+
+def with_tuning_of(config: triton.ModelConfig, tuned: triton.ModelConfig) -> triton.ModelConfig:
+    """A copy of ``config`` with the instances and threads of an older, tuned one."""
+    result = triton.ModelConfig()
+    result.CopyFrom(config)
+    del result.instance_group[:]
+    result.instance_group.extend(tuned.instance_group)
+    for name in _THREADS:
+        if name in tuned.parameters and name in result.parameters:
+            result.parameters[name].CopyFrom(tuned.parameters[name])
+    return result
+
+
+def _add_instances(config: triton.ModelConfig, count: int) -> None:
+    config.instance_group.add(count=count, kind=triton.ModelInstanceGroup.KIND_CPU)
+
+
+def _add_queue(config: triton.ModelConfig, max_queue_size: int) -> None:
+    """A bounded queue: a request that finds it full is refused at once (UNAVAILABLE "Exceeds maximum queue size").
+
+    Only where the model batches, with two instances at least, and without a timeout. Under a queue policy Triton's
+    batcher waits for an instance to report itself idle and can miss that (compare
+    https://github.com/triton-inference-server/server/issues/8870): with one instance, or ``max_batch_size`` 0, or a
+    default timeout, some requests of every thousand waited 0.5 s beside an idle instance. The client's own deadline
+    bounds a wait.
+    """
+    config.dynamic_batching.default_queue_policy.max_queue_size = max_queue_size
+
+
+def _add_warmup(config: triton.ModelConfig, graph: Graph) -> None:
+    """One run for every padded length, or one where lengths are fixed, so that no user's request is a shape's first.
+
+    A graph that does not batch is warmed up with a usual number of candidates, and the shortest texts.
+    """
+    for length in graph.lengths or (LENGTH_BUCKET,):
+        sample = config.model_warmup.add(name=f"length_{length}" if graph.lengths else "usual", batch_size=1)
+        for tensor in graph.contract.inputs:
+            free = {"candidates": USUAL_CANDIDATES, "rows": USUAL_CANDIDATES}
+            dims = [free.get(dim, length) if isinstance(dim, str) else dim for dim in tensor.dims[int(graph.batches) :]]
+            sample.inputs[tensor.name].data_type = data_type(tensor)
+            sample.inputs[tensor.name].dims.extend(dims)
+            sample.inputs[tensor.name].zero_data = True

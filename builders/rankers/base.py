@@ -1,0 +1,104 @@
+"""What every ranker gives the kit, so that export, parity, repository and store need to know none of them by name.
+
+A ranker is one file with a ``torch.nn.Module`` and one recipe. The kit makes the rest of a module that declares its
+features (:mod:`builders.rankers.feature_ranker`); one with a pre-processing of its own derives from :class:`Ranker`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from builders.core.contract import RANK, Contract
+from builders.data.beir import Product, Request
+
+Sample = dict[str, np.ndarray]
+"""Tensor name => array, in the contract's dtypes: what one request gives one graph."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """One network that becomes one ONNX file and one served model.
+
+    Attributes:
+        name: model name without the variant, such as ``two_tower_query``.
+        module: in eval mode; ``forward`` takes the contract's inputs by name, in order.
+        contract: its tensors.
+        batches: whether rows of several requests may be joined (dimension 0 of every tensor is then ``rows``).
+        max_batch_size: rows that one request may bring; only where it batches.
+        lengths: padded lengths of dimension 1 to warm up; empty where there is none.
+        precise: kept in FP32 whatever the variant (a cosine of two vectors has nothing to quantize).
+    """
+
+    name: str
+    module: nn.Module
+    contract: Contract
+    batches: bool
+    max_batch_size: int = 0
+    lengths: Sequence[int] = ()
+    precise: bool = False
+
+
+class Ranker(abc.ABC):
+    """A trained ranker with everything around its networks."""
+
+    name: str
+    endpoint: Contract = RANK
+    """What a search service calls: one of ``builders.core.contract.ENDPOINTS``."""
+    preprocess_code: str = ""
+    """Folder of ``model_repository/`` with the hand-written ``model.py``; empty = ``<name>_preprocess``."""
+
+    @property
+    @abc.abstractmethod
+    def network(self) -> nn.Module:
+        """All that was trained, in eval mode; the graphs' modules compute with it."""
+
+    @abc.abstractmethod
+    def with_network(self, network: nn.Module) -> Ranker:
+        """The same ranker around another network, whose inputs and outputs are the same."""
+
+    @property
+    @abc.abstractmethod
+    def graphs(self) -> list[Graph]:
+        """The networks, in the order in which a request passes them; the last gives ``score``."""
+
+    @property
+    @abc.abstractmethod
+    def preprocess(self) -> Contract:
+        """Contract of ``<name>_preprocess``: the endpoint's inputs in, the graphs' inputs and ``known`` out."""
+
+    @property
+    @abc.abstractmethod
+    def preprocess_files(self) -> Mapping[str, Path | str]:
+        """What lies beside the pre-processing ``model.py``: name => file to copy, or text to write."""
+
+    @property
+    @abc.abstractmethod
+    def checkpoint_files(self) -> list[Path]:
+        """What it was loaded from, for fingerprints and the manifest."""
+
+    @abc.abstractmethod
+    def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
+        """(item id, stored bytes) of each product, in the form that the pre-processing model reads."""
+
+    def user_features(self, users: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, bytes]]:
+        """(user id, stored bytes) of each user's raw fields; nothing for a ranker that reads no user."""
+        yield from ()
+
+    @abc.abstractmethod
+    def sample(self, request: Request, products: Sequence[Product]) -> dict[str, Sample]:
+        """Graph name => its inputs for one request, made offline, without the served pre-processing."""
+
+    def fallback(self, request: Request, products: Sequence[Product]) -> np.ndarray | None:
+        """FP32 [candidates] that takes the score's place where it is not NaN; None for a ranker without one."""
+        return None
+
+    @abc.abstractmethod
+    def score(self, request: Request, products: Sequence[Product]) -> np.ndarray:
+        """FP32 [candidates] (or [candidates, heads]): the torch reference, padded as served."""

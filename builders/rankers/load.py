@@ -1,0 +1,68 @@
+"""A recipe => its ranker: the class that it names, with the checkpoint that it names."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from builders.core.files import fingerprint
+from builders.core.recipe import Recipe, RecipeError, load_recipe
+from builders.core.workspace import REPOSITORY_ROOT
+from builders.rankers.base import Ranker
+from builders.rankers.feature_ranker import FeatureRanker
+
+
+def load_ranker(recipe: Recipe) -> Ranker:
+    """Import the recipe's module and load its checkpoint.
+
+    Raises:
+        RecipeError: the file or the class is not there, or the class is neither a Ranker nor a torch.nn.Module.
+        ContractError: a module whose declared features no network could take.
+    """
+    loaded = import_from(recipe, recipe.module)
+    checkpoint = recipe.path(recipe.checkpoint) if recipe.checkpoint else None
+    backbone = recipe.path(recipe.backbone) if recipe.backbone else None
+    if isinstance(loaded, type) and issubclass(loaded, Ranker):
+        return loaded(checkpoint=checkpoint, backbone=backbone)  # type: ignore[call-arg]
+    if isinstance(loaded, type) and issubclass(loaded, nn.Module):
+        return FeatureRanker.load(recipe.ranker, loaded, checkpoint, backbone)
+    raise RecipeError(
+        f"recipe of {recipe.ranker}: '{recipe.module}' is no class derived from torch.nn.Module or "
+        "builders.rankers.base.Ranker"
+    )
+
+
+def import_from(recipe: Recipe, reference: str) -> Any:
+    """What ``<file>:<name>`` of a recipe refers to. Raises: RecipeError."""
+    file_name, name = reference.rsplit(":", 1)
+    path = recipe.path(file_name)
+    if not path.is_file():
+        raise RecipeError(f"recipe of {recipe.ranker}: module '{path}' is not there; wanted <file>.py:<name>")
+    found = getattr(_import_file(path), name, None)
+    if found is None:
+        raise RecipeError(f"recipe of {recipe.ranker}: '{path}' has no '{name}'")
+    return found
+
+
+@functools.cache
+def load_teacher(name: str) -> Ranker:
+    """The ranker of a recipe, by its name or path. Raises: RecipeError."""
+    path = Path(name) if name.endswith(".toml") else REPOSITORY_ROOT / "recipes" / f"{name}.toml"
+    return load_ranker(load_recipe(path))
+
+
+def _import_file(path: Path) -> Any:
+    """The module of a file of this project under its dotted name, of any other file under its own."""
+    if path.is_relative_to(REPOSITORY_ROOT):  # so that pickles, patches and isinstance meet one module
+        return importlib.import_module(".".join(path.relative_to(REPOSITORY_ROOT).with_suffix("").parts))
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{fingerprint([str(path)])}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # inspect and torch's exporter look classes up there
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,388 @@
+"""Trains the cross-encoder's adapter and head: distilled from the two-tower, then tuned on judged training queries.
+
+1. Distilling: pseudo-queries with hard candidates, targets are the two-tower's cosines (ListNet's top-one
+   cross-entropy, Cao et al., ICML 2007).
+2. Tuning: judged training queries, every better-worse pair weighed by its difference in gain (RankNet's logistic
+   loss, Burges et al., ICML 2005).
+
+Only LoRA matrices (arXiv:2106.09685) and the head learn. Test queries are never read. One seed, one machine and one
+number of threads give the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from rich.console import Console
+from rich.progress import track
+from sklearn.metrics import ndcg_score
+from torch import Tensor
+
+from builders.compress.schedule import rate_factor
+from builders.core.errors import BuilderError
+from builders.core.recipe import Recipe
+from builders.data.beir import GAINS, JudgedQueries, Product, load_judged
+from builders.features.text import Tokenizer, encode_pairs, item_text, load_tokenizer
+from builders.rankers.backbone import packaged_backbone
+from builders.rankers.cross_encoder import ADAPTER_CONFIG, CrossEncoder, save_head
+from builders.rankers.losses import listnet, pairwise
+from builders.rankers.two_tower import TwoTower
+from builders.training.pseudo_queries import pseudo_queries
+
+console = Console()
+
+PACKAGED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+"""What the packaged backbone is called in the adapter's configuration, in place of a folder of this machine."""
+TEACHER_SCALE = 20.0
+"""Cosine => logit, the same as the student's initial scale."""
+SOURCE_BONUS = 1.0
+"""Added to the teacher's logit of the product that a pseudo-query was made from."""
+ROWS_PER_PASS = 32
+
+
+class TrainingError(BuilderError):
+    """Training cannot start; the message says what was found, what was wanted and what to run next."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRecipe:
+    """Hyper-parameters; judge them by cross-validation over training queries (``--cross-validate``).
+
+    Attributes:
+        lora_rank: of every linear layer's update; its scale (alpha) is twice the rank.
+        pseudo_queries: made-up queries to distil from; 0 skips distilling.
+        distil_batch, tune_batch: lists a step.
+        distil_rate, tune_rate: highest learning rate of the LoRA matrices in each stage; the head's is
+            ``head_rate_factor`` times it.
+        tune_epochs: passes over the judged training queries; 0 skips tuning.
+        candidates: judged candidates drawn a query and pass, at most half of them Exact if others are there.
+        threads: of torch; the weights depend on it in their last digits.
+    """
+
+    seed: int = 0
+    lora_rank: int = 16
+    pseudo_queries: int = 1200
+    distil_batch: int = 12
+    tune_batch: int = 4
+    distil_rate: float = 5e-4
+    tune_rate: float = 3e-4
+    head_rate_factor: float = 4.0
+    tune_epochs: int = 2
+    candidates: int = 16
+    folds: int = 4
+    threads: int = 2
+
+    @classmethod
+    def from_mapping(cls, fields: Mapping[str, Any]) -> TrainingRecipe:
+        """From a recipe's ``[training]`` table. Raises: TrainingError for a field that is not known."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise TrainingError(f"[training]: unknown {', '.join(unknown)}; wanted some of {', '.join(sorted(known))}")
+        return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class CandidateList:
+    """A query, its candidates' texts, and what each should score: teacher logits or gains, float32 [candidates]."""
+
+    query: str
+    item_texts: tuple[str, ...]
+    targets: Tensor
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""float32 [candidates] scores and targets of one list => scalar."""
+
+
+def train_from_recipe(recipe: Recipe, data: Path) -> Path:
+    """The trainer of ``recipes/cross_encoder.toml``. Raises: as :func:`train_cross_encoder`."""
+    assert recipe.checkpoint is not None
+    backbone = recipe.path(recipe.backbone) if recipe.backbone else None
+    return train_cross_encoder(data, recipe.path(recipe.checkpoint), recipe.training, backbone)
+
+
+def train_cross_encoder(
+    data: Path, out: Path, recipe: Mapping[str, Any] | TrainingRecipe, backbone: Path | None = None
+) -> Path:
+    """Trains on ``data``'s training queries and writes adapter and head into ``out``.
+
+    Args:
+        data: folder with judged queries in BEIR's layout.
+        out: written file by file; a model card that lies there stays.
+        recipe: a recipe's ``[training]`` table.
+        backbone: Hugging Face checkpoint folder; None = the packaged all-MiniLM-L6-v2.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        DatasetError, TrainingError, CheckpointError, TokenizerError.
+    """
+    settings = recipe if isinstance(recipe, TrainingRecipe) else TrainingRecipe.from_mapping(recipe)
+    folder = backbone or packaged_backbone()
+    judged = _training_queries(data)
+    console.print(f"training on {len(judged.queries)} judged queries: {settings}")
+    model = _seeded_model(folder, settings)
+    _distil(model, _teacher_lists(judged, folder, settings), folder, settings)
+    _tune(model, judged, folder, settings)
+    return _save(model, out, backbone)
+
+
+def cross_validate(
+    data: Path, recipe: Mapping[str, Any] | TrainingRecipe, backbone: Path | None = None
+) -> dict[str, float]:
+    """NDCG@10 of each training query under a model tuned without its fold; how hyper-parameters were chosen.
+
+    Distilling reads no judgements, so it is done once and every fold starts from it.
+    """
+    settings = recipe if isinstance(recipe, TrainingRecipe) else TrainingRecipe.from_mapping(recipe)
+    folder = backbone or packaged_backbone()
+    judged = _training_queries(data)
+    model = _seeded_model(folder, settings)
+    _distil(model, _teacher_lists(judged, folder, settings), folder, settings)
+    distilled = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    found: dict[str, float] = {}
+    for held_out in _folds(judged, settings.folds):
+        model.load_state_dict(distilled)
+        _tune(model, _without(judged, held_out), folder, settings)
+        found |= {query_id: _ndcg(model, judged, query_id, folder) for query_id in held_out}
+    console.print(f"cross-validated NDCG@10 {np.mean(list(found.values())):.4f} over {len(found)} training queries")
+    return found
+
+
+# ---------------------------------------------------------------- model
+def _seeded_model(folder: Path, settings: TrainingRecipe) -> CrossEncoder:
+    """The zero-shot cross-encoder with a LoRA adapter that changes nothing yet; the rest of the backbone is frozen."""
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    model = CrossEncoder.untrained(folder)
+    rank = settings.lora_rank
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", base_model_name_or_path=None)
+    model.backbone = get_peft_model(model.backbone, lora)
+    return model
+
+
+def _save(model: CrossEncoder, out: Path, backbone: Path | None) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    adapted = model.backbone
+    assert isinstance(adapted, PeftModel)
+    adapted.peft_config["default"].base_model_name_or_path = backbone.name if backbone else PACKAGED_NAME
+    card = (out / "README.md").read_bytes() if (out / "README.md").is_file() else None
+    adapted.save_pretrained(str(out), save_embedding_layers=False)  # they are frozen; "auto" asks the network
+    if card is None:
+        (out / "README.md").unlink(missing_ok=True)  # peft writes a form to fill in
+    else:
+        (out / "README.md").write_bytes(card)
+    _sort_sets(out / ADAPTER_CONFIG)
+    save_head(model.head, out)
+    console.print(f"wrote {out}")
+    return out
+
+
+def _sort_sets(config: Path) -> None:
+    """peft writes its target modules from a set, in another order each run."""
+    fields = json.loads(config.read_text())
+    fields["target_modules"] = sorted(fields["target_modules"])
+    config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+# ---------------------------------------------------------------- what is learned from
+def _training_queries(data: Path) -> JudgedQueries:
+    judged = load_judged(data).subset("train")
+    if not judged.queries:
+        raise TrainingError(f"{data}: no training query (all fall into the test set); wanted more judged queries")
+    return judged
+
+
+def _teacher_lists(judged: JudgedQueries, folder: Path, settings: TrainingRecipe) -> list[CandidateList]:
+    """Pseudo-queries over the whole corpus, with the two-tower's opinion as targets."""
+    if not settings.pseudo_queries:
+        return []
+    products = list(judged.products.values())
+    console.print(f"encoding {len(products)} products with the two-tower")
+    teacher, tokenizer = TwoTower.from_checkpoint(folder), load_tokenizer(folder)
+    lists = []
+    for made in pseudo_queries(products, teacher, tokenizer, settings.pseudo_queries, settings.seed):
+        logits = TEACHER_SCALE * torch.tensor(made.cosines)
+        logits[0] += SOURCE_BONUS
+        lists.append(CandidateList(made.text, tuple(_text(products[row]) for row in made.candidates), logits))
+    return lists
+
+
+def _drawn_lists(judged: JudgedQueries, candidates: int, rng: random.Random) -> list[CandidateList]:
+    """One list a judged query, in a new order; queries whose drawn candidates are all alike teach nothing."""
+    lists = []
+    for query_id in rng.sample(list(judged.queries), len(judged.queries)):
+        grades = judged.judgements[query_id]
+        drawn = _drawn(grades, candidates, rng)
+        gains = torch.tensor([GAINS[grades[item_id]] for item_id in drawn])
+        if gains.max() > gains.min():
+            texts = tuple(_text(judged.products[item_id]) for item_id in drawn)
+            lists.append(CandidateList(judged.queries[query_id], texts, gains))
+    return lists
+
+
+def _drawn(grades: Mapping[str, int], count: int, rng: random.Random) -> list[str]:
+    """At most ``count`` candidates, half of them Exact where there are enough of both kinds."""
+    exact = [item_id for item_id, grade in grades.items() if GAINS[grade] == 1]
+    others = [item_id for item_id, grade in grades.items() if GAINS[grade] < 1]
+    from_others = min(len(others), count - min(len(exact), count // 2))
+    from_exact = min(len(exact), count - from_others)
+    return rng.sample(exact, from_exact) + rng.sample(others, from_others)
+
+
+def _text(product: Product) -> str:
+    return item_text(product.title, product.brand)
+
+
+# ---------------------------------------------------------------- the two stages
+def _distil(model: CrossEncoder, lists: list[CandidateList], folder: Path, settings: TrainingRecipe) -> None:
+    order = random.Random(settings.seed).sample(lists, len(lists))
+    _fit(
+        model,
+        list(_batches(order, settings.distil_batch)),
+        listnet,
+        folder,
+        settings,
+        settings.distil_rate,
+        "distilling",
+    )
+
+
+def _tune(model: CrossEncoder, judged: JudgedQueries, folder: Path, settings: TrainingRecipe) -> None:
+    """Seeded anew, so that every fold and the whole start alike from the same distilled weights."""
+    torch.manual_seed(settings.seed)  # dropout
+    rng = random.Random(settings.seed)
+    epochs = [_drawn_lists(judged, settings.candidates, rng) for _ in range(settings.tune_epochs)]
+    steps = [batch for lists in epochs for batch in _batches(lists, settings.tune_batch)]
+    _fit(model, steps, pairwise, folder, settings, settings.tune_rate, "tuning")
+
+
+def _fit(
+    model: CrossEncoder,
+    steps: Sequence[Sequence[CandidateList]],
+    loss: Loss,
+    folder: Path,
+    settings: TrainingRecipe,
+    learning_rate: float,
+    title: str,
+) -> None:
+    """One optimizer step for each batch of lists: AdamW, linear warm-up and decay, gradients clipped to norm 1."""
+    if not steps:
+        return
+    tokenizer = load_tokenizer(folder)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = _optimizer(model, learning_rate, learning_rate * settings.head_rate_factor)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, len(steps)))
+    model.train()
+    for lists in track(steps, title, console=console, transient=True):
+        scores = _scores(model, tokenizer, lists)
+        mean_loss = torch.stack([loss(found, one.targets) for found, one in zip(scores, lists, strict=True)]).mean()
+        optimizer.zero_grad()
+        mean_loss.backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+def _optimizer(model: CrossEncoder, lora_rate: float, head_rate: float) -> torch.optim.Optimizer:
+    lora = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
+    scalars = [parameter for parameter in model.head.parameters() if parameter.ndim == 0]
+    matrices = [parameter for parameter in model.head.parameters() if parameter.ndim > 0]
+    return torch.optim.AdamW(
+        [
+            {"params": lora, "lr": lora_rate},
+            {"params": matrices, "lr": head_rate},
+            {
+                "params": scalars,
+                "lr": 10 * head_rate,
+                "weight_decay": 0.0,
+            },  # the scale starts at 20: Adam's steps are lr
+        ],
+        weight_decay=0.01,
+    )
+
+
+# ---------------------------------------------------------------- scoring while learning
+def _scores(model: CrossEncoder, tokenizer: Tokenizer, lists: Sequence[CandidateList]) -> list[Tensor]:
+    """Scores of each list, float32 [candidates] each, in order; in bfloat16 with rows of like length together."""
+    rows = [row for one in lists for row in _rows(tokenizer, one)]
+    order = sorted(range(len(rows)), key=lambda position: rows[position]["input_ids"].size)
+    passes = [_pass(model, [rows[position] for position in chosen]) for chosen in _batches(order, ROWS_PER_PASS)]
+    back = torch.empty(len(order), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    return list(torch.cat(passes)[back].split([len(one.item_texts) for one in lists]))
+
+
+def _rows(tokenizer: Tokenizer, one: CandidateList) -> list[dict[str, np.ndarray]]:
+    """A row a candidate, each padded by itself: tensors [length] with length a multiple of 8."""
+    pairs = encode_pairs(tokenizer, one.query, one.item_texts)
+    lengths = -(-pairs["attention_mask"].sum(axis=1) // 8) * 8
+    return [{name: pairs[name][row, :length] for name in pairs} for row, length in enumerate(lengths)]
+
+
+def _pass(model: CrossEncoder, rows: Sequence[dict[str, np.ndarray]]) -> Tensor:
+    longest = max(row["input_ids"].size for row in rows)
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if model.takes_token_types else [])]
+    inputs = [np.stack([np.pad(row[name], (0, longest - row[name].size)) for row in rows]) for name in names]
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(*(torch.from_numpy(array) for array in inputs))[:, 0].float()
+
+
+# ---------------------------------------------------------------- cross-validation
+def _folds(judged: JudgedQueries, folds: int) -> list[list[str]]:
+    """Query ids of each fold, whole queries, in the order of their ids."""
+    ordered = sorted(judged.queries)
+    return [ordered[fold::folds] for fold in range(folds)]
+
+
+def _without(judged: JudgedQueries, held_out: Sequence[str]) -> JudgedQueries:
+    kept = {query_id: text for query_id, text in judged.queries.items() if query_id not in held_out}
+    return JudgedQueries(kept, judged.products, {query_id: judged.judgements[query_id] for query_id in kept})
+
+
+def _ndcg(model: CrossEncoder, judged: JudgedQueries, query_id: str, folder: Path) -> float:
+    grades = judged.judgements[query_id]
+    texts = tuple(_text(judged.products[item_id]) for item_id in grades)
+    one = CandidateList(judged.queries[query_id], texts, torch.zeros(len(texts)))
+    with torch.inference_mode():
+        [scores] = _scores(model, load_tokenizer(folder), [one])
+    return float(ndcg_score([[GAINS[grade] for grade in grades.values()]], [scores.numpy()], k=10))
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def main() -> None:
+    """``python -m builders.training.cross_encoder``: the recipe's training, or its cross-validation."""
+    import tomllib
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with judged queries in BEIR's layout")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/cross_encoder"))
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/cross_encoder.toml"))
+    parser.add_argument("--seed", type=int, help="in place of the recipe's")
+    parser.add_argument("--cross-validate", action="store_true", help="judge the hyper-parameters, write nothing")
+    options = parser.parse_args()
+    fields = tomllib.loads(options.recipe.read_text())["training"]
+    fields |= {"seed": options.seed} if options.seed is not None else {}
+    if options.cross_validate:
+        cross_validate(options.data, fields)
+    else:
+        train_cross_encoder(options.data, options.out, fields)
+
+
+if __name__ == "__main__":
+    main()

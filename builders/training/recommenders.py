@@ -1,0 +1,337 @@
+"""Trains the rankers of items for a user: from what a customer had bought, which items come new in the next basket?
+
+Examples are baskets before the log's cut (:func:`builders.data.purchase_log.training_examples`), drawn again each pass,
+the recent ones more often: what sells changes by the month. An example's positives are the items bought for the first
+time, its negatives are other items that the customer had not bought. The same features and encoder as in serving.
+
+A network that it trains is a class that :class:`builders.rankers.feature_ranker.FeatureRanker` takes, and has besides
+
+``for_log(log, settings)``
+    class method => an untrained network with ``features`` declared over the log: vocabularies, normalisation. settings:
+    the recipe's ``[training.network]``.
+``config``
+    what its constructor takes besides the features, JSON: kept in the checkpoint.
+``training_loss(scores, bought, quantities) => scalar``
+    optional: float32 [candidates, heads], bool [candidates], float32 [candidates] (0 where not bought). Without it the
+    recipe's ``loss`` over head 0.
+
+``forward`` sees one example as in serving, [1, ...] of the request and [candidates, ...]; ``torch.vmap`` makes a batch
+of it. ``encode_request`` sees several, [rows, ...], and ``score_candidates`` then gives [candidates, rows]. In both, a
+history is as long as the longest of the batch: padding in front is cut.
+
+Knows nothing of any network, and never reads a purchase after the cut.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn import functional
+
+from builders.compress.schedule import rate_factor
+from builders.core.errors import BuilderError
+from builders.core.recipe import Recipe, load_recipe
+from builders.data.purchase_log import Example, PurchaseLog, purchase_log, training_examples, validation_log
+from builders.rankers.checkpoint import save_checkpoint
+from builders.rankers.feature_ranker import Broadcasting, FeatureRanker
+from builders.rankers.load import import_from
+from builders.rankers.losses import softmax_loss
+
+console = Console()
+
+LOSSES = ("softmax", "logistic")
+
+
+class TrainingError(BuilderError):
+    """Training cannot start; the message says what was found, what was wanted and what to run next."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings:
+    """Hyper-parameters; choose them by ``python -m builders.training.recommenders RECIPE``, on the validation cut.
+
+    Attributes:
+        passes, examples: how often so many examples are drawn.
+        half_life_days: an example so much older is drawn half as often.
+        batch: examples a step.
+        rate, weight_decay: AdamW's highest learning rate and decay.
+        loss: "softmax": cross-entropy of each positive among the candidates, divided by the root of the number of
+            positives; "logistic": of each candidate by itself.
+        negatives: drawn uniformly, anew for each step; 0 = all items known before the cut.
+        user_dropout: probability that an example's user is hidden, so that an unknown user's row is trained.
+        threads: of torch; the weights depend on it in their last digits.
+        network: what the network's ``for_log`` takes.
+    """
+
+    seed: int = 0
+    passes: int = 10
+    examples: int = 3000
+    half_life_days: float = 21.0
+    batch: int = 128
+    rate: float = 2e-3
+    weight_decay: float = 0.01
+    loss: str = "softmax"
+    negatives: int = 0
+    user_dropout: float = 0.1
+    threads: int = 2
+    network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_mapping(cls, fields: Mapping[str, Any]) -> TrainingSettings:
+        """From a recipe's ``[training]`` table. Raises: TrainingError for a field or loss that is not known."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise TrainingError(f"[training]: unknown {', '.join(unknown)}; wanted some of {', '.join(sorted(known))}")
+        settings = cls(**fields)
+        if settings.loss not in LOSSES:
+            raise TrainingError(f"[training]: loss '{settings.loss}', wanted one of {', '.join(LOSSES)}")
+        return settings
+
+
+def train_interactions(recipe: Recipe, data: Path) -> Path:
+    """Train a recipe's network on the purchases before the cut, and write its checkpoint.
+
+    Args:
+        data: folder with purchases, as :func:`builders.data.purchases.load_purchases` takes it.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        TrainingError, DatasetError.
+    """
+    if recipe.checkpoint is None:
+        raise TrainingError(f'{recipe.ranker}: no checkpoint in the recipe; add checkpoint = "checkpoints/..."')
+    log = purchase_log(data)
+    if log.note:
+        console.print(log.note)
+    network = trained_network(recipe, log)
+    folder = recipe.path(recipe.checkpoint)
+    ranker = FeatureRanker(recipe.ranker, network)
+    save_checkpoint(folder, network, network.config, ranker.encoder)  # type: ignore[arg-type]
+    console.print(f"{recipe.ranker}: wrote {folder}")
+    return folder
+
+
+def trained_network(recipe: Recipe, log: PurchaseLog) -> nn.Module:
+    """A recipe's network after training on what lies before the log's cut, in eval mode; the same from run to run."""
+    settings = TrainingSettings.from_mapping(recipe.training)
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    network: nn.Module = import_from(recipe, recipe.module).for_log(log, settings.network)
+    examples = encode_examples(FeatureRanker(recipe.ranker, network), log, settings)
+    _fit(network, examples, settings, recipe.ranker)
+    return network.eval()
+
+
+# ---------------------------------------------------------------- examples as tensors
+@dataclasses.dataclass(frozen=True)
+class EncodedExamples:
+    """Training examples and the items known before the cut, as the network takes them.
+
+    Attributes:
+        candidates: of each per-candidate feature, [items, ...].
+        requests: name of each per-request feature => [examples, ...].
+        unknown_user: name of each feature of a user => [1, ...] of an unknown one.
+        histories: names of the features whose padding in front may be cut.
+        positives, quantities, had: of each example: rows of ``candidates`` bought for the first time, units of
+            them, and rows bought before.
+        weights: float32 [examples], how often to draw each.
+    """
+
+    candidates: list[Tensor]
+    requests: dict[str, Tensor]
+    unknown_user: dict[str, Tensor]
+    histories: tuple[str, ...]
+    positives: list[Tensor]
+    quantities: list[Tensor]
+    had: list[Tensor]
+    weights: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [examples]: events of the history, 0 where no feature reads it."""
+        if not self.histories:
+            return torch.zeros(len(self.positives), dtype=torch.int64)
+        return (self.requests[self.histories[0]] != 0).sum(dim=1)
+
+
+def encode_examples(ranker: FeatureRanker, log: PurchaseLog, settings: TrainingSettings) -> EncodedExamples:
+    """Every training example of the log by the ranker's own encoder. Raises: TrainingError if there is none."""
+    examples = training_examples(log)
+    if not examples:
+        raise TrainingError(
+            f"no customer has two baskets before {log.cut}, wanted some to learn from; give a longer log of purchases"
+        )
+    items = log.known_items
+    row_of = {item_id: row for row, item_id in enumerate(items)}
+    encoder = ranker.encoder
+    columns = encoder.candidate_tensors([encoder.item_record(log.items[item_id].raw_fields) for item_id in items])
+    unknown = encoder.request_tensors()
+    ages = torch.tensor([example.age_days for example in examples])
+    return EncodedExamples(
+        candidates=[torch.from_numpy(columns[feature.name]) for feature in ranker.features if feature.per_candidate],
+        requests=_stacked(ranker, examples),
+        unknown_user={feature.name: torch.from_numpy(unknown[feature.name]) for feature in encoder.of("user")},
+        histories=tuple(feature.name for feature in encoder.of("history")),
+        positives=[_rows(example.positives, row_of) for example in examples],
+        quantities=[torch.tensor(example.quantities, dtype=torch.float32) for example in examples],
+        had=[_rows(example.history, row_of) for example in examples],
+        weights=0.5 ** (ages / settings.half_life_days),
+    )
+
+
+def _stacked(ranker: FeatureRanker, examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Name of each per-request feature => [examples, ...], in declared order."""
+    encoder = ranker.encoder
+    rows = [
+        encoder.request_tensors(
+            history=example.history, user=encoder.user_record(example.user), context=example.context
+        )
+        for example in examples
+    ]
+    names = [feature.name for feature in ranker.features if not feature.per_candidate]
+    return {name: torch.from_numpy(np.concatenate([row[name] for row in rows])) for name in names}
+
+
+def _rows(item_ids: Sequence[str], row_of: Mapping[str, int]) -> Tensor:
+    return torch.tensor([row_of[item_id] for item_id in item_ids], dtype=torch.int64)
+
+
+# ---------------------------------------------------------------- learning
+def _fit(network: nn.Module, examples: EncodedExamples, settings: TrainingSettings, title: str) -> None:
+    """AdamW, linear warm-up and decay, gradients clipped to norm 1."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
+    steps = settings.passes * -(-settings.examples // settings.batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps))
+    network.train()
+    with Progress(*Progress.get_default_columns(), "loss {task.fields[loss]:.3f}", console=console) as progress:
+        task = progress.add_task(f"training {title}", total=steps, loss=float("nan"))
+        for _ in range(settings.passes):
+            for drawn in _batches(examples, settings):
+                optimizer.zero_grad()
+                loss = _batch_loss(network, examples, drawn, settings)
+                loss.backward()
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                progress.update(task, advance=1, loss=loss.item())
+    _check_finite(network, title)
+
+
+def _check_finite(network: nn.Module, title: str) -> None:
+    broken = [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise TrainingError(
+            f"{title}: training diverged, {', '.join(broken[:3])} are not finite; lower [training] rate"
+        )
+
+
+def _batches(examples: EncodedExamples, settings: TrainingSettings) -> Iterator[Tensor]:
+    """int64 [batch] numbers of examples, those with histories of like length together."""
+    drawn = torch.multinomial(examples.weights, settings.examples, replacement=True)
+    batches = drawn[examples.lengths[drawn].argsort(stable=True)].split(settings.batch)
+    for number in torch.randperm(len(batches)).tolist():
+        yield batches[number]
+
+
+def _batch_loss(network: nn.Module, examples: EncodedExamples, drawn: Tensor, settings: TrainingSettings) -> Tensor:
+    """Mean over the drawn examples."""
+    candidates = _drawn_candidates(examples, drawn, settings)
+    requests = _requests(examples, drawn, settings)
+    scores = _scores(network, requests, [column[candidates] for column in examples.candidates])
+    losses = []
+    for row, number in zip(scores, drawn.tolist(), strict=True):
+        kept, bought, quantities = _labels(examples, number, candidates)
+        losses.append(_loss(network, row[kept], bought, quantities, settings))
+    return torch.stack(losses).mean()
+
+
+def _scores(network: Any, requests: Sequence[Tensor], candidates: Sequence[Tensor]) -> Tensor:
+    """[examples, ...] of each per-request and [candidates, ...] of each per-candidate feature, in declared order =>
+    float32 [examples, candidates, heads]."""
+    if hasattr(network, "encode_request"):
+        scores: Tensor = network.score_candidates(network.encode_request(*requests), *candidates)
+        return scores.T.unsqueeze(2)
+    given = [*requests], [*candidates]
+    tensors = [given[feature.per_candidate].pop(0) for feature in network.features]
+    tensors = [
+        tensor if feature.per_candidate else tensor.unsqueeze(1)
+        for tensor, feature in zip(tensors, network.features, strict=True)
+    ]
+    over = tuple(None if feature.per_candidate else 0 for feature in network.features)
+    scorer = Broadcasting(network, network.features)
+    vectorized: Tensor = torch.vmap(scorer, in_dims=over, randomness="different")(*tensors)
+    return vectorized
+
+
+def _requests(examples: EncodedExamples, drawn: Tensor, settings: TrainingSettings) -> list[Tensor]:
+    """[rows, ...] of each per-request feature, in declared order."""
+    hidden = torch.rand(len(drawn)) < settings.user_dropout
+    longest = max(int(examples.lengths[drawn].max()), 1)
+    tensors = []
+    for name, tensor in examples.requests.items():
+        rows = tensor[drawn]
+        if name in examples.unknown_user:
+            rows = torch.where(hidden[:, None], examples.unknown_user[name], rows)
+        tensors.append(rows[:, -longest:] if name in examples.histories else rows)
+    return tensors
+
+
+def _drawn_candidates(examples: EncodedExamples, drawn: Tensor, settings: TrainingSettings) -> Tensor:
+    """int64 [candidates] rows of items: every positive of the batch and the drawn negatives, or all items."""
+    items = len(examples.candidates[0])
+    if not settings.negatives or settings.negatives >= items:
+        return torch.arange(items)
+    positives = [examples.positives[number] for number in drawn.tolist()]
+    return torch.cat([*positives, torch.randperm(items)[: settings.negatives]]).unique()
+
+
+def _labels(examples: EncodedExamples, number: int, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which candidates the example's customer had not bought; of those, which came new, and how many units."""
+    items = len(examples.candidates[0])
+    units = torch.zeros(items).index_put((examples.positives[number],), examples.quantities[number])
+    had = torch.zeros(items, dtype=torch.bool)
+    had[examples.had[number]] = True
+    had[examples.positives[number]] = False
+    kept = (~had[candidates]).nonzero()[:, 0]
+    quantities = units[candidates[kept]]
+    return kept, quantities > 0, quantities
+
+
+def _loss(network: Any, scores: Tensor, bought: Tensor, quantities: Tensor, settings: TrainingSettings) -> Tensor:
+    """Scalar of one example."""
+    if hasattr(network, "training_loss"):
+        own: Tensor = network.training_loss(scores, bought, quantities)
+        return own
+    if settings.loss == "logistic":
+        return functional.binary_cross_entropy_with_logits(scores[:, 0], bought.float())
+    return softmax_loss(scores[:, 0], bought)
+
+
+def main() -> None:
+    """``python -m builders.training.recommenders RECIPE``: judge hyper-parameters on the validation cut."""
+    from builders.data.find import find_data
+    from builders.evaluate.full_catalogue import ItemKNN, judge, scorer_of
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--data", type=Path, help="folder with purchases")
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe)
+    log = validation_log(find_data(options.data).folder)
+    ranker = FeatureRanker(recipe.ranker, trained_network(recipe, log))
+    console.print(judge(log, {recipe.ranker: scorer_of(ranker, recipe)}, ItemKNN()).table())
+
+
+if __name__ == "__main__":
+    main()

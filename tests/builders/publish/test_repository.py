@@ -1,0 +1,327 @@
+"""The model repository: versions, roll-back, tuning, the manifest, and a build that is killed at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc as grpc
+
+from builders.core.contract import SCORES, Tensor
+from builders.core.files import sha256
+from builders.publish import pbtxt
+from builders.publish.repository import (
+    RepositoryError,
+    ServedModel,
+    point_rank_at,
+    publish_models,
+    served_variant,
+    tune_machine,
+    version_numbers,
+)
+from server import TritonServer
+from tests.support.repositories import infer, texts
+from tests.support.tiny_models import CONTRACT, ensembles, publish, tiny_model
+
+ANY_PORTS = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Callable[..., ServedModel]:
+    """score => the tiny model that answers with it."""
+    return lambda score, **options: tiny_model(tmp_path / "sources", score, **options)
+
+
+def pinned(repository: Path, endpoint: str = "rank") -> dict[str, int]:
+    """Step => the version that an endpoint names."""
+    config = pbtxt.parse((repository / endpoint / "config.pbtxt").read_text())
+    return {step.model_name: step.model_version for step in config.ensemble_scheduling.step}
+
+
+def policy(repository: Path, model: str) -> list[int]:
+    """The versions that a model loads."""
+    config = pbtxt.parse((repository / model / "config.pbtxt").read_text())
+    return list(config.version_policy.specific.versions)
+
+
+def tree(repository: Path) -> dict[str, str]:
+    """Every file with its SHA-256."""
+    return {str(path.relative_to(repository)): sha256(path) for path in repository.rglob("*") if path.is_file()}
+
+
+def leftovers(repository: Path) -> list[Path]:
+    """Files and folders under temporary names."""
+    return [path for path in repository.rglob(".*") if path.name != ".gitkeep"]
+
+
+# ---------------------------------------------------------------- versions
+def test_the_first_publish_is_version_1_and_whole(repository: Path, model: Callable[..., ServedModel]) -> None:
+    assert publish(repository, model(1)) == {"tiny": 1}
+    assert set(tree(repository)) == {
+        "manifest.json",
+        *(f"{name}/{file}" for name in ("tiny", "rank", "rank_tiny") for file in ("config.pbtxt", "contract.json")),
+        "tiny/1/model.py",
+        "tiny/1/contract.json",
+    }
+    assert (repository / "rank" / "1").is_dir()
+    assert pinned(repository) == pinned(repository, "rank_tiny") == {"tiny": 1}
+
+
+def test_publishing_the_same_again_changes_nothing(repository: Path, model: Callable[..., ServedModel]) -> None:
+    publish(repository, model(1))
+    before = tree(repository)
+    assert publish(repository, model(1)) == {"tiny": 1}
+    assert tree(repository) == before
+
+
+def test_a_changed_file_is_the_next_version_and_the_old_one_stays(
+    repository: Path, model: Callable[..., ServedModel]
+) -> None:
+    publish(repository, model(1))
+    before = tree(repository)
+    assert publish(repository, model(2)) == {"tiny": 2}
+    assert pinned(repository) == pinned(repository, "rank_tiny") == {"tiny": 2}
+    assert policy(repository, "tiny") == [2]
+    assert tree(repository)["tiny/1/model.py"] == before["tiny/1/model.py"]
+    assert tree(repository).keys() - before.keys() == {"tiny/2/model.py", "tiny/2/contract.json"}
+
+
+def test_a_changed_contract_alone_is_a_new_version_too(repository: Path, model: Callable[..., ServedModel]) -> None:
+    publish(repository, model(1))
+    assert publish(repository, model(1, contract=dataclasses.replace(CONTRACT, parameters={"unscored": 0}))) == {
+        "tiny": 2
+    }
+
+
+def test_an_unchanged_step_keeps_its_version_beside_a_changed_one(
+    repository: Path, model: Callable[..., ServedModel]
+) -> None:
+    publish(repository, model(1), model(7, name="steady"))
+    assert publish(repository, model(2), model(7, name="steady")) == {"tiny": 2, "steady": 1}
+
+
+def test_two_versions_are_kept(repository: Path, model: Callable[..., ServedModel]) -> None:
+    for score in (1, 2, 3, 4):
+        publish(repository, model(score))
+    assert version_numbers(repository / "tiny") == [3, 4]
+    assert policy(repository, "tiny") == [4]
+
+
+def test_going_back_to_earlier_weights_is_a_publish_like_any_other(
+    repository: Path, model: Callable[..., ServedModel]
+) -> None:
+    publish(repository, model(1))
+    publish(repository, model(2))
+    assert publish(repository, model(1)) == {"tiny": 3}
+
+
+def test_what_python_caches_in_a_version_folder_does_not_count(
+    repository: Path, model: Callable[..., ServedModel]
+) -> None:
+    publish(repository, model(1))
+    cache = repository / "tiny" / "1" / "__pycache__"
+    cache.mkdir()
+    (cache / "model.cpython-311.pyc").write_bytes(b"x")
+    assert publish(repository, model(1)) == {"tiny": 1}
+    manifest = json.loads((repository / "manifest.json").read_text())
+    assert set(manifest["models"]["tiny"]["sha256"]) == {"config.pbtxt", "1/model.py", "1/contract.json"}
+
+
+# ---------------------------------------------------------------- manifest
+def test_the_manifest_names_what_was_built_from_what_with_every_files_hash(
+    repository: Path, model: Callable[..., ServedModel]
+) -> None:
+    publish(repository, model(1))
+    publish(repository, model(2))
+    manifest = json.loads((repository / "manifest.json").read_text())
+    assert manifest["libraries"] == {"library": "1.0"}
+    assert manifest["ensembles"] == {"rank": {"tiny": 2}, "rank_tiny": {"tiny": 2}}
+    entry = manifest["models"]["tiny"]
+    assert (entry["version"], entry["built_from"]) == (2, {"recipe": "tiny.toml"})
+    assert set(entry["sha256"]) == {"config.pbtxt", "2/model.py", "2/contract.json"}
+    assert all(sha256(repository / "tiny" / name) == digest for name, digest in entry["sha256"].items())
+
+
+# ---------------------------------------------------------------- which variant is rank
+@pytest.fixture
+def two_variants(repository: Path, model: Callable[..., ServedModel]) -> Path:
+    """``rank`` = ``rank_first``; ``rank_second`` beside it."""
+    first, second = model(1, name="first"), model(2, name="second")
+    publish_models(repository, [first, second], [*ensembles("second")[:1], *ensembles("first")], {})
+    return repository
+
+
+def test_rank_points_at_another_variant_by_replacing_its_configuration(two_variants: Path) -> None:
+    before = tree(two_variants)
+    point_rank_at(two_variants, "rank", "rank_second")
+    assert pinned(two_variants) == {"second": 1}
+    changed = {name for name, digest in tree(two_variants).items() if before.get(name) != digest}
+    assert changed == {"rank/config.pbtxt"}  # both variants have one contract, which keeps its name
+
+
+def test_rank_rolls_back_likewise(two_variants: Path) -> None:
+    before = pbtxt.parse((two_variants / "rank" / "config.pbtxt").read_text())
+    point_rank_at(two_variants, "rank", "rank_second")
+    point_rank_at(two_variants, "rank", "rank_first")
+    assert pbtxt.parse((two_variants / "rank" / "config.pbtxt").read_text()) == before
+
+
+def test_rank_is_not_pointed_at_a_variant_that_is_not_there(two_variants: Path) -> None:
+    before = tree(two_variants)
+    with pytest.raises(RepositoryError, match=r"no ensemble 'rank_third' in .*; there are: rank_first, rank_second"):
+        point_rank_at(two_variants, "rank", "rank_third")
+    assert tree(two_variants) == before
+
+
+def test_the_served_variant_of_an_empty_repository_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"no endpoint 'rank' in .*; run 'make repository'"):
+        served_variant(tmp_path)
+
+
+# ---------------------------------------------------------------- tuning
+def test_tuning_is_written_beside_the_committed_configuration(
+    repository: Path, model: Callable[..., ServedModel]
+) -> None:
+    publish(repository, model(1))
+    before = tree(repository)
+    assert tune_machine(repository, "lab", instances=4, threads=2) == [repository / "tiny" / "configs" / "lab.pbtxt"]
+    assert {name: tree(repository)[name] for name in before} == before
+
+
+def test_tuning_survives_a_publish_and_serves_the_new_version(
+    repository: Path, model: Callable[..., ServedModel]
+) -> None:
+    publish(repository, model(1))
+    [path] = tune_machine(repository, "lab", instances=4, threads=2)
+    tuned = pbtxt.parse(path.read_text())
+    tuned.instance_group[0].count = 6
+    path.write_text(pbtxt.render(tuned))
+    publish(repository, model(2))
+    carried = pbtxt.parse(path.read_text())
+    assert carried.instance_group[0].count == 6
+    assert list(carried.version_policy.specific.versions) == [2]
+
+
+# ---------------------------------------------------------------- killed
+CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "shutil.copyfile", "shutil.rmtree"}
+
+
+def killed_at(operation: int, publish_it: Callable[[], object]) -> bool:
+    """Run ``publish_it`` in a process that is killed before its n-th change of a file; whether it was killed."""
+    child = os.fork()
+    if child == 0:
+        left = operation
+
+        def count(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal left
+            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if event in CHANGES or writes:
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+        try:
+            publish_it()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def killed_publishes(base: Path, scratch: Path, new: ServedModel) -> Iterator[Path]:
+    """A copy of the repository ``base`` for every moment at which publishing ``new`` to it can be killed."""
+    for operation in range(1, 1000):
+        repository = scratch / str(operation)
+        shutil.copytree(base, repository)
+        if not killed_at(operation, lambda repository=repository: publish(repository, new)):
+            assert pinned(repository) == {"tiny": 4}
+            return
+        yield repository
+    pytest.fail("the publish never came to its end")
+
+
+def assert_can_be_loaded(repository: Path) -> None:
+    """Every version that an endpoint names is loaded by its model's policy, and every version loaded is whole."""
+    for endpoint in ("rank", "rank_tiny"):
+        for name, version in pinned(repository, endpoint).items():
+            assert version in policy(repository, name)
+    for version in policy(repository, "tiny"):
+        assert {path.name for path in (repository / "tiny" / str(version)).iterdir()} == {"model.py", "contract.json"}
+
+
+@pytest.fixture
+def three_publishes(repository: Path, model: Callable[..., ServedModel]) -> Path:
+    """Versions 2 and 3 are there, so that the next publish also has one to drop; one machine is tuned."""
+    for score in (1, 2, 3):
+        publish(repository, model(score))
+    tune_machine(repository, "lab", instances=4, threads=2)
+    return repository
+
+
+def test_a_publish_killed_at_any_moment_leaves_a_repository_that_loads(
+    three_publishes: Path, tmp_path: Path, model: Callable[..., ServedModel]
+) -> None:
+    versions_seen = set()
+    moments = 0
+    for repository in killed_publishes(three_publishes, tmp_path / "killed", model(4)):
+        assert_can_be_loaded(repository)
+        versions_seen.add(pinned(repository)["tiny"])
+        moments += 1
+    assert moments > 20
+    assert versions_seen == {3, 4}
+
+
+def test_the_publish_after_a_kill_ends_as_if_nothing_had_happened(
+    three_publishes: Path, tmp_path: Path, model: Callable[..., ServedModel]
+) -> None:
+    undisturbed = tmp_path / "undisturbed"
+    shutil.copytree(three_publishes, undisturbed)
+    publish(undisturbed, model(4))
+    for repository in killed_publishes(three_publishes, tmp_path / "killed", model(4)):
+        publish(repository, model(4))
+        assert tree(repository) == tree(undisturbed)
+        assert leftovers(repository) == []
+
+
+@pytest.mark.server
+def test_triton_serves_the_last_good_version_after_a_kill(
+    three_publishes: Path, tmp_path: Path, model: Callable[..., ServedModel]
+) -> None:
+    half_written = both_listed = None
+    for repository in killed_publishes(three_publishes, tmp_path / "killed", model(4)):
+        if any((repository / "tiny").glob(".new-*/model.py")):
+            half_written = repository
+        if policy(repository, "tiny") == [3, 4] and pinned(repository) == {"tiny": 3}:
+            both_listed = repository
+    assert half_written is not None and both_listed is not None
+    for repository in (half_written, both_listed):
+        with TritonServer(repository, ["rank", "rank_tiny"], **ANY_PORTS) as server:
+            client = grpc.InferenceServerClient(server.grpc_url)
+            answer = infer(client, "rank", query=texts("mug"), item_ids=texts("a", "b"))
+            assert answer.as_numpy("scores").tolist() == [3, 3]
+
+
+def test_a_publish_that_changes_tensors_is_mended_by_the_next_wherever_it_is_killed(
+    three_publishes: Path, tmp_path: Path, model: Callable[..., ServedModel]
+) -> None:
+    more = Tensor("extra", "FP32", ("ranked",), "")
+    new = model(4, contract=dataclasses.replace(CONTRACT, outputs=(*CONTRACT.outputs, more)))
+    assert SCORES in new.contract.outputs
+    for repository in killed_publishes(three_publishes, tmp_path / "killed", new):
+        publish(repository, new)
+        assert_can_be_loaded(repository)
+        assert pinned(repository) == {"tiny": 4}
