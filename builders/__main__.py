@@ -40,7 +40,7 @@ from builders.features.encoder import FeatureError
 from builders.features.text import TokenizerError
 from builders.publish import endpoints
 from builders.publish.item_store import ItemStoreError
-from builders.publish.repository import RepositoryError, point_rank_at, tune_machine
+from builders.publish.repository import RepositoryError, promote, tune_machine
 from builders.rankers.backbone import CheckpointError
 from builders.rankers.load import import_from, load_ranker
 
@@ -249,7 +249,7 @@ def publish(
         endpoints.fill_item_store([built], say)
         endpoints.publish_rankers([built], {}, _data_note(data), say, forced=[variant] if force else [])
         endpoint = endpoints.endpoint_of(variant)
-    point_rank_at(PROJECT.repository, endpoint, f"{endpoint}_{variant}")
+    promote(PROJECT.repository, endpoint, f"{endpoint}_{variant}")
     console.print(f"{endpoint} = {variant}; a running server takes it up when it loads '{endpoint}' anew")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from builders.compress.chain import Say, chain_of, planned_files, variant_files
 from builders.core.recipe import Recipe
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
 from builders.data.evaluation import judging_queries
 from builders.evaluate.judge import BuiltRanker, BuiltVariant, Judging, judged_variant, torch_scores
@@ -20,11 +20,11 @@ from builders.rankers.load import load_ranker
 
 
 def build_ranker(
-    recipe: Recipe, data: JudgedQueries, say: Say = print, places: Places = PROJECT, **choice: Any
+    recipe: Recipe, data: JudgedQueries, say: Say = print, workspace: Workspace = PROJECT, **choice: Any
 ) -> BuiltRanker:
     """Load the recipe's ranker and build its variants. choice: as for :func:`build_variants`."""
     ranker = load_ranker(recipe)
-    return BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, places, **choice), data)
+    return BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, workspace, **choice), data)
 
 
 def build_variants(
@@ -32,18 +32,18 @@ def build_variants(
     ranker: Ranker,
     judged: JudgedQueries,
     say: Say = print,
-    places: Places = PROJECT,
+    workspace: Workspace = PROJECT,
     *,
     wanted: Collection[str] = (),
-    trials: bool = False,
+    experimental: bool = False,
     fidelity_lists: int | None = None,
     plans: Mapping[str, Path] | None = None,
 ) -> list[BuiltVariant]:
     """Make, check and gate variants; what is there already is taken as it is.
 
     Args:
-        wanted: names of variants that are built even if they are trials.
-        trials: build all of them.
+        wanted: names of variants that are built even if they are experimental.
+        experimental: build all of them.
         fidelity_lists: in place of the recipe's gate's.
         plans: model name => TensorRT plan; variants for TensorRT whose plans are not there are left out.
 
@@ -55,17 +55,21 @@ def build_variants(
         evaluated,
         recipe,
         recipe.gate.fidelity_lists if fidelity_lists is None else fidelity_lists,
-        torch_scores(recipe, ranker, evaluated, say, places),
+        torch_scores(recipe, ranker, evaluated, say, workspace),
     )
-    chain = chain_of(recipe, ranker, judged, say, places)
+    context = chain_of(recipe, ranker, judged, say, workspace)
     built: list[BuiltVariant] = []
     for variant in recipe.variants:
-        if variant.trial and not trials and variant.name not in wanted:
+        if variant.experimental and not experimental and variant.name not in wanted:
             continue
-        made = variant_files(chain, variant) if variant.runtime != "trt" else planned_files(chain, variant, plans or {})
+        made = (
+            variant_files(context, variant)
+            if variant.runtime != "trt"
+            else planned_files(context, variant, plans or {})
+        )
         if made is None:
             continue
-        built.append(judged_variant(chain, variant, made, judging))
+        built.append(judged_variant(context, variant, made, judging))
         judging.reference = judging.reference or built[0].figures["rankings"]
         say(built[-1].figures["gate"])
     return built

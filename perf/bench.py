@@ -30,14 +30,14 @@ from rich.table import Table
 
 from builders.core.contract import MAX_CANDIDATES, USUAL_CANDIDATES
 from builders.core.recipe import load_recipes
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import Request
 from builders.data.bm25 import first_stage
 from builders.data.evaluation import evaluation_data
 from builders.data.find import JudgedQueries
 from builders.evaluate.metrics import Rankings
 from builders.rankers.base import Ranker
-from perf.bench_repeated import CANDIDATES, gain_of_computing_once
+from perf.bench_tiled import CANDIDATES, gain_of_computing_once
 from perf.endpoints import Endpoint, EndpointClient, served_scorers, serving
 from perf.errors import PerfError
 from perf.inputs import requests_json, write_requests
@@ -92,7 +92,7 @@ class Bench:
     order: Rankings
     endpoints: Sequence[Endpoint]
     rankers: Mapping[str, Ranker]
-    places: Places
+    workspace: Workspace
     console: Console
     folder: Path = Path()
     """Of the data."""
@@ -115,7 +115,7 @@ def run_bench(
     rankers: Mapping[str, Ranker],
     *,
     folder: Path,
-    places: Places = PROJECT,
+    workspace: Workspace = PROJECT,
     console: Console | None = None,
 ) -> list[Figure]:
     """Measure the parts in order; print each, and one JSON line last.
@@ -127,7 +127,7 @@ def run_bench(
         "preprocess": bench_preprocess,
         "latency": bench_latency,
         "int8": bench_int8,
-        "once": bench_once,
+        "broadcast": bench_broadcast,
         "dcn": bench_fields,
         "memory": bench_memory,
     }
@@ -135,7 +135,7 @@ def run_bench(
     if strangers:
         raise PerfError(f"part {', '.join(strangers)} is not known; wanted of {', '.join(measures)}")
     console = console or Console()
-    bench = Bench(judged, first_stage(judged), endpoints, rankers, places, console, folder)
+    bench = Bench(judged, first_stage(judged), endpoints, rankers, workspace, console, folder)
     figures = [figure for part in parts or measures for figure in measures[part](bench)]
     console.print(figures_table(figures))
     print(json.dumps([{**dataclasses.asdict(figure), "passed": figure.passed} for figure in figures]))
@@ -160,7 +160,7 @@ def bench_preprocess(bench: Bench) -> list[Figure]:
     """Each ranker's pre-processing within whole requests to its quickest endpoint."""
     quickest = {endpoint.recipe.ranker: endpoint for endpoint in bench.endpoints}  # its last variant
     figures = []
-    with serving([endpoint.name for endpoint in quickest.values()], bench.places) as server:
+    with serving([endpoint.name for endpoint in quickest.values()], bench.workspace) as server:
         for ranker, endpoint in quickest.items():
             for candidates, count, limit_ms in (
                 (USUAL_CANDIDATES, USUAL_REQUESTS, USUAL_LIMIT_MS),
@@ -213,14 +213,14 @@ class ServerStatistics:
 # ---------------------------------------------------------------- served over in-process
 def bench_latency(bench: Bench) -> list[Figure]:
     """Every endpoint with one network: a request through Triton and a run in this process, in turn."""
-    chosen = [endpoint for endpoint in bench.endpoints if len(served_scorers(endpoint, bench.places)) == 1]
-    with serving([endpoint.name for endpoint in chosen], bench.places) as server:
+    chosen = [endpoint for endpoint in bench.endpoints if len(served_scorers(endpoint, bench.workspace)) == 1]
+    with serving([endpoint.name for endpoint in chosen], bench.workspace) as server:
         return [_latency_figure(bench, server.grpc_url, endpoint) for endpoint in chosen]
 
 
 def _latency_figure(bench: Bench, url: str, endpoint: Endpoint) -> Figure:
     ranker = bench.rankers[endpoint.recipe.ranker]
-    [(graph, session)] = in_process_sessions(endpoint, ranker, bench.places).items()
+    [(graph, session)] = in_process_sessions(endpoint, ranker, bench.workspace).items()
     pairs_ms = []
     with EndpointClient(url, endpoint.name) as client:
         requests = bench.requests(USUAL_CANDIDATES)
@@ -266,7 +266,7 @@ def bench_int8(bench: Bench) -> list[Figure]:
         raise PerfError("no variant besides the references is published; 'make quality' says which failed its gate")
     names = list(dict.fromkeys([*(references[endpoint.name] for endpoint in variants), *(e.name for e in variants)]))
     test = bench.judged.subset("test")
-    with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as folder, serving(names, bench.places) as server:
+    with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as folder, serving(names, bench.workspace) as server:
         requests_file = Path(folder) / "requests.json"
         write_requests(requests_json(test, bench.order), requests_file)
         rounds, failures = measure_rounds(server.grpc_url, names, requests_file, INT8_SWEEP, bench.console)
@@ -289,7 +289,7 @@ def _speedup_figure(endpoint: Endpoint, speedup: tuple[float, float, float]) -> 
 def _ndcg_figure(bench: Bench, endpoint: Endpoint) -> Figure:
     """Offline figures; that the served ones equal them is a check of the demo."""
     reference = Endpoint(endpoint.recipe, endpoint.recipe.variants[0])
-    found, wanted = (offline_ndcg(each, bench.places) for each in (endpoint, reference))
+    found, wanted = (offline_ndcg(each, bench.workspace) for each in (endpoint, reference))
     if not found or not wanted:
         raise PerfError(f"{endpoint.model}: no offline NDCG@10 of it or of {reference.model}; run 'make quality'")
     means = [float(np.mean(list(ndcg.values()))) for ndcg in (found, wanted)]
@@ -298,8 +298,8 @@ def _ndcg_figure(bench: Bench, endpoint: Endpoint) -> Figure:
 
 
 # ---------------------------------------------------------------- what a request has once
-def bench_once(bench: Bench) -> list[Figure]:
-    """In this process, see :mod:`perf.bench_repeated`."""
+def bench_broadcast(bench: Bench) -> list[Figure]:
+    """In this process, see :mod:`perf.bench_tiled`."""
     recipes = load_recipes()
     figures = []
     for name, limit in ONCE_GAINS.items():
@@ -327,14 +327,14 @@ def bench_memory(bench: Bench) -> list[Figure]:
     The limit is on the sum of RSS over the process tree, which counts shared pages once a process; PSS, which shares
     them out, is told beside it.
     """
-    heavy = [endpoint for endpoint in bench.endpoints if len(served_scorers(endpoint, bench.places)) == 1]
+    heavy = [endpoint for endpoint in bench.endpoints if len(served_scorers(endpoint, bench.workspace)) == 1]
     light = [endpoint for endpoint in bench.endpoints if endpoint not in heavy and endpoint.is_reference]
     return [figure for endpoint in heavy for figure in _memory_figures(bench, endpoint, light)]
 
 
 def _memory_figures(bench: Bench, endpoint: Endpoint, others: Sequence[Endpoint]) -> list[Figure]:
     names = [endpoint.name, *(other.name for other in others)]
-    with serving(names, bench.places) as server:
+    with serving(names, bench.workspace) as server:
         idle = tree_memory_gib(server.pid)
         peak = _peak_memory(bench, server.grpc_url, server.pid, names)
         early, late = _growth_memory(bench, server.grpc_url, server.pid, names)

@@ -28,7 +28,7 @@ from rich.console import Console
 from builders.build import build_variants
 from builders.core.contract import CONTEXT, USER_ID
 from builders.core.recipe import Recipe, Serving, Variant
-from builders.core.workspace import Places
+from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries, Product, Request
 from builders.evaluate.judge import BuiltRanker
 from builders.export.onnx import run_onnx
@@ -91,12 +91,12 @@ def bench_dcn(bench: Bench) -> list[Figure]:
     """
     with tempfile.TemporaryDirectory(prefix="tritonrank_dcn_") as name:
         folder = Path(name)
-        places = Places(folder / "build", folder / "model_repository", folder / "item_store")
-        built = build(places, bench.console)
+        workspace = Workspace(folder / "build", folder / "model_repository", folder / "item_store")
+        built = build(workspace, bench.console)
         endpoint = Endpoint(built.recipe, built.recipe.variants[0], built.ranker.endpoint.name)
         requests_file = folder / "requests.json"
         write_requests(perf_analyzer_requests(built.data), requests_file)
-        with serving([endpoint.name], places) as server:
+        with serving([endpoint.name], workspace) as server:
             bout = _bout(built, endpoint, server, bench.console)
             return [latency_figure(bout), throughput_figure(bout, requests_file), processor_figure(bout)]
 
@@ -289,7 +289,7 @@ def made_up_data() -> JudgedQueries:
     return JudgedQueries(dict.fromkeys(requests, ""), products, judgements, requests, users)
 
 
-def build(places: Places, console: Console) -> BuiltRanker:
+def build(workspace: Workspace, console: Console) -> BuiltRanker:
     """Export, check, publish and fill the store, by the kit's own functions."""
     torch.manual_seed(0)
     network = DCNv2(features(), embedding=EMBEDDING, cross_layers=3, rank=RANK, hidden=HIDDEN)
@@ -305,9 +305,9 @@ def build(places: Places, console: Console) -> BuiltRanker:
     def say(line: str) -> None:
         console.print(line, style="dim")
 
-    built = BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, places), data)
-    fill_item_store([built], say, places)
-    publish_rankers([built], {}, SPEED_ONLY, say, places)
+    built = BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, workspace), data)
+    fill_item_store([built], say, workspace)
+    publish_rankers([built], {}, SPEED_ONLY, say, workspace)
     return built
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from builders.core.recipe import load_recipes
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 from builders.data.bm25 import first_stage
 from builders.data.find import DataSource, JudgedQueries, find_data, load_judged
 from builders.evaluate.metrics import ndcg_of_rankings
@@ -37,7 +37,7 @@ def run_demo(
     queries: int | None = None,
     fresh: bool = False,
     data: Path | None = None,
-    places: Places = PROJECT,
+    workspace: Workspace = PROJECT,
     console: Console | None = None,
 ) -> list[str]:
     """Serve, show, judge, check and report.
@@ -53,20 +53,20 @@ def run_demo(
     source = find_data(data)
     judged = load_judged(source.folder)
     console.print(source.note, style="bold red" if source.generated else "")
-    stored = None if fresh else stored_quality(source, queries, places)
-    found = _serve_and_judge(source, judged, queries, stored, places, console)
+    stored = None if fresh else stored_quality(source, queries, workspace)
+    found = _serve_and_judge(source, judged, queries, stored, workspace, console)
     full = stored or found
     _show_quality(full, console)
     _show_checks(found, stored, console)
-    report = write_report(judged, full, places=places)
+    report = write_report(judged, full, workspace=workspace)
     console.print(f"report: {report}", soft_wrap=True)
     return [check.name for check in (*full.failed, *found.failed)]
 
 
-def stored_quality(source: DataSource, queries: int | None, places: Places = PROJECT) -> ServedQuality | None:
+def stored_quality(source: DataSource, queries: int | None, workspace: Workspace = PROJECT) -> ServedQuality | None:
     """The figures kept last, if they are of the same models, data and code, over enough queries, and all passed."""
-    stored = read_quality(places)
-    if stored is None or stored.failed or stored.inputs != inputs_fingerprint(source.folder, places):
+    stored = read_quality(workspace)
+    if stored is None or stored.failed or stored.inputs != inputs_fingerprint(source.folder, workspace):
         return None
     return stored if stored.limit is None or stored.limit == queries else None
 
@@ -76,35 +76,42 @@ def _serve_and_judge(
     judged: JudgedQueries,
     queries: int | None,
     stored: ServedQuality | None,
-    places: Places,
+    workspace: Workspace,
     console: Console,
 ) -> ServedQuality:
     """All figures, or those of a few queries where the full ones are stored."""
     recipes = load_recipes()
-    endpoints = published_endpoints(recipes, places)
+    endpoints = published_endpoints(recipes, workspace)
     with console.status("loading the PyTorch rankers to compare with"):
         rankers = load_rankers(recipes, endpoints)
     names = [RANK, *(endpoint.name for endpoint in endpoints)]
     with contextlib.ExitStack() as stack:
         with console.status(f"starting Triton with {len(names)} endpoints"):
-            server = stack.enter_context(serving(names, places))
-        show_queries(server.grpc_url, judged, console, places)
+            server = stack.enter_context(serving(names, workspace))
+        show_queries(server.grpc_url, judged, console, workspace)
         limit = queries if stored is None else min(queries or LIVE_QUERIES, LIVE_QUERIES)
         found = measure_served_quality(
-            server.grpc_url, judged, endpoints, rankers, source=source, limit=limit, places=places, console=console
+            server.grpc_url,
+            judged,
+            endpoints,
+            rankers,
+            source=source,
+            limit=limit,
+            workspace=workspace,
+            console=console,
         )
     if stored is None:
-        write_quality(found, places)
+        write_quality(found, workspace)
     return found
 
 
-def show_queries(url: str, judged: JudgedQueries, console: Console, places: Places = PROJECT) -> None:
+def show_queries(url: str, judged: JudgedQueries, console: Console, workspace: Workspace = PROJECT) -> None:
     """A few test queries: the first stage's order beside what ``rank`` answers."""
     shown = first_queries(judged, SHOWN_QUERIES)
     order = first_stage(judged)
     served = served_scores(url, RANK, shown, order)
     before = _ranking(FIRST_STAGE, shown, {query_id: list(order[query_id]) for query_id in shown.queries})
-    after = _ranking(published_model(places), shown, {query_id: list(served[query_id]) for query_id in served})
+    after = _ranking(published_model(workspace), shown, {query_id: list(served[query_id]) for query_id in served})
     for query_id in shown.queries:
         console.print(side_by_side(shown, query_id, before, after))
     console.print(legend())

@@ -15,7 +15,7 @@ from tritonrank_client import Overloaded, RankClient, RankedList
 
 from builders.core.contract import CONTEXT, ENDPOINTS, HISTORY, RECOMMEND, USER_ID
 from builders.core.recipe import Recipe, Variant
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries, Request
 from builders.export.sessions import ONNX, OPENVINO
 from builders.publish import pbtxt
@@ -68,9 +68,9 @@ class Endpoint:
 
 
 def published_endpoints(
-    recipes: Mapping[str, Recipe], places: Places = PROJECT, data: str | None = "judged"
+    recipes: Mapping[str, Recipe], workspace: Workspace = PROJECT, data: str | None = "judged"
 ) -> list[Endpoint]:
-    """The variants of the recipes that ``places.repository`` serves, in the order of the recipes.
+    """The variants of the recipes that ``workspace.repository`` serves, in the order of the recipes.
 
     Args:
         data: only of recipes that are judged on this; None = all.
@@ -85,34 +85,34 @@ def published_endpoints(
         for kind in ENDPOINTS
         if data in (None, recipe.data)
     ]
-    published = [endpoint for endpoint in endpoints if (places.repository / endpoint.name / CONFIG).is_file()]
+    published = [endpoint for endpoint in endpoints if (workspace.repository / endpoint.name / CONFIG).is_file()]
     if not published:
         raise PerfError(
-            f"{places.repository}: no endpoint of {', '.join(recipes) or 'any recipe'}; run 'make repository'"
+            f"{workspace.repository}: no endpoint of {', '.join(recipes) or 'any recipe'}; run 'make repository'"
         )
     return published
 
 
-def published_model(places: Places = PROJECT, kind: str = RANK) -> str:
+def published_model(workspace: Workspace = PROJECT, kind: str = RANK) -> str:
     """The scorer that ``rank`` (or ``recommend``) serves. Raises: RepositoryError."""
-    return served_variant(places.repository, kind)
+    return served_variant(workspace.repository, kind)
 
 
-def served_scorers(endpoint: Endpoint, places: Places = PROJECT) -> list[Path]:
+def served_scorers(endpoint: Endpoint, workspace: Workspace = PROJECT) -> list[Path]:
     """The scorer files of the versions that the endpoint names, in the order in which a request passes them."""
-    config = pbtxt.parse((places.repository / endpoint.name / CONFIG).read_text(encoding="utf-8"))
+    config = pbtxt.parse((workspace.repository / endpoint.name / CONFIG).read_text(encoding="utf-8"))
     folders = [
-        places.repository / step.model_name / str(step.model_version) for step in config.ensemble_scheduling.step
+        workspace.repository / step.model_name / str(step.model_version) for step in config.ensemble_scheduling.step
     ]
     found = [folder / f"model{suffix}" for folder in folders for suffix in (ONNX, OPENVINO)]
     return [path for path in found if path.is_file()]
 
 
 @contextlib.contextmanager
-def serving(names: Sequence[str], places: Places = PROJECT) -> Iterator[TritonServer]:
+def serving(names: Sequence[str], workspace: Workspace = PROJECT) -> Iterator[TritonServer]:
     """A Triton of our own with these endpoints, on free ports."""
     with TritonServer(
-        places.repository, list(names), store=places.item_store, grpc_port=0, http_port=0, metrics_port=0
+        workspace.repository, list(names), store=workspace.item_store, grpc_port=0, http_port=0, metrics_port=0
     ) as server:
         yield server
 

@@ -34,7 +34,7 @@ from builders.compress.chain import parity_samples
 from builders.core.contract import USUAL_CANDIDATES
 from builders.core.files import write_atomically
 from builders.core.recipe import Recipe, load_recipes
-from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Places
+from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Workspace
 from builders.data.evaluation import evaluation_data
 from builders.data.find import find_data
 from builders.rankers.base import Graph, Ranker, Sample
@@ -133,7 +133,7 @@ class GpuReport:
 
 
 # ---------------------------------------------------------------- the whole
-def run_gpu_report(places: Places = PROJECT, console: Console | None = None) -> list[Path]:
+def run_gpu_report(workspace: Workspace = PROJECT, console: Console | None = None) -> list[Path]:
     """Measure, write, and return what was written.
 
     Raises:
@@ -143,15 +143,15 @@ def run_gpu_report(places: Places = PROJECT, console: Console | None = None) -> 
     say = (console or Console()).print
     failures: list[str] = []
     before = gpu_state()
-    builds = _part("build times", failures, say, lambda: build_times(places))
+    builds = _part("build times", failures, say, lambda: build_times(workspace))
     _part("model repository", failures, say, lambda: _run_or_raise([sys.executable, "-m", "builders", "repository"]))
     tests = _part("tests", failures, say, run_gpu_tests)
     peak = _part("matrix products", failures, say, lambda: measured_peak("cuda"))
-    latencies = _part("latencies", failures, say, lambda: all_latencies(places, failures, say)) or []
-    served = _part("served", failures, say, lambda: served_figures(places, console))
+    latencies = _part("latencies", failures, say, lambda: all_latencies(workspace, failures, say)) or []
+    served = _part("served", failures, say, lambda: served_figures(workspace, console))
     gpu = Gpu(before, gpu_state(), str(torch.version.cuda), versions())
-    report = GpuReport(gpu, published_engines(places), builds, tests, peak, latencies, served, failures)
-    return write_gpu_report(report, places)
+    report = GpuReport(gpu, published_engines(workspace), builds, tests, peak, latencies, served, failures)
+    return write_gpu_report(report, workspace)
 
 
 def check_machine() -> None:
@@ -174,9 +174,9 @@ def missing_here() -> list[str]:
     return missing
 
 
-def write_gpu_report(report: GpuReport, places: Places = PROJECT) -> list[Path]:
+def write_gpu_report(report: GpuReport, workspace: Workspace = PROJECT) -> list[Path]:
     """``gpu.json`` and ``gpu.md`` in ``build/report``."""
-    folder = places.build / "report"
+    folder = workspace.build / "report"
     write_atomically(folder / "gpu.json", json.dumps(dataclasses.asdict(report), indent=2, default=str) + "\n")
     write_atomically(folder / "gpu.md", render_gpu_report(report))
     return [folder / "gpu.json", folder / "gpu.md"]
@@ -227,9 +227,9 @@ def _speedups(network: str, latencies: Mapping[tuple[str, int, int], Latency]) -
 
 
 # ---------------------------------------------------------------- its parts
-def build_times(places: Places) -> BuildTimes:
+def build_times(workspace: Workspace) -> BuildTimes:
     """Seconds of ``builders engines``, each time as a user runs it. Raises: PerfError when a build fails."""
-    with _emptied(places.build / STORE) as store:
+    with _emptied(workspace.build / STORE) as store:
         cold_s = _timed_build()
         for plan in store.glob(f"*/{PLAN}"):
             shutil.rmtree(plan.parent)
@@ -278,10 +278,10 @@ def read_test_run(junit_xml: str) -> TestRun:
     return TestRun(len(cases) - len(failed) - len(skipped), len(skipped), names)
 
 
-def published_engines(places: Places) -> list[Engine]:
-    """The plans that ``places.repository`` serves, whose manifests can be read."""
+def published_engines(workspace: Workspace) -> list[Engine]:
+    """The plans that ``workspace.repository`` serves, whose manifests can be read."""
     found = []
-    for model in sorted({path.parent.parent for path in places.repository.glob(f"*/*/{PLAN}")}):
+    for model in sorted({path.parent.parent for path in workspace.repository.glob(f"*/*/{PLAN}")}):
         folder = model / str(served_versions(model)[-1])
         with contextlib.suppress(OSError, ValueError):
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -289,9 +289,9 @@ def published_engines(places: Places) -> list[Engine]:
     return found
 
 
-def all_latencies(places: Places, failures: list[str], say: Callable[..., object]) -> list[Latency]:
+def all_latencies(workspace: Workspace, failures: list[str], say: Callable[..., object]) -> list[Latency]:
     """Of every network that has an engine, in every runtime."""
-    engines = {engine.model: engine for engine in published_engines(places)}
+    engines = {engine.model: engine for engine in published_engines(workspace)}
     found: list[Latency] = []
     for recipe in load_recipes().values():
         variants = [one for one in recipe.variants if one.name.endswith(SUFFIX) and not one.network_steps]
@@ -305,7 +305,7 @@ def all_latencies(places: Places, failures: list[str], say: Callable[..., object
             ranker, samples = _ranker_with_samples(recipe)
             for graph in ranker.graphs:
                 say(f"measuring {graph.name} at every shape")
-                onnx = places.ranker_folder(recipe.ranker) / f"{graph.name}_{recipe.variants[0].name}.onnx"
+                onnx = workspace.ranker_folder(recipe.ranker) / f"{graph.name}_{recipe.variants[0].name}.onnx"
                 latencies, missed = network_latencies(graph, samples[graph.name], onnx, mine[graph.name], "cuda")
                 found += latencies
                 failures += missed
@@ -349,18 +349,18 @@ def columns(graph: Graph, onnx: Path, engines: Sequence[Engine], device: str) ->
     return listed
 
 
-def served_figures(places: Places, console: Console | None) -> PerfReport:
+def served_figures(workspace: Workspace, console: Console | None) -> PerfReport:
     """perf_analyzer on every endpoint with an engine, and on its reference. Raises: PerfError, ServerError."""
     data = evaluation_data("judged", find_data().folder)
     endpoints = [
-        one for one in published_endpoints(load_recipes(), places) if one.is_reference or one.model.endswith(SUFFIX)
+        one for one in published_endpoints(load_recipes(), workspace) if one.is_reference or one.model.endswith(SUFFIX)
     ]
     if not any(one.model.endswith(SUFFIX) for one in endpoints):
         raise PerfError(
-            f"{places.repository}: no endpoint is served from an engine; run 'make build-engines repository'"
+            f"{workspace.repository}: no endpoint is served from an engine; run 'make build-engines repository'"
         )
     chosen = SWEEP.model_copy(update={"endpoints": tuple(one.name for one in endpoints)})
-    return run_sweep(chosen, data, endpoints, places=places, console=console)
+    return run_sweep(chosen, data, endpoints, workspace=workspace, console=console)
 
 
 # ---------------------------------------------------------------- the machine

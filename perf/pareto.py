@@ -28,7 +28,7 @@ from builders.build import build_ranker
 from builders.compress.quantize_graph import LayerCost
 from builders.core.files import fingerprint, sha256, write_atomically
 from builders.core.recipe import Recipe, Variant, load_recipe
-from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Places
+from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Workspace
 from builders.data.beir import JudgedQueries
 from builders.data.bm25 import first_stage
 from builders.data.evaluation import evaluation_data, judging_queries
@@ -90,14 +90,14 @@ class Load:
 
     Attributes:
         inputs: endpoint => fingerprint of what its figures depend on; the reference's first.
-        places: whose repository serves them.
+        workspace: whose repository serves them.
         requests: perf_analyzer's JSON.
         window_ms: of each of the three windows of one measurement.
         folder: where measurements are kept.
     """
 
     inputs: Mapping[str, str]
-    places: Places
+    workspace: Workspace
     requests: Path
     rounds: int
     window_ms: int
@@ -139,13 +139,19 @@ class Load:
 
 
 def load_of(
-    names: Sequence[str], places: Places, requests: Path, rounds: int, window_ms: int, machine: Machine, folder: Path
+    names: Sequence[str],
+    workspace: Workspace,
+    requests: Path,
+    rounds: int,
+    window_ms: int,
+    machine: Machine,
+    folder: Path,
 ) -> Load:
     """Fingerprints what is served, with what, and where; the time of day and the load of the machine are left out."""
     versions = {key: value for key, value in dataclasses.asdict(machine).items() if key != "load_average"}
     parts = [str(window_ms), str(CONCURRENCY), json.dumps(versions), sha256(requests)]
-    inputs = {name: fingerprint([*parts, *map(sha256, served_files(places.repository, name))]) for name in names}
-    return Load(inputs, places, requests, rounds, window_ms, folder)
+    inputs = {name: fingerprint([*parts, *map(sha256, served_files(workspace.repository, name))]) for name in names}
+    return Load(inputs, workspace, requests, rounds, window_ms, folder)
 
 
 def served_files(repository: Path, endpoint: str) -> list[Path]:
@@ -201,7 +207,7 @@ def measure_missing(load: Load, console: Console | None = None) -> dict[str, str
 
 def measure_alone(load: Load, name: str) -> tuple[Measurement, int, int]:
     """Latencies and rate of one endpoint in a server that serves nothing else, and that server's RSS and PSS, bytes."""
-    with serving([name], load.places) as server:
+    with serving([name], load.workspace) as server:
         found = measure(server.grpc_url, name, load.requests, concurrency=CONCURRENCY, window_ms=load.window_ms)
         memory = tree_memory_gib(server.pid)
     return found, round(memory.rss * GIB), round(memory.pss * GIB)
@@ -217,7 +223,7 @@ def run_pareto(
     fresh: bool = False,
     fidelity_lists: int | None = None,
     data: Path | None = None,
-    places: Places = PROJECT,
+    workspace: Workspace = PROJECT,
     console: Console | None = None,
 ) -> ParetoReport:
     """Build, gate and publish all variants of a recipe to a repository of their own, measure, and write the report.
@@ -227,7 +233,7 @@ def run_pareto(
         only: these variants besides the reference.
         fresh: measure again what is kept.
         fidelity_lists: of the gate, in place of the recipe's.
-        places: ``repository`` stays as it is.
+        workspace: ``repository`` stays as it is.
 
     Raises:
         PerfError: a variant is not known, or the reference cannot be measured.
@@ -237,8 +243,8 @@ def run_pareto(
     source = find_data(data)
     console.print(source.note, style="bold red" if source.generated else "")
     judged = evaluation_data(recipe.data, source.folder)
-    work = places.build / "pareto" / recipe.ranker
-    own = dataclasses.replace(places, repository=work / "model_repository")
+    work = workspace.build / "pareto" / recipe.ranker
+    own = dataclasses.replace(workspace, repository=work / "model_repository")
     built = _built(recipe, judged, source.kind, own, console, fidelity_lists)
     if fresh:
         shutil.rmtree(work / "measurements", ignore_errors=True)
@@ -262,7 +268,7 @@ def run_pareto(
         rows=rows_of(built, load, failures),
         failures={name.partition("_")[2]: reason for name, reason in failures.items()},
     )
-    for written in write_pareto(report, places):
+    for written in write_pareto(report, workspace):
         console.print(f"written: {written}", soft_wrap=True)
     return report
 
@@ -278,24 +284,24 @@ def _with_only(recipe: Recipe, only: Sequence[str]) -> Recipe:
 
 
 def _built(
-    recipe: Recipe, judged: JudgedQueries, note: str, places: Places, console: Console, fidelity_lists: int | None
+    recipe: Recipe, judged: JudgedQueries, note: str, workspace: Workspace, console: Console, fidelity_lists: int | None
 ) -> BuiltRanker:
-    """All variants, those that failed their gate too, in ``places.repository``."""
+    """All variants, those that failed their gate too, in ``workspace.repository``."""
     say = functools.partial(console.print, markup=False, soft_wrap=True)  # a gate's reasons name the recipe's [gate]
-    built = build_ranker(recipe, judged, say, places, trials=True, fidelity_lists=fidelity_lists)
-    endpoints.fill_item_store([built], say, places)
-    endpoints.publish_rankers([built], {}, note, say, places, gated=False)
+    built = build_ranker(recipe, judged, say, workspace, experimental=True, fidelity_lists=fidelity_lists)
+    endpoints.fill_item_store([built], say, workspace)
+    endpoints.publish_rankers([built], {}, note, say, workspace, gated=False)
     return built
 
 
-def _load(built: BuiltRanker, places: Places, work: Path, rounds: int, window_ms: int, machine: Machine) -> Load:
+def _load(built: BuiltRanker, workspace: Workspace, work: Path, rounds: int, window_ms: int, machine: Machine) -> Load:
     names = [f"{built.ranker.endpoint.name}_{built.recipe.model_name(each.variant)}" for each in built.variants]
-    config = pbtxt.parse((places.repository / names[0] / CONFIG).read_text(encoding="utf-8"))
+    config = pbtxt.parse((workspace.repository / names[0] / CONFIG).read_text(encoding="utf-8"))
     judging = judging_queries(built.recipe, built.data)
     judging = judging.only(list(judging.queries)[:REQUESTS])
     requests = requests_json(judging, first_stage(judging), {tensor.name for tensor in config.input})
     write_requests(evenly_mixed(requests), work / "requests.json")
-    return load_of(names, places, work / "requests.json", rounds, window_ms, machine, work / "measurements")
+    return load_of(names, workspace, work / "requests.json", rounds, window_ms, machine, work / "measurements")
 
 
 def _candidates(load: Load) -> float:
@@ -318,7 +324,7 @@ def rows_of(built: BuiltRanker, load: Load, failures: Mapping[str, str]) -> tupl
             variant=each.variant.name,
             endpoint=built.ranker.endpoint.name,
             is_reference=each is built.variants[0],
-            trial=each.variant.trial,
+            experimental=each.variant.experimental,
             steps=step_lines(each.variant),
             layers=each.figures["layers"],
             **_quality(built.recipe, each, built.variants),
@@ -490,11 +496,11 @@ def interval_text(row: VariantFigures) -> str:
     return f"{row.quality_ratio - 1:+.1%} [{row.difference_low:+.4f}, {row.difference_high:+.4f}]"
 
 
-def write_pareto(report: ParetoReport, places: Places = PROJECT) -> list[Path]:
+def write_pareto(report: ParetoReport, workspace: Workspace = PROJECT) -> list[Path]:
     """``<ranker>.json``, ``.csv`` (a row a variant) and ``.html``."""
     from perf.pareto_page import render_pareto  # plotly takes a moment to import
 
-    folder = pareto_folder(places)
+    folder = pareto_folder(workspace)
     paths = [folder / f"{report.ranker}.{suffix}" for suffix in ("json", "csv", "html")]
     for path, text in zip(paths, (report.model_dump_json(indent=2), _csv(report), render_pareto(report)), strict=True):
         write_atomically(path, text)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from builders.core.contract import RECOMMEND
 from builders.core.recipe import load_recipes
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 from builders.data.evaluation import evaluation_data
 from builders.data.find import find_data
 from perf.endpoints import published_endpoints, serving
@@ -18,7 +18,9 @@ from perf.tables import check_lines, quality_table
 DATA = "purchases"
 
 
-def run_recommend(*, data: Path | None = None, places: Places = PROJECT, console: Console | None = None) -> list[str]:
+def run_recommend(
+    *, data: Path | None = None, workspace: Workspace = PROJECT, console: Console | None = None
+) -> list[str]:
     """Serve every variant of ``recommend``, judge, check, and keep the figures.
 
     Returns:
@@ -28,18 +30,18 @@ def run_recommend(*, data: Path | None = None, places: Places = PROJECT, console
     source = find_data(data)
     console.print(source.note, style="bold red" if source.generated else "")
     recipes = load_recipes()
-    endpoints = published_endpoints(recipes, places, DATA)
+    endpoints = published_endpoints(recipes, workspace, DATA)
     judged = evaluation_data(DATA, source.folder)
-    with serving([RECOMMEND.name, *(endpoint.name for endpoint in endpoints)], places) as server:
+    with serving([RECOMMEND.name, *(endpoint.name for endpoint in endpoints)], workspace) as server:
         found = measure_served_quality(
             server.grpc_url,
             judged,
             endpoints,
             load_rankers(recipes, endpoints),
             source=source,
-            places=places,
+            workspace=workspace,
             console=console,
         )
     console.print(quality_table(found, RECOMMEND.name, "popularity"), check_lines(found.checks))
-    console.print(f"written: {write_quality(found, places, RECOMMEND.name)}", soft_wrap=True)
+    console.print(f"written: {write_quality(found, workspace, RECOMMEND.name)}", soft_wrap=True)
     return [check.name for check in found.failed]

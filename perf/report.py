@@ -18,7 +18,7 @@ import plotly.offline
 
 from builders.core.files import write_atomically
 from builders.core.recipe import SLICES_OF_DATA
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 from builders.data.find import GRADES, JudgedQueries
 from builders.evaluate.slices import slice_quality, worst_text
 from perf.machine import this_machine
@@ -36,14 +36,14 @@ TEXT_COLOR, GRID_COLOR = "#7d8796", "rgba(125, 135, 150, 0.25)"
 PLOT_CONFIG = {"displayModeBar": False, "responsive": True}
 
 
-def write_report(judged: JudgedQueries, found: ServedQuality, *, places: Places = PROJECT) -> Path:
+def write_report(judged: JudgedQueries, found: ServedQuality, *, workspace: Workspace = PROJECT) -> Path:
     """Write ``report.html`` beside the figures, with the speed kept last where there is one.
 
     Returns:
         Its path.
     """
-    path = places.build / "report" / "report.html"
-    write_atomically(path, render_report(judged, found, read_perf(places)))
+    path = workspace.build / "report" / "report.html"
+    write_atomically(path, render_report(judged, found, read_perf(workspace)))
     return path
 
 

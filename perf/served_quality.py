@@ -16,7 +16,7 @@ from rich.console import Console
 
 from builders.core.files import fingerprint, sha256, write_atomically
 from builders.core.recipe import Recipe
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import judged_folder
 from builders.data.bm25 import first_stage
 from builders.data.evaluation import judging_queries
@@ -128,7 +128,7 @@ def measure_served_quality(
     *,
     source: DataSource,
     limit: int | None = None,
-    places: Places = PROJECT,
+    workspace: Workspace = PROJECT,
     console: Console | None = None,
 ) -> ServedQuality:
     """Rank the judged requests through every endpoint of the server at ``url``.
@@ -152,13 +152,13 @@ def measure_served_quality(
         scores = served_scores(url, endpoint.name, asked, order, console)
         row = _ranker_quality(endpoint.model, _split(endpoint.split, limit), asked, scores)
         rows.append(row)
-        checks.append(_check_scores(endpoint, rankers, judged, asked, order, scores, places, console))
-        checks.append(check_ndcg(endpoint.model, row.ndcg, offline_ndcg(endpoint, places)))
+        checks.append(_check_scores(endpoint, rankers, judged, asked, order, scores, workspace, console))
+        checks.append(check_ndcg(endpoint.model, row.ndcg, offline_ndcg(endpoint, workspace)))
     kind = endpoints[0].kind
-    published = published_model(places, kind)
+    published = published_model(workspace, kind)
     checks.append(_check_published(url, kind, published, rows, judged, order))
     return ServedQuality(
-        inputs=inputs_fingerprint(source.folder, places),
+        inputs=inputs_fingerprint(source.folder, workspace),
         limit=limit,
         generated=source.generated,
         published=published,
@@ -197,37 +197,37 @@ def paired_differences(rows: Sequence[RankerQuality], endpoints: Sequence[Endpoi
     ]
 
 
-def inputs_fingerprint(data: Path, places: Places = PROJECT) -> str:
+def inputs_fingerprint(data: Path, workspace: Workspace = PROJECT) -> str:
     """Changes when the served models, the judged data, the offline figures or the way of judging do."""
     folder = judged_folder(data) or data
     files = [
-        places.repository / MANIFEST,
-        places.repository / RANK / "config.pbtxt",
+        workspace.repository / MANIFEST,
+        workspace.repository / RANK / "config.pbtxt",
         *sorted(folder.glob("*.jsonl")),
         *sorted(folder.glob("*.tsv")),
-        *sorted(places.build.glob("rankers/*/*.json")),
+        *sorted(workspace.build.glob("rankers/*/*.json")),
         Path(__file__),
         Path(metrics.__file__),
     ]
     return fingerprint([sha256(path) if path.is_file() else "" for path in files])
 
 
-def quality_file(places: Places = PROJECT, kind: str = RANK) -> Path:
+def quality_file(workspace: Workspace = PROJECT, kind: str = RANK) -> Path:
     """Where :func:`write_quality` puts the figures."""
-    return places.build / "report" / ("quality.json" if kind == RANK else f"quality_{kind}.json")
+    return workspace.build / "report" / ("quality.json" if kind == RANK else f"quality_{kind}.json")
 
 
-def write_quality(found: ServedQuality, places: Places = PROJECT, kind: str = RANK) -> Path:
+def write_quality(found: ServedQuality, workspace: Workspace = PROJECT, kind: str = RANK) -> Path:
     """Keep the figures as JSON."""
-    path = quality_file(places, kind)
+    path = quality_file(workspace, kind)
     write_atomically(path, json.dumps(dataclasses.asdict(found), ensure_ascii=False) + "\n")
     return path
 
 
-def read_quality(places: Places = PROJECT) -> ServedQuality | None:
+def read_quality(workspace: Workspace = PROJECT) -> ServedQuality | None:
     """The figures kept last; None where there are none, or none of this form."""
     try:
-        text = quality_file(places).read_text(encoding="utf-8")
+        text = quality_file(workspace).read_text(encoding="utf-8")
         return pydantic.TypeAdapter(ServedQuality).validate_python(json.loads(text))
     except (FileNotFoundError, ValueError):
         return None
@@ -273,16 +273,16 @@ def _check_scores(
     asked: JudgedQueries,
     order: metrics.Rankings,
     served: Scores,
-    places: Places,
+    workspace: Workspace,
     console: Console,
 ) -> Check:
     """fp32 against torch, anything else against its own in-process run."""
     ranker = rankers[endpoint.recipe.ranker]
     if endpoint.is_fp32:
         evaluated = judging_queries(endpoint.recipe, judged)  # as the build kept them
-        wanted = torch_scores(endpoint.recipe, ranker, evaluated, console.print, places)
+        wanted = torch_scores(endpoint.recipe, ranker, evaluated, console.print, workspace)
         return check_parity(endpoint.model, "torch's", served, wanted, TORCH_ATOL)
-    wanted = in_process_scores(endpoint, ranker, asked, order, places, console)
+    wanted = in_process_scores(endpoint, ranker, asked, order, workspace, console)
     return check_parity(endpoint.model, "its in-process run's", served, wanted, IN_PROCESS_ATOL)
 
 
@@ -291,11 +291,11 @@ def in_process_scores(
     ranker: Ranker,
     asked: JudgedQueries,
     order: metrics.Rankings,
-    places: Places = PROJECT,
+    workspace: Workspace = PROJECT,
     console: Console | None = None,
 ) -> Scores:
     """Scores of the same runtime in this process, from the very files that are served, each query one batch."""
-    sessions = in_process_sessions(endpoint, ranker, places)
+    sessions = in_process_sessions(endpoint, ranker, workspace)
     scores: Scores = {}
     for query_id in track(list(asked.queries), f"{endpoint.model} in process", console):
         products = [asked.products[item_id] for item_id in order[query_id]]
@@ -306,9 +306,9 @@ def in_process_scores(
     return scores
 
 
-def in_process_sessions(endpoint: Endpoint, ranker: Ranker, places: Places = PROJECT) -> dict[str, Session]:
+def in_process_sessions(endpoint: Endpoint, ranker: Ranker, workspace: Workspace = PROJECT) -> dict[str, Session]:
     """Graph name => session with the threads that the recipe gives the server."""
-    files = served_scorers(endpoint, places)
+    files = served_scorers(endpoint, workspace)
     models = {graph.name: ("", path) for graph, path in zip(ranker.graphs, files, strict=True)}
     return open_sessions(endpoint.recipe, endpoint.variant, models)
 
@@ -338,9 +338,9 @@ def _aligned(
     return {query_id: reference}, {query_id: served}
 
 
-def offline_ndcg(endpoint: Endpoint, places: Places = PROJECT) -> dict[str, float]:
+def offline_ndcg(endpoint: Endpoint, workspace: Workspace = PROJECT) -> dict[str, float]:
     """Query id => NDCG@10 that the build measured without a server; empty where it did not."""
-    path = places.ranker_folder(endpoint.recipe.ranker) / f"{endpoint.variant.name}.json"
+    path = workspace.ranker_folder(endpoint.recipe.ranker) / f"{endpoint.variant.name}.json"
     figures = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return dict(figures.get("ndcg_at_10_by_query", {}))
 

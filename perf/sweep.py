@@ -22,7 +22,7 @@ import pydantic
 from rich.console import Console
 
 from builders.core.files import write_atomically
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 from builders.data.bm25 import first_stage
 from builders.data.find import JudgedQueries
 from perf.analyzer import AnalyzerError, Measurement, Step, measure
@@ -117,7 +117,7 @@ def run_sweep(
     judged: JudgedQueries,
     endpoints: Sequence[Endpoint],
     *,
-    places: Places = PROJECT,
+    workspace: Workspace = PROJECT,
     console: Console | None = None,
 ) -> PerfReport:
     """Start a server with the endpoints and measure them all.
@@ -129,11 +129,11 @@ def run_sweep(
     names = chosen_endpoints(sweep, endpoints)
     requests = requests_json(judged, first_stage(judged))
     machine = this_machine()
-    with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as folder, serving(names, places) as server:
+    with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as folder, serving(names, workspace) as server:
         requests_file = Path(folder) / "requests.json"
         write_requests(requests, requests_file)
         rounds, failures = measure_rounds(server.grpc_url, names, requests_file, sweep, console)
-    published = published_model(places)
+    published = published_model(workspace)
     candidates = mean_candidates(requests)
     points = points_of(rounds, reference_endpoints(endpoints, published), candidates)
     return PerfReport(machine, published, candidates, points, list(failures.values()))
@@ -191,19 +191,19 @@ def points_of(rounds: Rounds, references: Mapping[str, str], candidates: float) 
     return [_point(key, found, rounds, references, candidates) for key, found in rounds.items()]
 
 
-def write_perf(report: PerfReport, places: Places = PROJECT) -> list[Path]:
+def write_perf(report: PerfReport, workspace: Workspace = PROJECT) -> list[Path]:
     """``perf.json``, ``perf.csv`` (a row a point) and ``perf_steps.csv`` (a row a composing model)."""
-    folder = places.build / "report"
+    folder = workspace.build / "report"
     write_atomically(folder / "perf.json", json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     write_atomically(folder / "perf.csv", _csv(map(_flat, report.points)))
     write_atomically(folder / "perf_steps.csv", _csv(row for point in report.points for row in _flat_steps(point)))
     return [folder / name for name in ("perf.json", "perf.csv", "perf_steps.csv")]
 
 
-def read_perf(places: Places = PROJECT) -> PerfReport | None:
+def read_perf(workspace: Workspace = PROJECT) -> PerfReport | None:
     """The figures kept last; None where there are none, or none of this form."""
     try:
-        text = (places.build / "report" / "perf.json").read_text(encoding="utf-8")
+        text = (workspace.build / "report" / "perf.json").read_text(encoding="utf-8")
         return pydantic.TypeAdapter(PerfReport).validate_python(json.loads(text))
     except (FileNotFoundError, ValueError):
         return None

@@ -10,7 +10,7 @@ import torch
 
 from builders.build import build_ranker
 from builders.core.recipe import load_recipe
-from builders.core.workspace import Places
+from builders.core.workspace import Workspace
 from builders.data.beir import Request
 from builders.publish.endpoints import fill_item_store, publish_rankers
 from tests.support.own_ranker import catalogue
@@ -27,22 +27,22 @@ def test_it_is_under_40_lines() -> None:
 def test_it_is_built_checked_and_published(tmp_path: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    places = Places(tmp_path / "build", tmp_path / "models", tmp_path / "store")
+    workspace = Workspace(tmp_path / "build", tmp_path / "models", tmp_path / "store")
     said: list[str] = []
-    built = build_ranker(load_recipe(tmp_path / "my_ranker.toml"), catalogue(), said.append, places)
-    fill_item_store([built], said.append, places)
-    publish_rankers([built], {}, "made up", said.append, places)
-    assert (places.repository / "recommend_my_ranker_fp32_onnx" / "config.pbtxt").is_file()
+    built = build_ranker(load_recipe(tmp_path / "my_ranker.toml"), catalogue(), said.append, workspace)
+    fill_item_store([built], said.append, workspace)
+    publish_rankers([built], {}, "made up", said.append, workspace)
+    assert (workspace.repository / "recommend_my_ranker_fp32_onnx" / "config.pbtxt").is_file()
     assert any("parity with torch over 3 shapes" in line for line in said)
 
 
 def test_its_score_depends_on_the_history(tmp_path: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    places = Places(tmp_path / "build", tmp_path / "models", tmp_path / "store")
+    workspace = Workspace(tmp_path / "build", tmp_path / "models", tmp_path / "store")
     data = catalogue()
     torch.manual_seed(0)  # its weights are random
-    ranker = build_ranker(load_recipe(tmp_path / "my_ranker.toml"), data, lambda _: None, places).ranker
+    ranker = build_ranker(load_recipe(tmp_path / "my_ranker.toml"), data, lambda _: None, workspace).ranker
     products = list(data.products.values())[:10]
     first, second = (ranker.score(Request(history=(item_id,)), products) for item_id in ("B1", "B2"))
     assert np.abs(first - second).max() > 1e-3

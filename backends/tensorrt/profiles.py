@@ -74,7 +74,7 @@ def profile_indices(config: dict[str, Any], instance: str, profiles_of_plan: int
     if wrong:
         raise BadProfile(
             f"instance_group.profile has {', '.join(map(repr, wrong))}, the plan has the profiles 0 to "
-            f"{profiles_of_plan - 1}; mend config.pbtxt, or write it anew with 'make build-engines repository'"
+            f"{profiles_of_plan - 1}; fix config.pbtxt, or write it anew with 'make build-engines repository'"
         )
     return list(dict.fromkeys(int(name) for name in names))
 

@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from builders.compress import low_rank as factorise
-from builders.compress import openvino_ir, prune
+from builders.compress import low_rank, openvino_ir, prune
 from builders.compress import quantize_graph as quantize
 from builders.compress.fp16 import converter, fp16_from_onnx
 from builders.compress.lists import tensors_of
@@ -33,15 +32,15 @@ from builders.core.files import fingerprint, sha256, write_atomically
 from builders.core.recipe import Recipe, Variant
 from builders.core.steps import (
     Bf16,
-    Distil,
+    Distill,
     DynamicInt8,
-    Factorise,
     Fp16,
     GraphStep,
     HashRows,
     Int8,
     Int8Embeddings,
     Int8Network,
+    LowRank,
     NetworkStep,
     PruneChannels,
     PruneHeads,
@@ -52,9 +51,9 @@ from builders.core.steps import (
     Sparse24,
 )
 from builders.core.versions import check_onnx_versions
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
-from builders.data.unlabeled import unlabelled_lists
+from builders.data.unlabeled import unlabeled_lists
 from builders.export.onnx import OPSET, check_onnx, onnx_from_ranker
 from builders.export.sessions import ONNX, OPENVINO, files_of
 from builders.rankers.base import Graph, Ranker, Sample
@@ -74,7 +73,7 @@ LoadRanker = Callable[[str], Ranker]
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class BuildContext:
     """What every step needs.
 
     Attributes:
@@ -104,7 +103,7 @@ class Chain:
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class Artifact:
     """A graph's file, and how it came about.
 
     Attributes:
@@ -118,7 +117,7 @@ class Made:
     layers: tuple[LayerCost, ...] = ()
 
 
-def variant_files(chain: Chain, variant: Variant) -> dict[str, Made]:
+def variant_files(context: BuildContext, variant: Variant) -> dict[str, Artifact]:
     """Graph name => file, made where it is not there.
 
     Raises:
@@ -126,24 +125,24 @@ def variant_files(chain: Chain, variant: Variant) -> dict[str, Made]:
         ParityError: an exported graph does not compute what the network does.
         ContractError: a graph's tensors are not the contract's.
     """
-    return {graph.name: _made_graph(chain, variant, graph) for graph in chain.ranker.graphs}
+    return {graph.name: _made_graph(context, variant, graph) for graph in context.ranker.graphs}
 
 
-def compressed(chain: Chain, steps: Sequence[NetworkStep]) -> tuple[Ranker, str, float]:
+def compressed(context: BuildContext, steps: Sequence[NetworkStep]) -> tuple[Ranker, str, float]:
     """(the ranker after these steps, fingerprint, seconds): networks kept before are taken as they are."""
     if not steps:
-        return chain.ranker, _key_of_start(chain.ranker), 0.0
+        return context.ranker, _key_of_start(context.ranker), 0.0
     *before, step = steps
-    key = _key_after(chain, steps)
-    target = chain.steps_folder / f"{key}.pt"
+    key = _key_after(context, steps)
+    target = context.steps_folder / f"{key}.pt"
     if _is_current(target, key):
         network = torch.load(target, weights_only=False)  # written by this very function
-        return chain.ranker.with_network(network), key, _marked(target)["seconds"]
-    ranker, _, seconds = compressed(chain, before)
+        return context.ranker.with_network(network), key, _marked(target)["seconds"]
+    ranker, _, seconds = compressed(context, before)
     start_s = time.monotonic()
-    chain.say(f"{chain.recipe.ranker}: {_text(step)}")
+    context.say(f"{context.recipe.ranker}: {_text(step)}")
     changed = ranker.with_network(copy.deepcopy(ranker.network))
-    network = _NETWORK_STEPS[type(step)](chain, changed, step).eval()
+    network = _NETWORK_STEPS[type(step)](context, changed, step).eval()
     seconds += time.monotonic() - start_s
     if not isinstance(step, Int8Network):  # its classes are made at run time and cannot be pickled
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +150,7 @@ def compressed(chain: Chain, steps: Sequence[NetworkStep]) -> tuple[Ranker, str,
         torch.save(network, unfinished)
         unfinished.replace(target)
         _mark(target, key, seconds)
-    return chain.ranker.with_network(network), key, seconds
+    return context.ranker.with_network(network), key, seconds
 
 
 def libraries() -> dict[str, str]:
@@ -174,14 +173,14 @@ def parity_samples(ranker: Ranker, judged: JudgedQueries) -> list[dict[str, Samp
     ]
 
 
-def calibration_samples(chain: Chain, ranker: Ranker, graph: Graph, count: int) -> list[Sample]:
+def calibration_samples(context: BuildContext, ranker: Ranker, graph: Graph, count: int) -> list[Sample]:
     """Real candidates of training queries, the test queries stay unseen; unjudged lists where there are none."""
-    train = chain.data.subset("train")
+    train = context.data.subset("train")
     if train.queries:
         chosen = list(train.queries)[:count]
         lists = [(train.request(one), [train.products[item] for item in train.judgements[one]]) for one in chosen]
     else:
-        made = unlabelled_lists(chain.data, count, USUAL_CANDIDATES, CALIBRATION_SEED)
+        made = unlabeled_lists(context.data, count, USUAL_CANDIDATES, CALIBRATION_SEED)
         lists = [(one.request, list(one.products)) for one in made]
     return [ranker.sample(request, products)[graph.name] for request, products in lists]
 
@@ -195,37 +194,37 @@ def code_of(thing: object) -> str:
 
 
 # ---------------------------------------------------------------- one graph
-def _made_graph(chain: Chain, variant: Variant, graph: Graph) -> Made:
+def _made_graph(context: BuildContext, variant: Variant, graph: Graph) -> Artifact:
     """Export, then the graph steps one after the other, then the runtime's own form. A graph without weights (a cosine)
     is the reference's."""
-    reference = chain.recipe.variants[0]
-    if graph.precise and not variant.network_steps:
-        return exported(chain, (), graph, f"{graph.name}_{reference.name}")
+    reference = context.recipe.variants[0]
+    if graph.keep_fp32 and not variant.network_steps:
+        return exported(context, (), graph, f"{graph.name}_{reference.name}")
     model = f"{graph.name}_{variant.name}"
-    last = [] if graph.precise else [step for step in variant.graph_steps if not isinstance(step, Bf16)]
+    last = [] if graph.keep_fp32 else [step for step in variant.graph_steps if not isinstance(step, Bf16)]
     if not last and variant.runtime != "openvino":
-        return exported(chain, variant.network_steps, graph, model)
+        return exported(context, variant.network_steps, graph, model)
     source = f"{graph.name}_{reference.name}"
     if variant.network_steps:
-        source = f"steps/{graph.name}_{_key_after(chain, variant.network_steps)}"
-    made = exported(chain, variant.network_steps, graph, source)
+        source = f"steps/{graph.name}_{_key_after(context, variant.network_steps)}"
+    made = exported(context, variant.network_steps, graph, source)
     for place, step in enumerate(last):
         final = place == len(last) - 1 and variant.runtime != "openvino"
         if not (variant.runtime == "openvino" and isinstance(step, Int8)):
-            made = _transformed(chain, variant, graph, step, made, model if final else "")
-    return _as_ir(chain, variant, graph, made, model) if variant.runtime == "openvino" else made
+            made = _transformed(context, variant, graph, step, made, model if final else "")
+    return _as_ir(context, variant, graph, made, model) if variant.runtime == "openvino" else made
 
 
-def exported(chain: Chain, steps: Sequence[NetworkStep], graph: Graph, model: str) -> Made:
+def exported(context: BuildContext, steps: Sequence[NetworkStep], graph: Graph, model: str) -> Artifact:
     quantized = bool(steps) and isinstance(steps[-1], Int8Network)
-    target = chain.folder / f"{model}{ONNX}"
-    key = fingerprint([_key_after(chain, steps), graph.name, graph.contract.to_json()])
+    target = context.folder / f"{model}{ONNX}"
+    key = fingerprint([_key_after(context, steps), graph.name, graph.contract.to_json()])
     if not _is_current(target, key):
-        ranker, _, seconds = compressed(chain, steps)
+        ranker, _, seconds = compressed(context, steps)
         start_s = time.monotonic()
         mine = next(each for each in ranker.graphs if each.name == graph.name)
-        chain.say(f"{model}: exporting to ONNX")
-        samples = [sample[graph.name] for sample in parity_samples(ranker, chain.data)]
+        context.say(f"{model}: exporting to ONNX")
+        samples = [sample[graph.name] for sample in parity_samples(ranker, context.data)]
         _mark_of(target).unlink(missing_ok=True)  # it must not stand for the file that comes now
         if quantized:
             from builders.compress.quantize_network import onnx_from_quantized
@@ -235,28 +234,30 @@ def exported(chain: Chain, steps: Sequence[NetworkStep], graph: Graph, model: st
             onnx_from_ranker(mine, _two_rows(samples[1]) if graph.batches else samples[1], target)
             reports = check_onnx(mine, target, samples)
             worst = max(difference for report in reports for difference in report.max_abs_difference.values())
-            chain.say(f"{model}: parity with torch over {len(samples)} shapes, largest difference {worst:.1e}")
+            context.say(f"{model}: parity with torch over {len(samples)} shapes, largest difference {worst:.1e}")
         check_onnx_versions(target)
         _mark(target, key, seconds + time.monotonic() - start_s)
     return _made(model, target)
 
 
-def _transformed(chain: Chain, variant: Variant, graph: Graph, step: GraphStep, source: Made, model: str) -> Made:
+def _transformed(
+    context: BuildContext, variant: Variant, graph: Graph, step: GraphStep, source: Artifact, model: str
+) -> Artifact:
     """One graph step. model: the file's name; "" for a product between two steps."""
     by = [converter()] if isinstance(step, Fp16) else []
     key = fingerprint([sha256(source.path), step.model_dump_json(), str(libraries()), *by])
-    target = chain.folder / f"{model}{ONNX}" if model else chain.steps_folder / f"{key}{ONNX}"
+    target = context.folder / f"{model}{ONNX}" if model else context.steps_folder / f"{key}{ONNX}"
     if not _is_current(target, key):
         start_s = time.monotonic()
         _mark_of(target).unlink(missing_ok=True)
-        chain.say(f"{model or graph.name}: {_text(step)}")
-        ranker, _, _ = compressed(chain, variant.network_steps)
+        context.say(f"{model or graph.name}: {_text(step)}")
+        ranker, _, _ = compressed(context, variant.network_steps)
         try:
-            layers = _run_graph_step(chain, ranker, graph, step, source.path, target)
+            layers = _run_graph_step(context, ranker, graph, step, source.path, target)
         except NothingToQuantize as error:
-            if sum(not each.precise for each in ranker.graphs) == 1:
+            if sum(not each.keep_fp32 for each in ranker.graphs) == 1:
                 raise
-            chain.say(f"{error}; left as it is")
+            context.say(f"{error}; left as it is")
             layers = ()
             write_atomically(target, source.path.read_bytes())
         check_onnx_versions(target)
@@ -265,41 +266,41 @@ def _transformed(chain: Chain, variant: Variant, graph: Graph, step: GraphStep, 
 
 
 def _run_graph_step(
-    chain: Chain, ranker: Ranker, graph: Graph, step: GraphStep, source: Path, target: Path
+    context: BuildContext, ranker: Ranker, graph: Graph, step: GraphStep, source: Path, target: Path
 ) -> tuple[LayerCost, ...]:
     target.parent.mkdir(parents=True, exist_ok=True)
     layers: tuple[LayerCost, ...] = ()
     if isinstance(step, Int8):
-        samples = calibration_samples(chain, ranker, graph, step.calibration_queries)
+        samples = calibration_samples(context, ranker, graph, step.calibration_queries)
         named, layers = quantize.sensitive_named(source, samples, step, graph.name)
         quantize.int8_from_onnx(source, target, samples, named)
     elif isinstance(step, DynamicInt8):
         quantize.dynamic_int8_from_onnx(source, target)
     elif isinstance(step, Int8Embeddings):
-        quantize.int8_embeddings_from_onnx(source, target, calibration_samples(chain, ranker, graph, 8), step)
+        quantize.int8_embeddings_from_onnx(source, target, calibration_samples(context, ranker, graph, 8), step)
     elif isinstance(step, Fp16):
-        fp16_from_onnx(source, target, calibration_samples(chain, ranker, graph, 8), step.keep_fp32)
+        fp16_from_onnx(source, target, calibration_samples(context, ranker, graph, 8), step.keep_fp32)
     else:
         raise TypeError(f"{type(step).__name__} is no step of a graph")
     return layers
 
 
-def _as_ir(chain: Chain, variant: Variant, graph: Graph, source: Made, model: str) -> Made:
+def _as_ir(context: BuildContext, variant: Variant, graph: Graph, source: Artifact, model: str) -> Artifact:
     int8 = next((step for step in variant.graph_steps if isinstance(step, Int8)), None)
     half = any(isinstance(step, Bf16) for step in variant.graph_steps)
-    target = chain.folder / f"{model}{OPENVINO}"
+    target = context.folder / f"{model}{OPENVINO}"
     key = fingerprint([sha256(source.path), int8.model_dump_json() if int8 else "", str(half), str(libraries())])
     if not _is_current(target, key):
         start_s = time.monotonic()
         _mark_of(target).unlink(missing_ok=True)
         layers: tuple[LayerCost, ...] = ()
         if int8 is None:
-            chain.say(f"{model}: converting to OpenVINO's IR")
+            context.say(f"{model}: converting to OpenVINO's IR")
             openvino_ir.ir_from_onnx(source.path, target, half_weights=half)
         else:
-            chain.say(f"{model}: quantizing with NNCF")
-            ranker, _, _ = compressed(chain, variant.network_steps)
-            samples = calibration_samples(chain, ranker, graph, int8.calibration_queries)
+            context.say(f"{model}: quantizing with NNCF")
+            ranker, _, _ = compressed(context, variant.network_steps)
+            samples = calibration_samples(context, ranker, graph, int8.calibration_queries)
             has_attention = any("attention" in name.lower() for name, _ in ranker.network.named_modules())
             named, layers = quantize.sensitive_named(source.path, samples, int8, graph.name)
             openvino_ir.int8_ir_from_onnx(source.path, target, samples, named, transformer=has_attention)
@@ -313,56 +314,58 @@ def _two_rows(sample: Sample) -> Sample:
 
 
 # ---------------------------------------------------------------- one step of the network
-def _prune_layers(chain: Chain, ranker: Ranker, step: PruneLayers) -> nn.Module:
+def _prune_layers(context: BuildContext, ranker: Ranker, step: PruneLayers) -> nn.Module:
     return prune.keep_layers(ranker.network, step.keep)
 
 
-def _prune_heads(chain: Chain, ranker: Ranker, step: PruneHeads) -> nn.Module:
-    return prune.prune_heads(ranker, _measured(chain, ranker, step.lists), step.amount)
+def _prune_heads(context: BuildContext, ranker: Ranker, step: PruneHeads) -> nn.Module:
+    return prune.prune_heads(ranker, _measured(context, ranker, step.lists), step.amount)
 
 
-def _prune_channels(chain: Chain, ranker: Ranker, step: PruneChannels) -> nn.Module:
-    return prune.prune_channels(ranker, _measured(chain, ranker, step.lists), step.amount)
+def _prune_channels(context: BuildContext, ranker: Ranker, step: PruneChannels) -> nn.Module:
+    return prune.prune_channels(ranker, _measured(context, ranker, step.lists), step.amount)
 
 
-def _prune_rows(chain: Chain, ranker: Ranker, step: PruneRows) -> nn.Module:
-    return prune.keep_rows(ranker, _measured(chain, ranker, step.lists), step.amount, step.min_rows)
+def _prune_rows(context: BuildContext, ranker: Ranker, step: PruneRows) -> nn.Module:
+    return prune.keep_rows(ranker, _measured(context, ranker, step.lists), step.amount, step.min_rows)
 
 
-def _prune_magnitude(chain: Chain, ranker: Ranker, step: PruneMagnitude) -> nn.Module:
+def _prune_magnitude(context: BuildContext, ranker: Ranker, step: PruneMagnitude) -> nn.Module:
     return prune.zero_smallest(ranker.network, step.amount)
 
 
-def _sparse_2_4(chain: Chain, ranker: Ranker, step: Sparse24) -> nn.Module:
-    return prune.zero_two_of_four(ranker, _measured(chain, ranker, step.lists), step.method)
+def _sparse_2_4(context: BuildContext, ranker: Ranker, step: Sparse24) -> nn.Module:
+    return prune.zero_two_of_four(ranker, _measured(context, ranker, step.lists), step.method)
 
 
-def _share_layers(chain: Chain, ranker: Ranker, step: ShareLayers) -> nn.Module:
-    return factorise.share_layers(ranker.network, step.groups)
+def _share_layers(context: BuildContext, ranker: Ranker, step: ShareLayers) -> nn.Module:
+    return low_rank.share_layers(ranker.network, step.groups)
 
 
-def _factorise(chain: Chain, ranker: Ranker, step: Factorise) -> nn.Module:
-    return factorise.factorise(ranker.network, step.rank, step.min_rows)
+def _low_rank(context: BuildContext, ranker: Ranker, step: LowRank) -> nn.Module:
+    return low_rank.factorize(ranker.network, step.rank, step.min_rows)
 
 
-def _hash_rows(chain: Chain, ranker: Ranker, step: HashRows) -> nn.Module:
-    return factorise.hash_rows(ranker.network, step.rows, step.min_rows)
+def _hash_rows(context: BuildContext, ranker: Ranker, step: HashRows) -> nn.Module:
+    return low_rank.hash_rows(ranker.network, step.rows, step.min_rows)
 
 
-def _distil(chain: Chain, ranker: Ranker, step: Distil) -> nn.Module:
-    from builders.compress.distill import distil
+def _distill(context: BuildContext, ranker: Ranker, step: Distill) -> nn.Module:
+    from builders.compress.distill import distill
 
-    teachers = [(chain.load_ranker(one.recipe) if one.recipe else chain.ranker, one.weight) for one in step.teachers]
-    return distil(ranker, teachers, chain.data, step, chain.say)
+    teachers = [
+        (context.load_ranker(one.recipe) if one.recipe else context.ranker, one.weight) for one in step.teachers
+    ]
+    return distill(ranker, teachers, context.data, step, context.say)
 
 
-def _int8_network(chain: Chain, ranker: Ranker, step: Int8Network) -> nn.Module:
+def _int8_network(context: BuildContext, ranker: Ranker, step: Int8Network) -> nn.Module:
     from builders.compress.quantize_network import quantized_network
 
-    return quantized_network(ranker, chain.data, step, chain.say)
+    return quantized_network(ranker, context.data, step, context.say)
 
 
-_NETWORK_STEPS: Mapping[type[NetworkStep], Callable[[Chain, Ranker, Any], nn.Module]] = {
+_NETWORK_STEPS: Mapping[type[NetworkStep], Callable[[BuildContext, Ranker, Any], nn.Module]] = {
     PruneLayers: _prune_layers,
     PruneHeads: _prune_heads,
     PruneChannels: _prune_channels,
@@ -370,15 +373,15 @@ _NETWORK_STEPS: Mapping[type[NetworkStep], Callable[[Chain, Ranker, Any], nn.Mod
     PruneMagnitude: _prune_magnitude,
     Sparse24: _sparse_2_4,
     ShareLayers: _share_layers,
-    Factorise: _factorise,
+    LowRank: _low_rank,
     HashRows: _hash_rows,
-    Distil: _distil,
+    Distill: _distill,
     Int8Network: _int8_network,
 }
 
 
-def _measured(chain: Chain, ranker: Ranker, lists: int) -> list[dict[str, Sample]]:
-    return tensors_of(ranker, unlabelled_lists(chain.data, lists, LIST_CANDIDATES, IMPORTANCE_SEED))
+def _measured(context: BuildContext, ranker: Ranker, lists: int) -> list[dict[str, Sample]]:
+    return tensors_of(ranker, unlabeled_lists(context.data, lists, LIST_CANDIDATES, IMPORTANCE_SEED))
 
 
 # ---------------------------------------------------------------- what was made from what
@@ -389,12 +392,12 @@ def _key_of_start(ranker: Ranker) -> str:
     return fingerprint([*map(sha256, ranker.checkpoint_files), *code, str(OPSET), str(libraries())])
 
 
-def _key_after(chain: Chain, steps: Sequence[NetworkStep]) -> str:
+def _key_after(context: BuildContext, steps: Sequence[NetworkStep]) -> str:
     """With what steps read besides the network: the data, and their teachers."""
     texts = [step.model_dump_json() for step in steps]
-    names = [one.recipe for step in steps if isinstance(step, Distil) for one in step.teachers if one.recipe]
-    teachers = [_key_of_start(chain.load_ranker(name)) for name in names]
-    return fingerprint([_key_of_start(chain.ranker), *texts, *teachers, *([chain.digest_of_data] if steps else [])])
+    names = [one.recipe for step in steps if isinstance(step, Distill) for one in step.teachers if one.recipe]
+    teachers = [_key_of_start(context.load_ranker(name)) for name in names]
+    return fingerprint([_key_of_start(context.ranker), *texts, *teachers, *([context.digest_of_data] if steps else [])])
 
 
 def _text(step: NetworkStep | GraphStep) -> str:
@@ -420,9 +423,9 @@ def _marked(target: Path) -> dict[str, Any]:
     return told
 
 
-def _made(model: str, target: Path) -> Made:
+def _made(model: str, target: Path) -> Artifact:
     told = _marked(target)
-    return Made(model, target, told["seconds"], tuple(LayerCost(**layer) for layer in told.get("layers", [])))
+    return Artifact(model, target, told["seconds"], tuple(LayerCost(**layer) for layer in told.get("layers", [])))
 
 
 def _mark_of(target: Path) -> Path:
@@ -430,17 +433,17 @@ def _mark_of(target: Path) -> Path:
 
 
 def chain_of(
-    recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print, places: Places = PROJECT
-) -> Chain:
+    recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print, workspace: Workspace = PROJECT
+) -> BuildContext:
     """What the steps of the recipe's variants need."""
-    return Chain(recipe, ranker, judged, places.ranker_folder(recipe.ranker), load_teacher, say)
+    return BuildContext(recipe, ranker, judged, workspace.ranker_folder(recipe.ranker), load_teacher, say)
 
 
-def planned_files(chain: Chain, variant: Variant, plans: Mapping[str, Path]) -> dict[str, Made] | None:
+def planned_files(context: BuildContext, variant: Variant, plans: Mapping[str, Path]) -> dict[str, Artifact] | None:
     """As :func:`variant_files`, with the plan in each ONNX file's place; None where one was not built."""
     if not plans:
         return None
-    made = variant_files(chain, variant)
+    made = variant_files(context, variant)
     own = [one.model for one in made.values() if one.model.endswith(variant.name)]
     if any(model not in plans for model in own):
         return None

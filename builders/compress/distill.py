@@ -20,9 +20,9 @@ from torch.nn import functional
 from builders.compress.lists import blended, scores_of, tensors_of
 from builders.compress.schedule import rate_factor
 from builders.core.errors import BuilderError
-from builders.core.steps import Distil
+from builders.core.steps import Distill
 from builders.data.beir import GAINS, JudgedQueries
-from builders.data.unlabeled import UnlabelledList, unlabelled_lists
+from builders.data.unlabeled import UnlabeledList, unlabeled_lists
 from builders.rankers.base import Ranker, Sample
 from builders.rankers.losses import listnet, pairwise
 
@@ -44,11 +44,11 @@ class Lesson:
     targets: Tensor
 
 
-def distil(
+def distill(
     student: Ranker,
     teachers: Sequence[tuple[Ranker, float]],
     data: JudgedQueries,
-    settings: Distil,
+    settings: Distill,
     say: Callable[[str], None] = print,
 ) -> nn.Module:
     """Train the student's network in place.
@@ -65,7 +65,7 @@ def distil(
         DistillationError: a submodule of ``hidden`` is not there, or of another shape; or nothing is left to learn.
     """
     torch.manual_seed(settings.seed)
-    lists = unlabelled_lists(data, settings.lists, settings.candidates, settings.seed + SEEDS_APART)
+    lists = unlabeled_lists(data, settings.lists, settings.candidates, settings.seed + SEEDS_APART)
     say(f"{student.name}: scores of {len(lists)} lists by {', '.join(teacher.name for teacher, _ in teachers)}")
     lessons = [
         Lesson(sample, targets)
@@ -79,7 +79,7 @@ def distil(
     return student.network.requires_grad_(True).eval()
 
 
-def targets_of(teachers: Sequence[tuple[Ranker, float]], lists: Sequence[UnlabelledList]) -> list[Tensor]:
+def targets_of(teachers: Sequence[tuple[Ranker, float]], lists: Sequence[UnlabeledList]) -> list[Tensor]:
     """float32 [candidates] a list: one teacher's own scores, or several teachers' blend with the first one's spread."""
     found = []
     for one in lists:
@@ -92,12 +92,12 @@ def targets_of(teachers: Sequence[tuple[Ranker, float]], lists: Sequence[Unlabel
     return found
 
 
-def _scores_by(teacher: Ranker, one: UnlabelledList) -> Tensor:
+def _scores_by(teacher: Ranker, one: UnlabeledList) -> Tensor:
     scores = torch.from_numpy(teacher.score(one.request, one.products))
     return scores if scores.ndim == 1 else scores.sum(dim=1)
 
 
-def _judged_lessons(student: Ranker, data: JudgedQueries, settings: Distil) -> list[Lesson]:
+def _judged_lessons(student: Ranker, data: JudgedQueries, settings: Distill) -> list[Lesson]:
     """Training queries' candidates with their gains; one whose gains are all alike teaches nothing."""
     train = data.subset("train")
     rng = random.Random(settings.seed)
@@ -118,8 +118,8 @@ def _fit(
     lessons: Sequence[Lesson],
     judged: Sequence[Lesson],
     hidden: _HiddenStates,
-    lists: Sequence[UnlabelledList],
-    settings: Distil,
+    lists: Sequence[UnlabeledList],
+    settings: Distill,
 ) -> None:
     """One optimizer step for each batch of lists: AdamW, gradients clipped to norm 1."""
     learned = _learned(student.network, settings.freeze)
@@ -129,7 +129,7 @@ def _fit(
         order[start : start + settings.batch] for order in orders for start in range(0, len(order), settings.batch)
     ]
     pruned = _pruned_weights(student.network)
-    optimizer = torch.optim.AdamW(learned, lr=settings.rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, len(steps)))
     student.network.train()
     for step in steps:
@@ -193,7 +193,7 @@ class _HiddenStates(contextlib.AbstractContextManager["_HiddenStates"]):
         for hook in self._hooks:
             hook.remove()
 
-    def loss(self, one: UnlabelledList) -> Tensor:
+    def loss(self, one: UnlabeledList) -> Tensor:
         """Mean squared difference of the states of the student's last forward pass and the teacher's of this list."""
         if not self._pairs:
             return torch.zeros(())

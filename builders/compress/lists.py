@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from builders.data.unlabeled import UnlabelledList
+from builders.data.unlabeled import UnlabeledList
 from builders.rankers.base import Ranker, Sample
 
 
-def tensors_of(ranker: Ranker, lists: Iterable[UnlabelledList]) -> list[dict[str, Sample]]:
+def tensors_of(ranker: Ranker, lists: Iterable[UnlabeledList]) -> list[dict[str, Sample]]:
     """One sample a list, as :meth:`Ranker.sample` makes it."""
     return [ranker.sample(one.request, one.products) for one in lists]
 

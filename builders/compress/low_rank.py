@@ -48,7 +48,7 @@ class QuotientRemainderEmbedding(nn.Module):
         return embedded
 
 
-def factorise(network: nn.Module, rank: int, min_rows: int) -> nn.Module:
+def factorize(network: nn.Module, rank: int, min_rows: int) -> nn.Module:
     """Every long table of low rank. Raises: PruningError: no long table, or none wider than ``rank``."""
     tables = {name: table for name, table in embeddings(network, min_rows).items() if table.embedding_dim > rank}
     if not tables:

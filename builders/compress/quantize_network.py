@@ -20,14 +20,14 @@ import onnxruntime
 import torch
 from torch import nn
 
-from builders.compress.distill import SEEDS_APART, distil
+from builders.compress.distill import SEEDS_APART, distill
 from builders.compress.lists import OnLists, tensors_of
 from builders.core.contract import Tensor
 from builders.core.files import write_atomically
 from builders.core.quiet import quiet
-from builders.core.steps import Distil, Int8Network
+from builders.core.steps import Distill, Int8Network
 from builders.data.beir import JudgedQueries
-from builders.data.unlabeled import unlabelled_lists
+from builders.data.unlabeled import unlabeled_lists
 from builders.export.onnx import OPSET, check_tensors
 from builders.rankers.base import Graph, Ranker, Sample
 
@@ -43,7 +43,7 @@ def quantized_network(
     import modelopt.torch.quantization as quantization
 
     teacher = ranker.with_network(copy.deepcopy(ranker.network))
-    lists = unlabelled_lists(data, settings.calibration_lists, settings.candidates, settings.seed + 2 * SEEDS_APART)
+    lists = unlabeled_lists(data, settings.calibration_lists, settings.candidates, settings.seed + 2 * SEEDS_APART)
     samples = tensors_of(ranker, lists)
     on_lists = OnLists(ranker, samples)
     say(f"{ranker.name}: calibrating INT8 on {len(samples)} lists{' with SmoothQuant' if settings.smooth else ''}")
@@ -53,11 +53,11 @@ def quantized_network(
             on_lists, _config(settings), lambda module: [module(place) for place in range(len(samples))]
         )
     if settings.lists:
-        tuning = Distil(
-            step="distil", lists=settings.lists, candidates=settings.candidates, batch=settings.batch,
-            rate=settings.rate, sharpness=settings.sharpness, seed=settings.seed,
+        tuning = Distill(
+            step="distill", lists=settings.lists, candidates=settings.candidates, batch=settings.batch,
+            learning_rate=settings.learning_rate, sharpness=settings.sharpness, seed=settings.seed,
         )  # fmt: skip
-        distil(ranker, [(teacher, 1.0)], data, tuning, say)
+        distill(ranker, [(teacher, 1.0)], data, tuning, say)
     return ranker.network.eval()
 
 

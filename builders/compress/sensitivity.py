@@ -10,13 +10,13 @@ from builders.compress.chain import Say, calibration_samples, chain_of, compress
 from builders.compress.quantize_graph import LayerCost, layer_costs
 from builders.core.recipe import Recipe, RecipeError, Variant
 from builders.core.steps import Int8
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
 from builders.rankers.load import load_ranker
 
 
 def sensitivity_table(
-    recipe: Recipe, variant: Variant, data: JudgedQueries, say: Say, places: Places = PROJECT
+    recipe: Recipe, variant: Variant, data: JudgedQueries, say: Say, workspace: Workspace = PROJECT
 ) -> Table:
     """A row a layer, the most costly first.
 
@@ -26,13 +26,13 @@ def sensitivity_table(
     step = next((step for step in variant.graph_steps if isinstance(step, Int8)), None)
     if step is None:
         raise RecipeError(f"{recipe.model_name(variant)}: no static int8 step, whose layers could be told apart")
-    chain = chain_of(recipe, load_ranker(recipe), data, say, places)
-    ranker, _, _ = compressed(chain, variant.network_steps)
+    context = chain_of(recipe, load_ranker(recipe), data, say, workspace)
+    ranker, _, _ = compressed(context, variant.network_steps)
     layers: list[LayerCost] = []
     for graph in ranker.graphs:
-        if not graph.precise:
-            made = exported(chain, variant.network_steps, graph, f"{graph.name}_{recipe.variants[0].name}")
-            samples = calibration_samples(chain, ranker, graph, step.calibration_queries)
+        if not graph.keep_fp32:
+            made = exported(context, variant.network_steps, graph, f"{graph.name}_{recipe.variants[0].name}")
+            samples = calibration_samples(context, ranker, graph, step.calibration_queries)
             layers.extend(layer_costs(made.path, samples, step, graph.name))
     return layers_table(layers, recipe.model_name(variant))
 

@@ -308,9 +308,9 @@ def client_contracts() -> str:
 
 def query_vector(width: int, rows: int | str = 1) -> Tensor:
     """FP32 [rows, width]: the query tower's output, a row a request."""
-    return Tensor("query_vector", "FP32", (rows, width), "L2-normalised query vector")
+    return Tensor("query_vector", "FP32", (rows, width), "L2-normalized query vector")
 
 
 def item_vectors(width: int) -> Tensor:
     """FP32 [candidates, width]: from the item store; zeros where the item is unknown."""
-    return Tensor("item_vectors", "FP32", ("candidates", width), "L2-normalised item vectors", "per_candidate")
+    return Tensor("item_vectors", "FP32", ("candidates", width), "L2-normalized item vectors", "per_candidate")

@@ -46,13 +46,13 @@ class Variant(Settings):
     Attributes:
         name: what was done and the runtime; the model is called ``<ranker>_<name>``.
         steps: the chain that makes it of the trained ranker; none = as it is, in FP32.
-        trial: built to be compared (``make pareto``) or when it is named, not by ``make repository``.
+        experimental: built to be compared (``make pareto``) or when it is named, not by ``make repository``.
         gate: limits of its own.
     """
 
     name: str = pydantic.Field(pattern=r"^[a-z0-9_]+_(onnx|openvino|trt)$")
     steps: tuple[Step, ...] = ()
-    trial: bool = False
+    experimental: bool = False
     gate: OwnLimits = OwnLimits()
 
     @property
@@ -221,7 +221,7 @@ class Recipe(Settings):
         names = [variant.name for variant in self.variants]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"variants {', '.join(repeated)} stand there twice, wanted one name each")
-        if not self.variants[0].exact or self.variants[0].trial or self.variants[0].runtime != "onnx":
+        if not self.variants[0].exact or self.variants[0].experimental or self.variants[0].runtime != "onnx":
             raise ValueError(f"the first variant is {names[0]}, wanted one without steps for the runtime onnx: it is "
                              "the reference of the others")  # fmt: skip
         return self

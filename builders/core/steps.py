@@ -1,7 +1,7 @@
 """The settings of every compression step, as a recipe's ``steps`` name them; each says whose method it is.
 
 A variant's steps form a chain. Steps of the network come first (ranker in, ranker out: pruning, distillation, sharing,
-factorising), then steps of the exported graph (quantization, half precision). What a step does is in
+factorizing), then steps of the exported graph (quantization, half precision). What a step does is in
 :mod:`builders.compress`, a module a method.
 """
 
@@ -30,10 +30,10 @@ class GraphStep(Settings):
 
 # ---------------------------------------------------------------- pruning
 class PruneLayers(NetworkStep):
-    """Keep these layers of the encoder: a student as in DistilBERT (arXiv:1910.01108); follow it with ``distil``.
+    """Keep these layers of the encoder: a student as in DistilBERT (arXiv:1910.01108); follow it with ``distill``.
 
     Attributes:
-        keep: their places in the trained encoder, 0 = the first.
+        keep: their workspace in the trained encoder, 0 = the first.
     """
 
     step: Literal["prune_layers"]
@@ -109,9 +109,9 @@ class Sparse24(NetworkStep):
     lists: int = pydantic.Field(32, ge=1)
 
 
-# ---------------------------------------------------------------- sharing and factorising
+# ---------------------------------------------------------------- sharing and factorizing
 class ShareLayers(NetworkStep):
-    """Neighbouring layers of the encoder use one set of weights (ALBERT, arXiv:1909.11942); follow it with ``distil``.
+    """Neighbouring layers of the encoder use one set of weights (ALBERT, arXiv:1909.11942); follow it with ``distill``.
 
     Attributes:
         groups: sets of weights left; each is used by equally many layers one after the other.
@@ -121,7 +121,7 @@ class ShareLayers(NetworkStep):
     groups: int = pydantic.Field(ge=1)
 
 
-class Factorise(NetworkStep):
+class LowRank(NetworkStep):
     """Embedding tables as products of two matrices of low rank (ALBERT, arXiv:1909.11942), by singular values.
 
     Attributes:
@@ -129,14 +129,14 @@ class Factorise(NetworkStep):
         min_rows: shorter tables stay.
     """
 
-    step: Literal["factorise"]
+    step: Literal["low_rank"]
     rank: int = pydantic.Field(ge=1)
     min_rows: int = pydantic.Field(256, ge=2)
 
 
 class HashRows(NetworkStep):
     """An embedding as the sum of two rows, picked by quotient and remainder of the id (Shi et al., arXiv:1909.02107),
-    fitted to the trained table by least squares; follow it with ``distil``.
+    fitted to the trained table by least squares; follow it with ``distill``.
 
     Attributes:
         rows: of the table of remainders.
@@ -161,7 +161,7 @@ class Teacher(Settings):
     weight: float = pydantic.Field(1.0, gt=0)
 
 
-class Distil(NetworkStep):
+class Distill(NetworkStep):
     """Train the network on teachers' scores of lists without judgements (Hinton et al., arXiv:1503.02531; ListNet's
     loss, Cao et al., ICML 2007), on hidden states (TinyBERT, arXiv:1909.10351) and on judged training lists.
 
@@ -171,7 +171,7 @@ class Distil(NetworkStep):
         candidates: of a list.
         epochs: passes over the lists.
         batch: lists a step.
-        rate: highest learning rate of AdamW; rises over the first tenth of the steps, then falls to 0.
+        learning_rate: highest learning rate of AdamW; rises over the first tenth of the steps, then falls to 0.
         hidden: submodule of the student => of the first teacher; mean squared difference of their outputs is added.
         hidden_weight: of that.
         judged_weight: of a pairwise loss on judged training lists, one a step; only with data "judged".
@@ -179,13 +179,13 @@ class Distil(NetworkStep):
         freeze: patterns of parameter names (``fnmatch``) that stay as they are.
     """
 
-    step: Literal["distil"]
+    step: Literal["distill"]
     teachers: tuple[Teacher, ...] = (Teacher(),)
     lists: int = pydantic.Field(1200, ge=1)
     candidates: int = pydantic.Field(12, ge=2)
     epochs: int = pydantic.Field(1, ge=1)
     batch: int = pydantic.Field(8, ge=1)
-    rate: float = pydantic.Field(1e-4, gt=0)
+    learning_rate: float = pydantic.Field(1e-4, gt=0)
     hidden: dict[str, str] = {}
     hidden_weight: float = pydantic.Field(1.0, ge=0)
     judged_weight: float = pydantic.Field(0.0, ge=0)
@@ -248,14 +248,15 @@ class Int8Network(NetworkStep):
     """INT8 in the network by ModelOpt: weights per channel, activations per tensor, all symmetric; exports
     the one graph of explicit Q/DQ that ONNX Runtime, OpenVINO and TensorRT take alike. The last step of the network.
 
-    Calibrated only, or tuned like ``distil`` on the unquantized network's scores (QAT: Jacob et al., arXiv:1712.05877).
+    Calibrated only, or tuned like ``distill`` on the unquantized network's scores (QAT: Jacob et al.,
+    arXiv:1712.05877).
 
     Attributes:
         smooth: move outliers of the activations into the weights before (SmoothQuant, arXiv:2211.10438).
         keep_fp32: patterns of quantizers' names (``fnmatch``) that stay off, such as "*layer.5.output*".
         calibration_lists: whose largest values set the ranges.
         lists: tuned on; 0 = none.
-        candidates, batch, rate, sharpness, seed: of the lists and of tuning, as for ``distil``.
+        candidates, batch, learning_rate, sharpness, seed: of the lists and of tuning, as for ``distill``.
     """
 
     step: Literal["int8_network"]
@@ -265,7 +266,7 @@ class Int8Network(NetworkStep):
     lists: int = pydantic.Field(0, ge=0)
     candidates: int = pydantic.Field(12, ge=2)
     batch: int = pydantic.Field(8, ge=1)
-    rate: float = pydantic.Field(1e-5, gt=0)
+    learning_rate: float = pydantic.Field(1e-5, gt=0)
     sharpness: float = pydantic.Field(2.0, gt=0)
     seed: int = 0
 
@@ -290,7 +291,7 @@ class Bf16(GraphStep):
 
 Step = Annotated[
     PruneLayers | PruneHeads | PruneChannels | PruneRows | PruneMagnitude | Sparse24
-    | ShareLayers | Factorise | HashRows | Distil | Int8Network
+    | ShareLayers | LowRank | HashRows | Distill | Int8Network
     | Int8 | DynamicInt8 | Int8Embeddings | Fp16 | Bf16,
     pydantic.Field(discriminator="step"),
 ]  # fmt: skip

@@ -9,7 +9,7 @@ REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class Workspace:
     """Folders that a build writes: ONNX files and figures, Triton's repository, the item store."""
 
     build: Path = REPOSITORY_ROOT / "build"
@@ -21,4 +21,4 @@ class Places:
         return self.build / "rankers" / ranker
 
 
-PROJECT = Places()
+PROJECT = Workspace()

@@ -95,7 +95,7 @@ class JudgedQueries:
         judgements: query id to {item id: grade}, at least one each; grades as in :data:`GRADES`.
         requests: query id to what it asks besides its text, where there is more.
         users: user id to raw fields.
-        unlabelled: (count, seed) => requests that nobody judged; None = made of the products' texts.
+        unlabeled: (count, seed) => requests that nobody judged; None = made of the products' texts.
     """
 
     queries: dict[str, str]
@@ -103,7 +103,7 @@ class JudgedQueries:
     judgements: dict[str, dict[str, int]]
     requests: Mapping[str, Request] = dataclasses.field(default_factory=dict)
     users: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    unlabelled: Callable[[int, int], Sequence[Request]] | None = dataclasses.field(default=None, compare=False)
+    unlabeled: Callable[[int, int], Sequence[Request]] | None = dataclasses.field(default=None, compare=False)
 
     def request(self, query_id: str) -> Request:
         """What the query asks, with the raw fields of its user. Raises: KeyError."""

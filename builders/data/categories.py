@@ -46,7 +46,7 @@ def category_lists(judged: JudgedQueries) -> JudgedQueries:
         },
         requests={query_id: request for query_id, request in judged.requests.items() if query_id in labels},
         users=judged.users,
-        unlabelled=lambda count, seed: made_queries(list(judged.products.values()), count, seed),
+        unlabeled=lambda count, seed: made_queries(list(judged.products.values()), count, seed),
     )
 
 

@@ -294,7 +294,7 @@ def evaluation_lists(
         judgements=judgements,
         requests={f"u{user_id}": request_of(log, user_id) for user_id in chosen},
         users=log.users,
-        unlabelled=lambda count, seed: training_requests(log, count, seed),
+        unlabeled=lambda count, seed: training_requests(log, count, seed),
     )
 
 

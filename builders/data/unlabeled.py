@@ -27,14 +27,14 @@ NEAR = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class UnlabelledList:
+class UnlabeledList:
     """A request and its candidates, in no order that means anything."""
 
     request: Request
     products: tuple[Product, ...]
 
 
-def unlabelled_lists(data: JudgedQueries, count: int, candidates: int, seed: int) -> list[UnlabelledList]:
+def unlabeled_lists(data: JudgedQueries, count: int, candidates: int, seed: int) -> list[UnlabeledList]:
     """Make lists, seeded: other seeds give other lists.
 
     Args:
@@ -43,11 +43,11 @@ def unlabelled_lists(data: JudgedQueries, count: int, candidates: int, seed: int
         candidates: of each list; all items where there are no more.
     """
     products = list(data.products.values())
-    if data.unlabelled is not None:
+    if data.unlabeled is not None:
         rng = random.Random(seed)
         size = min(candidates, len(products))
-        requests = data.unlabelled(count, seed)
-        return [UnlabelledList(request, tuple(rng.sample(products, size))) for request in requests]
+        requests = data.unlabeled(count, seed)
+        return [UnlabeledList(request, tuple(rng.sample(products, size))) for request in requests]
     return _search_lists(products, count, candidates, random.Random(seed))
 
 
@@ -57,14 +57,14 @@ def made_queries(products: Sequence[Product], count: int, seed: int) -> list[Req
     return [Request(query_text(product, rng)) for product in rng.sample(list(products), min(count, len(products)))]
 
 
-def _search_lists(products: Sequence[Product], count: int, candidates: int, rng: random.Random) -> list[UnlabelledList]:
+def _search_lists(products: Sequence[Product], count: int, candidates: int, rng: random.Random) -> list[UnlabeledList]:
     retriever = bm25s.BM25()
     retriever.index(bm25s.tokenize([product.title for product in products], show_progress=False), show_progress=False)
     lists = []
     for source in rng.sample(range(len(products)), min(count, len(products))):
         text = query_text(products[source], rng)
         rows = _near(retriever, text, source, candidates, rng)
-        lists.append(UnlabelledList(Request(text), tuple(products[row] for row in rows)))
+        lists.append(UnlabeledList(Request(text), tuple(products[row] for row in rows)))
     return lists
 
 

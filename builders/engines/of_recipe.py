@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from builders.compress.bisect import bisect
-from builders.compress.chain import Chain, Say, calibration_samples, chain_of, compressed, variant_files
+from builders.compress.chain import BuildContext, Say, calibration_samples, chain_of, compressed, variant_files
 from builders.core.recipe import Recipe, RecipeError, Variant
 from builders.core.steps import Fp16, Int8, Int8Network
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
 from builders.data.evaluation import evaluation_data
 from builders.engines.build import Precision
@@ -28,7 +28,7 @@ BISECT_SAMPLES = 4
 
 
 def build_plans(
-    recipes: Sequence[Recipe], data: Path, say: Say, places: Places = PROJECT, *, require: bool = False
+    recipes: Sequence[Recipe], data: Path, say: Say, workspace: Workspace = PROJECT, *, require: bool = False
 ) -> dict[str, Path]:
     """Model name => plan, of every TensorRT variant; none on a machine that cannot build engines.
 
@@ -39,12 +39,14 @@ def build_plans(
         TensorRTMissing, EngineError, StoreLocked: as :func:`builders.engines.build_engines`; a plan that computes
             something else than its graph is an EngineError, too.
     """
-    wanted = [engine for recipe in recipes for engine in _wanted(recipe, data, say, places)]
-    built = build_engines(wanted, places.build / "engines", say, require=require)
+    wanted = [engine for recipe in recipes for engine in _wanted(recipe, data, say, workspace)]
+    built = build_engines(wanted, workspace.build / "engines", say, require=require)
     return {model: engine.plan for model, engine in built.items()}
 
 
-def bisect_variant(recipe: Recipe, variant: Variant, data: JudgedQueries, say: Say, places: Places = PROJECT) -> str:
+def bisect_variant(
+    recipe: Recipe, variant: Variant, data: JudgedQueries, say: Say, workspace: Workspace = PROJECT
+) -> str:
     """The layers at which the variant's ONNX graphs depart from the reference's, on real requests; the most first.
 
     Raises:
@@ -55,41 +57,41 @@ def bisect_variant(recipe: Recipe, variant: Variant, data: JudgedQueries, say: S
             f"{recipe.model_name(variant)}: wanted an ONNX or TensorRT variant that changes nothing but types; "
             "bisect int8_onnx, say, in its place"
         )
-    chain = chain_of(recipe, load_ranker(recipe), data, say, places)
-    reference, found = variant_files(chain, recipe.variants[0]), variant_files(chain, variant)
-    ranker, _, _ = compressed(chain, [])
+    context = chain_of(recipe, load_ranker(recipe), data, say, workspace)
+    reference, found = variant_files(context, recipe.variants[0]), variant_files(context, variant)
+    ranker, _, _ = compressed(context, [])
     texts = [
         bisect(reference[graph.name].path, found[graph.name].path,
-               calibration_samples(chain, ranker, graph, BISECT_SAMPLES))
+               calibration_samples(context, ranker, graph, BISECT_SAMPLES))
         for graph in ranker.graphs
         if found[graph.name].path != reference[graph.name].path
     ]  # fmt: skip
     return "\n".join(texts)
 
 
-def _wanted(recipe: Recipe, data: Path, say: Say, places: Places) -> Iterator[WantedEngine]:
-    chain = chain_of(recipe, load_ranker(recipe), evaluation_data(recipe.data, data), say, places)
+def _wanted(recipe: Recipe, data: Path, say: Say, workspace: Workspace) -> Iterator[WantedEngine]:
+    context = chain_of(recipe, load_ranker(recipe), evaluation_data(recipe.data, data), say, workspace)
     for variant in recipe.variants:
         if variant.runtime == "trt":
-            yield from _engines_of(chain, variant)
+            yield from _engines_of(context, variant)
 
 
-def _engines_of(chain: Chain, variant: Variant) -> Iterator[WantedEngine]:
-    fallback = chain.recipe.variants[0].name
-    for graph in chain.ranker.graphs:
-        made = variant_files(chain, variant)[graph.name]
+def _engines_of(context: BuildContext, variant: Variant) -> Iterator[WantedEngine]:
+    fallback = context.recipe.variants[0].name
+    for graph in context.ranker.graphs:
+        made = variant_files(context, variant)[graph.name]
         if made.model.endswith(variant.name) and made.path.suffix == ONNX:
             precision = precision_of(variant)
-            check = functools.partial(_check, chain, graph, made.path, precision)
+            check = functools.partial(_check, context, graph, made.path, precision)
             yield WantedEngine(made.model, graph, made.path, precision, f"{graph.name}_{fallback}", check)
 
 
-def _check(chain: Chain, graph: Graph, onnx_file: Path, precision: Precision, plan: Path) -> None:
+def _check(context: BuildContext, graph: Graph, onnx_file: Path, precision: Precision, plan: Path) -> None:
     """Torch, ONNX Runtime and TensorRT on a real request. Raises: ValueMismatch."""
-    [sample] = calibration_samples(chain, chain.ranker, graph, 1)
+    [sample] = calibration_samples(context, context.ranker, graph, 1)
     found = check_engine(graph, onnx_file, plan, profiles_of(graph), sample, precision)
     worst = max(found, key=lambda one: one.from_onnx)
-    chain.say(
+    context.say(
         f"{onnx_file.stem}: parity at {len(found)} shapes, largest difference from ONNX Runtime {worst.from_onnx:.1e}, "
         f"from torch in FP32 {max(one.from_torch for one in found):.1e}"
     )

@@ -18,7 +18,7 @@ from builders.compress.quantize_graph import LayerCost
 from builders.core.errors import BuilderError
 from builders.core.files import write_atomically
 from builders.core.recipe import load_recipe
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 
@@ -46,7 +46,7 @@ class VariantFigures(Figures):
     Attributes:
         model: ``<ranker>_<variant>``, the scorer's model name.
         endpoint: what a search service calls, "rank" or "recommend".
-        trial: built only to be compared.
+        experimental: built only to be compared.
         steps: of its chain, a line each, as the recipe writes them.
         layers: what quantizing each alone costs, the most costly first, where that was measured to keep some in FP32.
         metric: the gate's, a key of ``METRIC_NAMES``; ``quality`` is its mean over ``queries``, higher is better.
@@ -72,7 +72,7 @@ class VariantFigures(Figures):
     variant: str
     endpoint: str
     is_reference: bool
-    trial: bool
+    experimental: bool
     steps: tuple[str, ...]
     layers: tuple[LayerCost, ...] = ()
     metric: str
@@ -139,14 +139,14 @@ class ParetoReport(Figures):
     failures: dict[str, str] = {}
 
 
-def pareto_folder(places: Places = PROJECT) -> Path:
+def pareto_folder(workspace: Workspace = PROJECT) -> Path:
     """Where reports and the choice lie."""
-    return places.build / "report" / "pareto"
+    return workspace.build / "report" / "pareto"
 
 
-def read_report(ranker: str, places: Places = PROJECT) -> ParetoReport:
+def read_report(ranker: str, workspace: Workspace = PROJECT) -> ParetoReport:
     """What ``make pareto`` measured last. Raises: ChoiceError: nothing, or in a form of another version."""
-    path = pareto_folder(places) / f"{ranker}.json"
+    path = pareto_folder(workspace) / f"{ranker}.json"
     again = f"run 'make pareto RECIPES=recipes/{ranker}.toml'"
     return _read(path, ParetoReport, f"no measurements of {ranker} at '{path}'", again)
 
@@ -343,16 +343,16 @@ class Chosen(Figures):
     figures: VariantFigures
 
 
-def read_choice(places: Places = PROJECT) -> Chosen:
+def read_choice(workspace: Workspace = PROJECT) -> Chosen:
     """What was chosen last. Raises: ChoiceError: nothing was, or by another version."""
-    path = pareto_folder(places) / f"{CHOICE}.json"
+    path = pareto_folder(workspace) / f"{CHOICE}.json"
     again = "run 'python -m builders choose --slo-p99-ms 50 --min-ndcg-ratio 0.995' with limits of yours"
     return _read(path, Chosen, f"no choice at '{path}'", again)
 
 
-def chosen_variant(places: Places = PROJECT) -> str:
+def chosen_variant(workspace: Workspace = PROJECT) -> str:
     """Its model name, such as ``cross_encoder_int8_onnx``. Raises: ChoiceError, as :func:`read_choice`."""
-    return read_choice(places).model
+    return read_choice(workspace).model
 
 
 def run_choose(
@@ -362,7 +362,7 @@ def run_choose(
     max_size_mb: float | None = None,
     min_rate: float | None = None,
     *,
-    places: Places = PROJECT,
+    workspace: Workspace = PROJECT,
 ) -> tuple[Choice, list[str]]:
     """Read the figures, choose, and keep the choice.
 
@@ -375,7 +375,7 @@ def run_choose(
     Raises:
         ChoiceError: nothing was measured, or it is not clear which recipe is meant.
     """
-    report = read_report(load_recipe(recipe).ranker if recipe else _only_measured(places), places)
+    report = read_report(load_recipe(recipe).ranker if recipe else _only_measured(workspace), workspace)
     choice = choose(report.rows, slo_p99_ms, min_ndcg_ratio, max_size_mb, min_rate)
     unmeasured = [f"{model} was not measured: {reason.splitlines()[0]}" for model, reason in report.failures.items()]
     lines = [*choice.others.values(), *unmeasured]
@@ -386,15 +386,15 @@ def run_choose(
     }  # fmt: skip
     limits = {name: limit for name, limit in asked.items() if limit is not None}
     kept = Chosen(model=choice.chosen.model, recipe=report.recipe, limits=limits, figures=choice.chosen)
-    path = pareto_folder(places) / f"{CHOICE}.json"
+    path = pareto_folder(workspace) / f"{CHOICE}.json"
     write_atomically(path, kept.model_dump_json(indent=2) + "\n")
     lines.append(f"{choice.chosen.model} is the cheapest that keeps all limits: {summary(choice.chosen)}.")
     return choice, [*lines, f"written: {path}; 'make publish' points '{choice.chosen.endpoint}' at it"]
 
 
-def _only_measured(places: Places) -> str:
+def _only_measured(workspace: Workspace) -> str:
     """The ranker. Raises: ChoiceError: none was measured, or several."""
-    measured = [path.stem for path in sorted(pareto_folder(places).glob("*.json")) if path.stem != CHOICE]
+    measured = [path.stem for path in sorted(pareto_folder(workspace).glob("*.json")) if path.stem != CHOICE]
     if not measured:
         raise ChoiceError("no measurements yet; run 'make pareto'")
     if len(measured) > 1:

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from builders.compress.chain import Chain, Made, Say, code_of, compressed, variant_files
+from builders.compress.chain import Artifact, BuildContext, Say, code_of, compressed, variant_files
 from builders.core.contract import SCORE
 from builders.core.files import fingerprint, sha256, write_atomically
 from builders.core.recipe import Recipe, RecipeError, Variant
 from builders.core.steps import Bf16, Fp16, Int8Network
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries, Product, Request
 from builders.data.bm25 import first_stage
-from builders.data.unlabeled import UnlabelledList, unlabelled_lists
+from builders.data.unlabeled import UnlabeledList, unlabeled_lists
 from builders.evaluate import gate, metrics
 from builders.export.sessions import Session, files_of, open_session
 from builders.rankers.base import Ranker, Sample
@@ -63,10 +63,10 @@ class BuiltRanker:
 
 
 def torch_scores(
-    recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print, places: Places = PROJECT
+    recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print, workspace: Workspace = PROJECT
 ) -> Scores:
     """The torch module's own score of every judged candidate, computed once and kept under ``build/``."""
-    state = places.ranker_folder(recipe.ranker) / "torch_scores.json"
+    state = workspace.ranker_folder(recipe.ranker) / "torch_scores.json"
     inputs = fingerprint([*map(sha256, ranker.checkpoint_files), code_of(ranker), _digest(judged)])
     stored = _stored(state, inputs)
     if stored is None:
@@ -80,25 +80,27 @@ def torch_scores(
     return dict(stored["scores"])
 
 
-def judged_variant(chain: Chain, variant: Variant, made: Mapping[str, Made], judging: Judging) -> BuiltVariant:
+def judged_variant(
+    context: BuildContext, variant: Variant, made: Mapping[str, Artifact], judging: Judging
+) -> BuiltVariant:
     """Its files, and what was measured of it, now or before."""
     models = {name: (one.model, one.path) for name, one in made.items()}
     files = [path for _, file in models.values() for path in files_of(file).values()]
-    state = chain.folder / f"{variant.name}.json"
-    measured = chain.recipe.gate.model_dump_json(include={"metric", "fidelity_candidates"})  # not the limits
+    state = context.folder / f"{variant.name}.json"
+    measured = context.recipe.gate.model_dump_json(include={"metric", "fidelity_candidates"})  # not the limits
     inputs = fingerprint([*map(sha256, files), judging.fingerprint, measured])
     figures = _measured_before(state, inputs, judging.count)
     if figures is None:
-        chain.say(f"{chain.recipe.model_name(variant)}: quality over {len(judging.data.queries)} judged queries")
+        context.say(f"{context.recipe.model_name(variant)}: quality over {len(judging.data.queries)} judged queries")
         figures = {
             "inputs": inputs,
             "fidelity_lists": judging.count,
-            **_measure(chain, _sampler(chain, variant), variant, models, judging),
+            **_measure(context, _sampler(context, variant), variant, models, judging),
         }
         text = json.dumps(figures) + "\n"
         write_atomically(state, text)
         figures = json.loads(text)  # as the next build reads them
-    passed, told = _verdict(chain.recipe, variant, figures)
+    passed, told = _verdict(context.recipe, variant, figures)
     figures |= {
         "gate": told,
         "build_s": round(sum(one.seconds for one in made.values()), 1),
@@ -136,10 +138,10 @@ def _verdict(recipe: Recipe, variant: Variant, figures: Mapping[str, Any]) -> tu
         return False, str(failure)
 
 
-def _sampler(chain: Chain, variant: Variant) -> Ranker:
+def _sampler(context: BuildContext, variant: Variant) -> Ranker:
     """Who makes the variant's samples: its own network, where a vector of the request is among them."""
     steps = [step for step in variant.network_steps if not isinstance(step, Int8Network)]
-    return compressed(chain, steps)[0]
+    return compressed(context, steps)[0]
 
 
 @dataclasses.dataclass
@@ -160,9 +162,9 @@ class Judging:
     reference: Mapping[str, list[str]] | None = None
 
     @functools.cached_property
-    def lists(self) -> list[UnlabelledList]:
+    def lists(self) -> list[UnlabeledList]:
         """Other lists than distillation's and calibration's."""
-        return unlabelled_lists(self.data, self.count, self.recipe.gate.fidelity_candidates, FIDELITY_SEED)
+        return unlabeled_lists(self.data, self.count, self.recipe.gate.fidelity_candidates, FIDELITY_SEED)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -171,10 +173,10 @@ class Judging:
 
 
 def _measure(
-    chain: Chain, ranker: Ranker, variant: Variant, models: Mapping[str, tuple[str, Path]], judging: Judging
+    context: BuildContext, ranker: Ranker, variant: Variant, models: Mapping[str, tuple[str, Path]], judging: Judging
 ) -> dict[str, Any]:
     """NDCG, difference from torch query by query, and the gate's report."""
-    recipe, data = chain.recipe, judging.data
+    recipe, data = context.recipe, judging.data
     sessions = open_sessions(recipe, variant, models)
     order = first_stage(data)
     scores: Scores = {}
@@ -202,23 +204,23 @@ def _measure(
         return figures
     fidelity = None
     if not variant.exact:
-        unjudged = _unjudged_scores(chain, ranker, variant, sessions, judging)
+        unjudged = _unjudged_scores(context, ranker, variant, sessions, judging)
         not_finite += sum(not math.isfinite(score) for one in unjudged for score in one)
-        fidelity = gate.fidelity_of(unjudged, _reference_scores(chain, judging))
+        fidelity = gate.fidelity_of(unjudged, _reference_scores(context, judging))
     report = gate.gate_report(data, recipe.data, rankings, judging.reference, recipe.gate, fidelity, not_finite)
     return {**figures, "report": dataclasses.asdict(report)}
 
 
-def _reference_scores(chain: Chain, judging: Judging) -> list[list[float]]:
+def _reference_scores(context: BuildContext, judging: Judging) -> list[list[float]]:
     """Of the unjudged lists, by the reference variant; kept, since every other variant is compared with them."""
-    reference = chain.recipe.variants[0]
-    models = {name: (one.model, one.path) for name, one in variant_files(chain, reference).items()}
+    reference = context.recipe.variants[0]
+    models = {name: (one.model, one.path) for name, one in variant_files(context, reference).items()}
     inputs = fingerprint([*(sha256(path) for _, path in models.values()), judging.fingerprint])
-    state = chain.folder / f"reference_scores_{judging.count}.json"
+    state = context.folder / f"reference_scores_{judging.count}.json"
     stored = _stored(state, inputs)
     if stored is None:
-        sessions = open_sessions(chain.recipe, reference, models)
-        scores = _unjudged_scores(chain, chain.ranker, reference, sessions, judging)
+        sessions = open_sessions(context.recipe, reference, models)
+        scores = _unjudged_scores(context, context.ranker, reference, sessions, judging)
         stored = {"inputs": inputs, "scores": scores}
         write_atomically(state, json.dumps(stored) + "\n")
     found: list[list[float]] = stored["scores"]
@@ -226,12 +228,12 @@ def _reference_scores(chain: Chain, judging: Judging) -> list[list[float]]:
 
 
 def _unjudged_scores(
-    chain: Chain, ranker: Ranker, variant: Variant, sessions: Mapping[str, Session], judging: Judging
+    context: BuildContext, ranker: Ranker, variant: Variant, sessions: Mapping[str, Session], judging: Judging
 ) -> list[list[float]]:
-    chain.say(f"{chain.recipe.model_name(variant)}: fidelity over {len(judging.lists):,} lists without judgements")
+    context.say(f"{context.recipe.model_name(variant)}: fidelity over {len(judging.lists):,} lists without judgements")
     return [
         as_served(
-            chain.recipe, ranker, one.request, one.products,
+            context.recipe, ranker, one.request, one.products,
             score_in_process(ranker, sessions, one.request, one.products),
         ).tolist()
         for one in judging.lists

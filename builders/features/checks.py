@@ -72,7 +72,7 @@ def _highest(feature: Feature, token_ids: int) -> np.ndarray:
         return np.full((1, PROBED_LENGTH), max(token_ids - 1, 0), dtype=np.int32)
     if feature.kind == "sparse":
         return np.array([[rows - 1 for rows in feature.table_rows]], dtype=np.int32)
-    if feature.kind == "bag":
+    if feature.kind == "multi_hot":
         return np.full((1, feature.size), feature.rows() - 1, dtype=np.int32)
     return np.zeros((1, feature.size or len(feature.fields)), dtype=np.float32)
 
@@ -97,7 +97,7 @@ def _score(
         raise ContractError(
             f"{name}: {type(module).__name__} cannot take {told} ({type(error).__name__}: {str(error).strip()}); "
             f"it was given {shapes.replace('torch.', '')}. An embedding needs feature.rows() rows, a linear layer the "
-            "feature's width; mend the module or the declaration"
+            "feature's width; fix the module or the declaration"
         ) from error
 
 

@@ -4,9 +4,9 @@ A :class:`Feature` declares one input tensor of a network and the raw fields tha
 :class:`FeatureEncoder` makes the tensors: of an item or a user once, as a record of fixed size that the item store
 keeps, and of a request as it comes.
 
-Ids of a vocabulary: 0 = absent, 1 to ``buckets`` = a value that the vocabulary does not hold, by its CRC-32, then the
-vocabulary in its order. So an embedding table has ``feature.rows(field)`` rows, and a new brand or item shares a row
-with few others instead of failing.
+Ids of a vocabulary: 0 = absent, 1 to ``oov_buckets`` = a value that the vocabulary does not hold, by its CRC-32,
+then the vocabulary in its order. So an embedding table has ``feature.rows(field)`` rows, and a new brand or item
+shares a row with few others instead of failing.
 
 This file is copied beside the served models that need it: NumPy and the standard library only, nothing of the project.
 """
@@ -17,13 +17,14 @@ import dataclasses
 import functools
 import json
 import math
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["dense", "sparse", "bag", "tokens", "vector"]
+Kind = Literal["dense", "sparse", "multi_hot", "tokens", "vector"]
 Source = Literal["item", "user", "query", "history", "context"]
 Fields = Mapping[str, Any]
 """Raw field name => text, number, list of them, or None."""
@@ -33,14 +34,14 @@ ABSENT = 0
 FALLBACK = "fallback"
 STORED: tuple[Source, ...] = ("item", "user")
 _KINDS_OF = {
-    "item": ("dense", "sparse", "bag", "tokens", "vector"),
-    "user": ("dense", "sparse", "bag", "vector"),
+    "item": ("dense", "sparse", "multi_hot", "tokens", "vector"),
+    "user": ("dense", "sparse", "multi_hot", "vector"),
     "context": ("dense", "sparse"),
-    "history": ("bag",),
+    "history": ("multi_hot",),
     "query": ("tokens",),
 }
-_IDS = ("sparse", "bag")
-_MANY = ("bag", "tokens", "vector")
+_IDS = ("sparse", "multi_hot")
+_MANY = ("multi_hot", "tokens", "vector")
 """Kinds of one field with ``size`` values."""
 
 
@@ -55,9 +56,9 @@ class Feature:
     ===========  =======  =======================================  ============================================
     kind         dtype    shape                                    made of
     ===========  =======  =======================================  ============================================
-    ``dense``    FP32     [rows, fields]                           numbers, normalised; absent = the mean
+    ``dense``    FP32     [rows, fields]                           numbers, normalized; absent = the mean
     ``sparse``   INT32    [rows, fields]                           one value a field => its id
-    ``bag``      INT32    [rows, size], padded in front with 0     a list of values => their ids, the last kept
+    ``multi_hot``      INT32    [rows, size], padded in front with 0     a list of values => their ids, the last kept
     ``tokens``   INT32    [rows, length], padded behind with 0     text => token ids, the first ``size`` kept
     ``vector``   FP32     [rows, size]                             numbers as they are, from elsewhere; absent = 0
     ===========  =======  =======================================  ============================================
@@ -66,14 +67,14 @@ class Feature:
 
     Attributes:
         name: of the tensor, lower case.
-        fields: raw fields, one a column; a single one for bag, tokens and vector. Source "history" and "query" have
-            one of their own: the item ids, the text.
+        fields: raw fields, one a column; a single one for multi_hot, tokens and vector. Source "history" and "query"
+            have one of their own: the item ids, the text.
         source: "item" and "user" come from the item store, the others with the request.
         size: at most so many ids or tokens; the width of a vector.
         log1p: of dense: take ln(1 + x) first, for prices and counts.
         mean, std: of dense, per field, after ``log1p``; absent = 0 and 1.
-        vocabularies: of sparse (per field) and bag (one): known values.
-        buckets: rows that unseen values share.
+        vocabularies: of sparse (per field) and multi_hot (one): known values.
+        oov_buckets: rows that unseen values share.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Feature:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     vocabularies: tuple[tuple[str, ...], ...] = ()
-    buckets: int = 1
+    oov_buckets: int = 1
 
     def __post_init__(self) -> None:
         for name, convert in (("fields", str), ("mean", float), ("std", float), ("vocabularies", tuple)):
@@ -105,8 +106,8 @@ class Feature:
         for name, given in (("mean", self.mean), ("std", self.std), ("vocabularies", self.vocabularies)):
             if given and len(given) != len(self.fields):
                 yield f"{len(given)} {name} for {len(self.fields)} fields, wanted one each or none"
-        if self.kind in _IDS and self.buckets < 1:
-            yield f"buckets {self.buckets}, wanted at least 1: an unseen value must have a row"
+        if self.kind in _IDS and self.oov_buckets < 1:
+            yield f"oov_buckets {self.oov_buckets}, wanted at least 1: an unseen value must have a row"
         if any(not value > 0 for value in self.std):
             yield f"std {list(self.std)}, wanted all above 0"
 
@@ -128,9 +129,9 @@ class Feature:
         return self.size or len(self.fields)
 
     def rows(self, field: str | None = None) -> int:
-        """Rows of an embedding table for a sparse or bag field (the first, where none is named)."""
+        """Rows of an embedding table for a sparse or multi_hot field (the first, where none is named)."""
         column = self.fields.index(field) if field else 0
-        return 1 + self.buckets + (len(self.vocabularies[column]) if self.vocabularies else 0)
+        return 1 + self.oov_buckets + (len(self.vocabularies[column]) if self.vocabularies else 0)
 
     @functools.cached_property
     def table_rows(self) -> tuple[int, ...]:
@@ -139,7 +140,7 @@ class Feature:
 
     @functools.cached_property
     def _ids(self) -> tuple[dict[str, int], ...]:
-        first = 1 + self.buckets
+        first = 1 + self.oov_buckets
         return tuple({value: first + row for row, value in enumerate(values)} for values in self.vocabularies)
 
     def id_of(self, value: Any, column: int = 0) -> int:
@@ -148,11 +149,11 @@ class Feature:
             return ABSENT
         text = value if isinstance(value, str) else json.dumps(value)
         known = self._ids[column].get(text) if self._ids else None
-        return 1 + zlib.crc32(text.encode()) % self.buckets if known is None else known
+        return 1 + zlib.crc32(text.encode()) % self.oov_buckets if known is None else known
 
     def knows(self, identifier: int) -> bool:
         """Whether the id is one of the vocabulary's, neither absent nor a bucket of unseen values."""
-        return identifier > self.buckets
+        return identifier > self.oov_buckets
 
     def encode(self, fields: Fields, tokenizer: Any = None) -> np.ndarray:
         """[fields] or [size] of one item, user or context. Raises: FeatureError for a field of the wrong type."""
@@ -162,7 +163,7 @@ class Feature:
             values = [_first(fields.get(field)) for field in self.fields]
             return np.array([self.id_of(value, column) for column, value in enumerate(values)], dtype="<i4")
         value = fields.get(self.fields[0])
-        if self.kind == "bag":
+        if self.kind == "multi_hot":
             return self._padded([self.id_of(each) for each in _listed(value)][-self.size :], in_front=True)
         if self.kind == "tokens":
             return self._padded(token_ids(tokenizer, str(value or ""), self.size), in_front=False)
@@ -204,22 +205,30 @@ class Feature:
 
 def dense(name: str, fields: Sequence[str], source: Source = "item", **settings: Any) -> Feature:
     """FP32 [rows, fields]; see :class:`Feature`."""
-    return Feature(name, "dense", tuple(fields), source, **settings)
+    return Feature(name, "dense", tuple(fields), source, **_renamed(settings))
 
 
 def sparse(name: str, fields: Sequence[str], source: Source = "item", **settings: Any) -> Feature:
     """INT32 [rows, fields]; see :class:`Feature`."""
-    return Feature(name, "sparse", tuple(fields), source, **settings)
+    return Feature(name, "sparse", tuple(fields), source, **_renamed(settings))
+
+
+def multi_hot(name: str, field: str, source: Source, size: int, **settings: Any) -> Feature:
+    """INT32 [rows, size]; see :class:`Feature`."""
+    return Feature(name, "multi_hot", (field,), source, size, **_renamed(settings))
 
 
 def bag(name: str, field: str, source: Source, size: int, **settings: Any) -> Feature:
-    """INT32 [rows, size]; see :class:`Feature`."""
-    return Feature(name, "bag", (field,), source, size, **settings)
+    """The name of :func:`multi_hot` until 0.1; goes with 0.3."""
+    warnings.warn("builders.features.bag is now called multi_hot", FutureWarning, stacklevel=2)
+    return multi_hot(name, field, source, size, **settings)
 
 
-def history(name: str, size: int, vocabulary: Sequence[str], buckets: int = 1) -> Feature:
+def history(name: str, size: int, vocabulary: Sequence[str], **settings: Any) -> Feature:
     """INT32 [1, size]: the latest items that the user took, oldest first, padded in front."""
-    return Feature(name, "bag", ("item_id",), "history", size, vocabularies=(tuple(vocabulary),), buckets=buckets)
+    return Feature(
+        name, "multi_hot", ("item_id",), "history", size, vocabularies=(tuple(vocabulary),), **_renamed(settings)
+    )
 
 
 def tokens(name: str, source: Source, size: int, field: str = "query") -> Feature:
@@ -402,7 +411,20 @@ def parse_fields(text: str, what: str) -> dict[str, Any]:
     return fields
 
 
+def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``buckets``, as ``oov_buckets`` was called until 0.1, under its name of now; goes with 0.3."""
+    if "buckets" not in settings:
+        return dict(settings)
+    warnings.warn("a feature's 'buckets' is now called 'oov_buckets'", FutureWarning, stacklevel=3)
+    return {"oov_buckets" if name == "buckets" else name: value for name, value in settings.items()}
+
+
 def _feature(content: dict[str, Any]) -> Feature:
+    """A feature as :meth:`FeatureEncoder.to_json` writes it, or as it was written until 0.1."""
+    if "buckets" in content:
+        kind = "multi_hot" if content["kind"] == "bag" else content["kind"]
+        content = {"oov_buckets": content["buckets"], **content, "kind": kind}
+        del content["buckets"]
     lists = {name: tuple(content[name]) for name in ("fields", "mean", "std")}
     vocabularies = tuple(tuple(values) for values in content["vocabularies"])
     return Feature(**{**content, **lists, "vocabularies": vocabularies})

@@ -38,7 +38,7 @@ def context_vocabularies(log: PurchaseLog, fields: Sequence[str] = CONTEXT_VALUE
     return tuple(vocabulary(context[field] for context in contexts) for field in fields)
 
 
-def normalisation(
+def normalization(
     rows: Iterable[Mapping[str, Any]], fields: Sequence[str], *, log1p: bool = False
 ) -> dict[str, tuple[float, ...] | bool]:
     """``mean``, ``std`` and ``log1p`` of a dense feature; a field that is everywhere alike gets the deviation 1."""
@@ -52,14 +52,14 @@ def normalisation(
     }
 
 
-def item_normalisation(log: PurchaseLog, fields: Sequence[str] = ITEM_NUMBERS, *, log1p: bool = True) -> dict[str, Any]:
-    """:func:`normalisation` over the items sold before the cut."""
-    return normalisation((log.items[item_id].raw_fields for item_id in log.known_items), fields, log1p=log1p)
+def item_normalization(log: PurchaseLog, fields: Sequence[str] = ITEM_NUMBERS, *, log1p: bool = True) -> dict[str, Any]:
+    """:func:`normalization` over the items sold before the cut."""
+    return normalization((log.items[item_id].raw_fields for item_id in log.known_items), fields, log1p=log1p)
 
 
-def user_normalisation(log: PurchaseLog, fields: Sequence[str] = USER_NUMBERS, *, log1p: bool = True) -> dict[str, Any]:
-    """:func:`normalisation` over the customers as of the cut."""
-    return normalisation(log.users.values(), fields, log1p=log1p)
+def user_normalization(log: PurchaseLog, fields: Sequence[str] = USER_NUMBERS, *, log1p: bool = True) -> dict[str, Any]:
+    """:func:`normalization` over the customers as of the cut."""
+    return normalization(log.users.values(), fields, log1p=log1p)
 
 
 def purchase_vectors(log: PurchaseLog, width: int) -> np.ndarray:

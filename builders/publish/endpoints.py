@@ -14,7 +14,7 @@ from builders.compress.chain import Say, libraries
 from builders.core.contract import ENDPOINTS, Contract
 from builders.core.files import sha256
 from builders.core.recipe import Recipe, RecipeError
-from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Places
+from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Workspace
 from builders.data.beir import Product
 from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.export.onnx import OPSET
@@ -45,7 +45,7 @@ def publish_rankers(
     published: Mapping[str, str],
     data_note: str,
     say: Say = print,
-    places: Places = PROJECT,
+    workspace: Workspace = PROJECT,
     *,
     gated: bool = True,
     forced: Collection[str] = (),
@@ -71,19 +71,19 @@ def publish_rankers(
                 models.update({model.name: model for model in steps})
                 name = f"{built.ranker.endpoint.name}_{built.recipe.model_name(variant.variant)}"
                 ensembles[name] = _ensemble(name, built.ranker.endpoint, steps)
-    aliases = _aliases(ensembles, published, places)
+    aliases = _aliases(ensembles, published, workspace)
     similar = [_similar(built.ranker) for built in rankers if built.recipe.ranker == SIMILAR_BY]
     versions = publish_models(
-        places.repository, [*models.values(), *similar], [*ensembles.values(), *aliases], libraries()
+        workspace.repository, [*models.values(), *similar], [*ensembles.values(), *aliases], libraries()
     )
     said = ", ".join(f"{alias.name} = {alias.steps[-2]}" for alias in aliases)
     say(f"published {len(models) + len(similar)} models and {len(ensembles) + len(aliases)} endpoints; {said}")
     return versions
 
 
-def published_variants(places: Places = PROJECT) -> dict[str, str]:
+def published_variants(workspace: Workspace = PROJECT) -> dict[str, str]:
     """Endpoint => the variant that it serves now; the kit's default where there is no such endpoint yet."""
-    return {endpoint: _served_now(endpoint, places) or default for endpoint, default in DEFAULT_PUBLISHED.items()}
+    return {endpoint: _served_now(endpoint, workspace) or default for endpoint, default in DEFAULT_PUBLISHED.items()}
 
 
 def by_endpoint(rankers: Sequence[BuiltRanker], variants: Sequence[str]) -> dict[str, str]:
@@ -99,14 +99,14 @@ def by_endpoint(rankers: Sequence[BuiltRanker], variants: Sequence[str]) -> dict
     return found
 
 
-def endpoint_of(variant: str, places: Places = PROJECT) -> str:
+def endpoint_of(variant: str, workspace: Workspace = PROJECT) -> str:
     """The endpoint under which the variant is published; ``rank`` where it is not."""
-    return next((name for name in ENDPOINTS if (places.repository / f"{name}_{variant}").is_dir()), "rank")
+    return next((name for name in ENDPOINTS if (workspace.repository / f"{name}_{variant}").is_dir()), "rank")
 
 
-def fill_item_store(rankers: Sequence[BuiltRanker], say: Say = print, places: Places = PROJECT) -> None:
+def fill_item_store(rankers: Sequence[BuiltRanker], say: Say = print, workspace: Workspace = PROJECT) -> None:
     """Compute and store the features of the items and users that the store does not hold in these rankers' versions."""
-    with ItemStore(places.item_store) as store:
+    with ItemStore(workspace.item_store) as store:
         for built in rankers:
             parameters = built.ranker.preprocess.parameters
             version = parameters["item_features_version"]
@@ -123,18 +123,20 @@ def fill_item_store(rankers: Sequence[BuiltRanker], say: Say = print, places: Pl
             store.put(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION, attribute_records(unknown))
 
 
-def add_items(rankers: Sequence[Ranker], products: Sequence[Product], places: Places = PROJECT) -> None:
+def add_items(rankers: Sequence[Ranker], products: Sequence[Product], workspace: Workspace = PROJECT) -> None:
     """Add or replace products while the store is being served; the next request sees them."""
-    with ItemStore(places.item_store) as store:
+    with ItemStore(workspace.item_store) as store:
         for ranker in rankers:
             version = ranker.preprocess.parameters["item_features_version"]
             store.put(ranker.name, version, ranker.item_features(products))
         store.put(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION, attribute_records(products))
 
 
-def add_users(rankers: Sequence[Ranker], users: Mapping[str, Mapping[str, Any]], places: Places = PROJECT) -> None:
+def add_users(
+    rankers: Sequence[Ranker], users: Mapping[str, Mapping[str, Any]], workspace: Workspace = PROJECT
+) -> None:
     """Add or replace users while the store is being served; nothing for rankers that read none."""
-    with ItemStore(places.item_store) as store:
+    with ItemStore(workspace.item_store) as store:
         for ranker in rankers:
             parameters = ranker.preprocess.parameters
             if parameters.get("user_features"):
@@ -142,11 +144,11 @@ def add_users(rankers: Sequence[Ranker], users: Mapping[str, Mapping[str, Any]],
 
 
 # ---------------------------------------------------------------- endpoints
-def _aliases(ensembles: Mapping[str, Ensemble], published: Mapping[str, str], places: Places) -> list[Ensemble]:
+def _aliases(ensembles: Mapping[str, Ensemble], published: Mapping[str, str], workspace: Workspace) -> list[Ensemble]:
     """``rank``, ``recommend``: the named variants, and those served now whose models are written anew."""
     aliases = []
     for endpoint in ENDPOINTS:
-        served = _served_now(endpoint, places)
+        served = _served_now(endpoint, workspace)
         wanted = published.get(endpoint) or (served if f"{endpoint}_{served}" in ensembles else None)
         of_endpoint = [name for name in ensembles if name.startswith(f"{endpoint}_")]
         if wanted is None or not of_endpoint:
@@ -160,9 +162,9 @@ def _aliases(ensembles: Mapping[str, Ensemble], published: Mapping[str, str], pl
     return aliases
 
 
-def _served_now(endpoint: str, places: Places) -> str | None:
+def _served_now(endpoint: str, workspace: Workspace) -> str | None:
     try:
-        return served_variant(places.repository, endpoint)
+        return served_variant(workspace.repository, endpoint)
     except RepositoryError:
         return None
 

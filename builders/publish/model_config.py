@@ -70,7 +70,7 @@ def _openvino_config(graph: Graph, name: str, serving: Serving, variant: Variant
 def _scorer(graph: Graph, name: str, serving: Serving, backend: str, *, joins: bool) -> triton.ModelConfig:
     config = triton.ModelConfig(name=name, backend=backend, max_batch_size=graph.max_batch_size)
     add_tensors(config, graph.contract, skip_dims=1 if graph.batches else 0)
-    _add_instances(config, 1 if graph.precise else serving.instances)
+    _add_instances(config, 1 if graph.keep_fp32 else serving.instances)
     if graph.batches and joins:
         if serving.max_queue_size is not None:
             _add_queue(config, serving.max_queue_size)

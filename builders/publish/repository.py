@@ -108,7 +108,7 @@ def publish_version(folder: Path, model: ServedModel) -> int:
     return newest + 1
 
 
-def point_rank_at(repository: Path, endpoint: str, variant_ensemble: str) -> None:
+def promote(repository: Path, endpoint: str, variant_ensemble: str) -> None:
     """Make ``endpoint`` (such as ``rank``) serve what ``variant_ensemble`` serves: one rename. Rolls back likewise.
 
     Raises:

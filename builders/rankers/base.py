@@ -33,7 +33,7 @@ class Graph:
         batches: whether rows of several requests may be joined (dimension 0 of every tensor is then ``rows``).
         max_batch_size: rows that one request may bring; only where it batches.
         lengths: padded lengths of dimension 1 to warm up; empty where there is none.
-        precise: kept in FP32 whatever the variant (a cosine of two vectors has nothing to quantize).
+        keep_fp32: kept in FP32 whatever the variant (a cosine of two vectors has nothing to quantize).
     """
 
     name: str
@@ -42,7 +42,7 @@ class Graph:
     batches: bool
     max_batch_size: int = 0
     lengths: Sequence[int] = ()
-    precise: bool = False
+    keep_fp32: bool = False
 
 
 class Ranker(abc.ABC):

@@ -1,7 +1,7 @@
 """A feature ranker's checkpoint folder: weights, the network's settings, and the features that it was trained on.
 
     config.json          arguments of the network's constructor, JSON
-    features.json        what ``FeatureEncoder.to_json`` writes: vocabularies, normalisation
+    features.json        what ``FeatureEncoder.to_json`` writes: vocabularies, normalization
     weights.safetensors  the trained tensors, as FP16 to keep the folder small; loaded as FP32
 
 Knows nothing of any network.

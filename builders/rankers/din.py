@@ -1,7 +1,7 @@
 """DIN: what a user took, weighed anew for each candidate.
 
 Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", KDD 2018 (arXiv:1706.06978): an attention unit
-of 36 hidden units over an event, the candidate and their product, whose weights are not normalised by a softmax; PReLU;
+of 36 hidden units over an event, the candidate and their product, whose weights are not normalized by a softmax; PReLU;
 an MLP of 80 and 40 over the pooled history, the candidate and their product, and a bias an item, as in the authors'
 code. Here: width 32; dropout 0.3 by the validation cut.
 

@@ -29,7 +29,7 @@ UNSEEN = 1
 def intent_features(categories: Sequence[str]) -> tuple[Feature, ...]:
     """The query's tokens; which category an item is, by its id."""
     query = tokens("query_tokens", "query", MAX_QUERY_TOKENS)
-    item = sparse("category_id", ["item_id"], vocabularies=(tuple(categories),), buckets=UNSEEN)
+    item = sparse("category_id", ["item_id"], vocabularies=(tuple(categories),), oov_buckets=UNSEEN)
     return query, item
 
 

@@ -1,7 +1,7 @@
 """SASRec: a self-attentive reading of what a user took, once a request, against every candidate's embedding.
 
 Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018 (arXiv:1808.09781): item embeddings shared by
-input and output, learned positions, causal self-attention with normalisation before each part, the last position's
+input and output, learned positions, causal self-attention with normalization before each part, the last position's
 state scores the candidates. The paper has width 50, 2 layers, 1 head and dropout 0.5 on sparse data, 200 positions.
 Here: width 64, 2 heads, 100 positions; 1 layer and dropout 0.5 by the validation cut.
 

@@ -35,7 +35,7 @@ BATCH = 64
 
 
 class TwoTower(nn.Module):
-    """The encoder of both towers: mean of the token states, L2-normalised."""
+    """The encoder of both towers: mean of the token states, L2-normalized."""
 
     def __init__(self, backbone: nn.Module, width: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class TwoTower(nn.Module):
 
 
 class CosineHead(nn.Module):
-    """Cosine of one query vector with each candidate's, both L2-normalised."""
+    """Cosine of one query vector with each candidate's, both L2-normalized."""
 
     def forward(self, query_vector: Tensor, item_vectors: Tensor) -> Tensor:
         """float32 [1, width], [candidates, width] => float32 [candidates, 1]."""
@@ -122,7 +122,7 @@ class TwoTowerRanker(Ranker):
                 max_batch_size=MAX_ROWS_PER_RUN,
                 lengths=length_buckets(padded_length(self._longest_query)),
             ),
-            Graph(head.name, CosineHead(), head, batches=False, precise=True),
+            Graph(head.name, CosineHead(), head, batches=False, keep_fp32=True),
         ]
 
     @property
@@ -154,7 +154,7 @@ class TwoTowerRanker(Ranker):
         return weight_files(self._backbone)
 
     def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
-        """L2-normalised vectors, little-endian FP32."""
+        """L2-normalized vectors, little-endian FP32."""
         listed = list(products)
         for product, vector in zip(listed, self._item_vectors(listed), strict=True):
             yield product.item_id, vector.astype("<f4").tobytes()

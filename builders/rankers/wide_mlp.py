@@ -5,7 +5,7 @@ layers of 1024, 512 and 256. Those are for 500 billion examples; the settings he
 log asks for and stand in ``checkpoints/wide_mlp/config.json``.
 
 The paper's wide part also has cross-products, such as of an installed app and the one shown. A table of all pairs of
-items would be larger than a shop's log, so those of history and candidate are factorised: the weighted product of their
+items would be larger than a shop's log, so those of history and candidate are factorized: the weighted product of their
 embeddings.
 """
 

@@ -60,9 +60,9 @@ class TrainingRecipe:
     Attributes:
         lora_rank: of every linear layer's update; its scale (alpha) is twice the rank.
         pseudo_queries: made-up queries to distil from; 0 skips distilling.
-        distil_batch, tune_batch: lists a step.
-        distil_rate, tune_rate: highest learning rate of the LoRA matrices in each stage; the head's is
-            ``head_rate_factor`` times it.
+        distill_batch, tune_batch: lists a step.
+        distill_learning_rate, tune_learning_rate: highest learning rate of the LoRA matrices in each stage; the
+            head's is ``head_rate_factor`` times it.
         tune_epochs: passes over the judged training queries; 0 skips tuning.
         candidates: judged candidates drawn a query and pass, at most half of them Exact if others are there.
         threads: of torch; the weights depend on it in their last digits.
@@ -71,10 +71,10 @@ class TrainingRecipe:
     seed: int = 0
     lora_rank: int = 16
     pseudo_queries: int = 1200
-    distil_batch: int = 12
+    distill_batch: int = 12
     tune_batch: int = 4
-    distil_rate: float = 5e-4
-    tune_rate: float = 3e-4
+    distill_learning_rate: float = 5e-4
+    tune_learning_rate: float = 3e-4
     head_rate_factor: float = 4.0
     tune_epochs: int = 2
     candidates: int = 16
@@ -132,7 +132,7 @@ def train_cross_encoder(
     judged = _training_queries(data)
     console.print(f"training on {len(judged.queries)} judged queries: {settings}")
     model = _seeded_model(folder, settings)
-    _distil(model, _teacher_lists(judged, folder, settings), folder, settings)
+    _distill(model, _teacher_lists(judged, folder, settings), folder, settings)
     _tune(model, judged, folder, settings)
     return _save(model, out, backbone)
 
@@ -148,7 +148,7 @@ def cross_validate(
     folder = backbone or packaged_backbone()
     judged = _training_queries(data)
     model = _seeded_model(folder, settings)
-    _distil(model, _teacher_lists(judged, folder, settings), folder, settings)
+    _distill(model, _teacher_lists(judged, folder, settings), folder, settings)
     distilled = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     found: dict[str, float] = {}
     for held_out in _folds(judged, settings.folds):
@@ -245,15 +245,15 @@ def _text(product: Product) -> str:
 
 
 # ---------------------------------------------------------------- the two stages
-def _distil(model: CrossEncoder, lists: list[CandidateList], folder: Path, settings: TrainingRecipe) -> None:
+def _distill(model: CrossEncoder, lists: list[CandidateList], folder: Path, settings: TrainingRecipe) -> None:
     order = random.Random(settings.seed).sample(lists, len(lists))
     _fit(
         model,
-        list(_batches(order, settings.distil_batch)),
+        list(_batches(order, settings.distill_batch)),
         listnet,
         folder,
         settings,
-        settings.distil_rate,
+        settings.distill_learning_rate,
         "distilling",
     )
 
@@ -264,7 +264,7 @@ def _tune(model: CrossEncoder, judged: JudgedQueries, folder: Path, settings: Tr
     rng = random.Random(settings.seed)
     epochs = [_drawn_lists(judged, settings.candidates, rng) for _ in range(settings.tune_epochs)]
     steps = [batch for lists in epochs for batch in _batches(lists, settings.tune_batch)]
-    _fit(model, steps, pairwise, folder, settings, settings.tune_rate, "tuning")
+    _fit(model, steps, pairwise, folder, settings, settings.tune_learning_rate, "tuning")
 
 
 def _fit(

@@ -7,7 +7,7 @@ time, its negatives are other items that the customer had not bought. The same f
 A network that it trains is a class that :class:`builders.rankers.feature_ranker.FeatureRanker` takes, and has besides
 
 ``for_log(log, settings)``
-    class method => an untrained network with ``features`` declared over the log: vocabularies, normalisation. settings:
+    class method => an untrained network with ``features`` declared over the log: vocabularies, normalization. settings:
     the recipe's ``[training.network]``.
 ``config``
     what its constructor takes besides the features, JSON: kept in the checkpoint.
@@ -60,10 +60,10 @@ class TrainingSettings:
     """Hyper-parameters; choose them by ``python -m builders.training.recommenders RECIPE``, on the validation cut.
 
     Attributes:
-        passes, examples: how often so many examples are drawn.
+        epochs, examples: how often so many examples are drawn.
         half_life_days: an example so much older is drawn half as often.
         batch: examples a step.
-        rate, weight_decay: AdamW's highest learning rate and decay.
+        learning_rate, weight_decay: AdamW's highest learning rate and decay.
         loss: "softmax": cross-entropy of each positive among the candidates, divided by the root of the number of
             positives; "logistic": of each candidate by itself.
         negatives: drawn uniformly, anew for each step; 0 = all items known before the cut.
@@ -73,11 +73,11 @@ class TrainingSettings:
     """
 
     seed: int = 0
-    passes: int = 10
+    epochs: int = 10
     examples: int = 3000
     half_life_days: float = 21.0
     batch: int = 128
-    rate: float = 2e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     loss: str = "softmax"
     negatives: int = 0
@@ -210,13 +210,13 @@ def _rows(item_ids: Sequence[str], row_of: Mapping[str, int]) -> Tensor:
 # ---------------------------------------------------------------- learning
 def _fit(network: nn.Module, examples: EncodedExamples, settings: TrainingSettings, title: str) -> None:
     """AdamW, linear warm-up and decay, gradients clipped to norm 1."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.weight_decay)
-    steps = settings.passes * -(-settings.examples // settings.batch)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    steps = settings.epochs * -(-settings.examples // settings.batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps))
     network.train()
     with Progress(*Progress.get_default_columns(), "loss {task.fields[loss]:.3f}", console=console) as progress:
         task = progress.add_task(f"training {title}", total=steps, loss=float("nan"))
-        for _ in range(settings.passes):
+        for _ in range(settings.epochs):
             for drawn in _batches(examples, settings):
                 optimizer.zero_grad()
                 loss = _batch_loss(network, examples, drawn, settings)
@@ -232,7 +232,7 @@ def _check_finite(network: nn.Module, title: str) -> None:
     broken = [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
         raise TrainingError(
-            f"{title}: training diverged, {', '.join(broken[:3])} are not finite; lower [training] rate"
+            f"{title}: training diverged, {', '.join(broken[:3])} are not finite; lower [training] learning_rate"
         )
 
 

@@ -82,20 +82,20 @@ class MatcherSettings(_Settings):
 
     Attributes:
         pseudo_query_sets: each makes one query a product, with a seed of its own.
-        distil_epochs: passes, each over one set, in turn; 0 skips distilling.
-        distil_batch, tune_batch: lists a step.
-        distil_rate, tune_rate: highest learning rate of each stage.
+        distill_epochs: passes, each over one set, in turn; 0 skips distilling.
+        distill_batch, tune_batch: lists a step.
+        distill_learning_rate, tune_learning_rate: highest learning rate of each stage.
         tune_epochs: passes over the judged training queries; 0 skips tuning.
         candidates: judged candidates drawn a query and pass.
     """
 
     pseudo_query_sets: int = 2
-    distil_epochs: int = 5
-    distil_batch: int = 32
-    distil_rate: float = 2e-3
+    distill_epochs: int = 5
+    distill_batch: int = 32
+    distill_learning_rate: float = 2e-3
     tune_epochs: int = 2
     tune_batch: int = 4
-    tune_rate: float = 3e-4
+    tune_learning_rate: float = 3e-4
     candidates: int = 16
 
 
@@ -110,7 +110,7 @@ class IntentSettings(_Settings):
 
     epochs: int = 12
     batch: int = 64
-    rate: float = 4e-3
+    learning_rate: float = 4e-3
     query_repeats: int = 10
     title_words: int = 8
 
@@ -125,8 +125,8 @@ def train_text_ranker(recipe: Recipe, data: Path) -> Path:
     settings = MatcherSettings.from_mapping(recipe.training)
     judged = _training_queries(data)
     network = seeded_matcher(recipe, judged, settings)
-    if settings.distil_epochs:
-        distil(network, Teacher(list(judged.products.values()), _backbone(recipe)), settings)
+    if settings.distill_epochs:
+        distill(network, Teacher(list(judged.products.values()), _backbone(recipe)), settings)
     tune(network, judged, settings)
     return _save(network, recipe, settings)
 
@@ -177,12 +177,12 @@ class _Remembering(TwoTower):
         return np.stack([self._known[text] for text in texts])
 
 
-def distil(network: TextMatcher, teacher: Teacher, settings: MatcherSettings) -> None:
+def distill(network: TextMatcher, teacher: Teacher, settings: MatcherSettings) -> None:
     """Stage 1; reads no judgement."""
     rng = random.Random(settings.seed)
     sets = [teacher.queries(settings.seed + number) for number in range(settings.pseudo_query_sets)]
-    in_turn = itertools.islice(itertools.cycle(sets), settings.distil_epochs)
-    steps = [batch for made in in_turn for batch in _batches(rng.sample(made, len(made)), settings.distil_batch)]
+    in_turn = itertools.islice(itertools.cycle(sets), settings.distill_epochs)
+    steps = [batch for made in in_turn for batch in _batches(rng.sample(made, len(made)), settings.distill_batch)]
     encoder = network.encoder()
     records = [encoder.item_record(product.raw_fields) for product in teacher.products]
 
@@ -192,7 +192,7 @@ def distil(network: TextMatcher, teacher: Teacher, settings: MatcherSettings) ->
         wanted = teacher.logits(made, rows)  # [queries, products of all of them]
         return _own_candidates_loss(scores, wanted, made) + _all_products_loss(scores, wanted)
 
-    _fit(network, steps, loss, settings.distil_rate, settings.weight_decay, "distilling")
+    _fit(network, steps, loss, settings.distill_learning_rate, settings.weight_decay, "distilling")
 
 
 def _own_candidates_loss(scores: Tensor, wanted: Tensor, made: Sequence[PseudoQuery]) -> Tensor:
@@ -227,7 +227,7 @@ def tune(network: TextMatcher, judged: JudgedQueries, settings: MatcherSettings)
     def scores_of(one: _DrawnList) -> Tensor:
         return _scores(network, encoder, [one.query], [records[item_id] for item_id in one.item_ids])[0]
 
-    _fit(network, steps, loss, settings.tune_rate, settings.weight_decay, "tuning")
+    _fit(network, steps, loss, settings.tune_learning_rate, settings.weight_decay, "tuning")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,7 +292,7 @@ def fit_intent(judged: JudgedQueries, settings: IntentSettings, backbone: Path |
         return functional.cross_entropy(logits, torch.tensor([row_of[label] for _, label in examples]))
 
     steps = _intent_steps(titled_categories(judged), labelled, settings)
-    _fit(network, steps, loss, settings.rate, settings.weight_decay, "intent")
+    _fit(network, steps, loss, settings.learning_rate, settings.weight_decay, "intent")
     return network
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from builders.build import build_variants
 from builders.core.recipe import Gate, OwnLimits, RecipeError
-from builders.core.workspace import Places
+from builders.core.workspace import Workspace
 from builders.data.beir import Request
 from builders.data.find import Product
 from builders.evaluate.judge import BuiltRanker, BuiltVariant, score_in_process
@@ -43,9 +43,9 @@ def said() -> list[str]:
 
 @pytest.fixture
 def rebuild(built: Built, said: list[str]) -> Callable[[], list[BuiltVariant]]:
-    """Builds again in the same places; what is said shows what was done."""
+    """Builds again in the same workspace; what is said shows what was done."""
 
-    return lambda: build_variants(built.recipe, built.ranker, built.judged, said.append, built.places)
+    return lambda: build_variants(built.recipe, built.ranker, built.judged, said.append, built.workspace)
 
 
 def test_what_is_built_is_taken_as_it_is(built: Built, rebuild: Callable, said: list[str]) -> None:
@@ -84,36 +84,38 @@ def test_scores_in_process_are_torchs(built: Built) -> None:
 def test_a_variant_that_fails_its_gate_is_not_published(built: Built, tmp_path: Path) -> None:
     passed, failed = built.variants[0], dataclasses.replace(built.variants[1], passed=False)
     rankers = [BuiltRanker(built.recipe, built.ranker, [passed, failed], built.judged)]
-    places = Places(tmp_path / "build", tmp_path / "models", tmp_path / "store")
-    publish_rankers(rankers, {"rank": "cross_encoder_fp32_onnx"}, "", places=places)
-    assert (places.repository / "rank_cross_encoder_fp32_onnx").exists()
-    assert not (places.repository / "rank_cross_encoder_int8_onnx").exists()
-    assert not (places.repository / "cross_encoder_int8_onnx").exists()
+    workspace = Workspace(tmp_path / "build", tmp_path / "models", tmp_path / "store")
+    publish_rankers(rankers, {"rank": "cross_encoder_fp32_onnx"}, "", workspace=workspace)
+    assert (workspace.repository / "rank_cross_encoder_fp32_onnx").exists()
+    assert not (workspace.repository / "rank_cross_encoder_int8_onnx").exists()
+    assert not (workspace.repository / "cross_encoder_int8_onnx").exists()
     with pytest.raises(RecipeError, match="'cross_encoder_int8_onnx' is no variant that passed its gate; wanted"):
-        publish_rankers(rankers, {"rank": "cross_encoder_int8_onnx"}, "", places=places)
+        publish_rankers(rankers, {"rank": "cross_encoder_int8_onnx"}, "", workspace=workspace)
 
 
 def test_a_forced_variant_is_published_and_the_manifest_says_that_it_failed(built: Built, tmp_path: Path) -> None:
     passed, failed = built.variants[0], dataclasses.replace(built.variants[1], passed=False)
     rankers = [BuiltRanker(built.recipe, built.ranker, [passed, failed], built.judged)]
-    places = Places(tmp_path / "build", tmp_path / "models", tmp_path / "store")
-    publish_rankers(rankers, {"rank": "cross_encoder_fp32_onnx"}, "", places=places, forced=["cross_encoder_int8_onnx"])
-    manifest = json.loads((places.repository / "manifest.json").read_text(encoding="utf-8"))
+    workspace = Workspace(tmp_path / "build", tmp_path / "models", tmp_path / "store")
+    publish_rankers(
+        rankers, {"rank": "cross_encoder_fp32_onnx"}, "", workspace=workspace, forced=["cross_encoder_int8_onnx"]
+    )
+    manifest = json.loads((workspace.repository / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["models"]["cross_encoder_int8_onnx"]["built_from"]["passed"] is False
     assert manifest["models"]["cross_encoder_fp32_onnx"]["built_from"]["passed"] is True
 
 
 @pytest.fixture
 def judge(built: Built, tmp_path: Path, said: list[str]) -> Callable[[Gate, OwnLimits], BuiltVariant]:
-    """The INT8 variant behind other limits, in a copy of the places."""
-    places = Places(build=shutil.copytree(built.places.build, tmp_path / "build"))
+    """The INT8 variant behind other limits, in a copy of the workspace."""
+    workspace = Workspace(build=shutil.copytree(built.workspace.build, tmp_path / "build"))
 
     def run(limits: Gate, own: OwnLimits) -> BuiltVariant:
         said.clear()
         reference, int8 = built.recipe.variants
         variants = (reference, int8.model_copy(update={"gate": own}))
         recipe = built.recipe.model_copy(update={"gate": limits, "variants": variants})
-        fp32, int8_built = build_variants(recipe, built.ranker, built.judged, said.append, places)
+        fp32, int8_built = build_variants(recipe, built.ranker, built.judged, said.append, workspace)
         assert fp32.passed
         return int8_built
 
@@ -145,13 +147,13 @@ def test_a_variant_passes_by_limits_of_its_own_and_says_so(built: Built, judge: 
 def test_figures_of_another_versions_form_are_measured_anew(
     built: Built, tmp_path: Path, said: list[str], missing: str
 ) -> None:
-    places = Places(build=shutil.copytree(built.places.build, tmp_path / "build"))
-    for state in (places.ranker_folder(built.recipe.ranker) / f"{name}.json" for name in ("fp32_onnx", "int8_onnx")):
+    workspace = Workspace(build=shutil.copytree(built.workspace.build, tmp_path / "build"))
+    for state in (workspace.ranker_folder(built.recipe.ranker) / f"{name}.json" for name in ("fp32_onnx", "int8_onnx")):
         figures = json.loads(state.read_text(encoding="utf-8"))
         figures.pop(missing, None)
         figures.get("report", {}).pop(missing, None)
         state.write_text(json.dumps(figures), encoding="utf-8")
-    found = build_variants(built.recipe, built.ranker, built.judged, said.append, places)
+    found = build_variants(built.recipe, built.ranker, built.judged, said.append, workspace)
     assert found[1].figures == built.variants[1].figures
     assert "cross_encoder_int8_onnx: quality over 8 judged queries" in said
 
@@ -163,20 +165,20 @@ def test_another_metric_is_measured_anew(built: Built, judge: Callable, said: li
 
 
 def test_trials_are_built_by_name_or_all_together(built: Built, tmp_path: Path) -> None:
-    places = Places(build=shutil.copytree(built.places.build, tmp_path / "build"))
+    workspace = Workspace(build=shutil.copytree(built.workspace.build, tmp_path / "build"))
     reference, int8 = built.recipe.variants
     recipe = built.recipe.model_copy(update={"variants": (reference, int8.model_copy(update={"trial": True}))})
 
     def names(**choice: Any) -> list[str]:
-        found = build_variants(recipe, built.ranker, built.judged, lambda _: None, places, **choice)
+        found = build_variants(recipe, built.ranker, built.judged, lambda _: None, workspace, **choice)
         return [variant.variant.name for variant in found]
 
     assert names() == ["fp32_onnx"]
-    assert names(wanted=["int8_onnx"]) == names(trials=True) == ["fp32_onnx", "int8_onnx"]
+    assert names(wanted=["int8_onnx"]) == names(experimental=True) == ["fp32_onnx", "int8_onnx"]
 
 
 def test_the_manifest_says_what_every_model_was_built_from(built: Built) -> None:
-    manifest = json.loads((built.places.repository / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((built.workspace.repository / "manifest.json").read_text(encoding="utf-8"))
     assert {"torch", "onnx", "onnxruntime", "python"} <= set(manifest["libraries"])
     entry = manifest["models"]["cross_encoder_int8_onnx"]
     assert entry["built_from"]["data"] == "made up"
@@ -190,24 +192,24 @@ def test_the_manifest_says_what_every_model_was_built_from(built: Built) -> None
 
 
 def test_rank_serves_the_published_variant(built: Built) -> None:
-    assert published_variants(built.places)["rank"] == "cross_encoder_fp32_onnx"
+    assert published_variants(built.workspace)["rank"] == "cross_encoder_fp32_onnx"
 
 
 def test_an_empty_repository_would_publish_the_kits_default(tmp_path: Path) -> None:
-    assert published_variants(Places(repository=tmp_path)) == DEFAULT_PUBLISHED
+    assert published_variants(Workspace(repository=tmp_path)) == DEFAULT_PUBLISHED
 
 
 # ---------------------------------------------------------------- item store
 def test_only_missing_items_are_computed(built: Built, tmp_path: Path, said: list[str]) -> None:
-    places = Places(item_store=tmp_path)
+    workspace = Workspace(item_store=tmp_path)
     products = list(built.judged.products.values())
     for count in (10, 12, 12):
         data = dataclasses.replace(built.judged, products={each.item_id: each for each in products[:count]})
-        fill_item_store([BuiltRanker(built.recipe, built.ranker, [], data)], said.append, places)
+        fill_item_store([BuiltRanker(built.recipe, built.ranker, [], data)], said.append, workspace)
     assert said == [f"item store: features of {count} items for cross_encoder" for count in (10, 2)]
 
 
 def test_an_added_item_is_in_the_table_that_the_model_reads(built: Built, tmp_path: Path) -> None:
-    add_items([built.ranker], [Product("new", "红色咖啡杯")], Places(item_store=tmp_path))
+    add_items([built.ranker], [Product("new", "红色咖啡杯")], Workspace(item_store=tmp_path))
     with ItemStore(tmp_path) as store:
         assert store.ids("cross_encoder", built.ranker.preprocess.parameters["item_features_version"]) == {"new"}

@@ -13,7 +13,7 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from builders.core.contract import UNSCORED
-from builders.core.workspace import Places
+from builders.core.workspace import Workspace
 from builders.data.beir import Product, Request, read_users
 from builders.evaluate.judge import BuiltRanker
 from builders.publish.endpoints import add_items, add_users
@@ -28,15 +28,15 @@ CONTEXT = {"hour": 14}
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[BuiltRanker, Places]:
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[BuiltRanker, Workspace]:
     return built_own_ranker(tmp_path_factory.mktemp("own"))
 
 
 @pytest.fixture(scope="module")
-def server(own: tuple[BuiltRanker, Places]) -> Iterator[TritonServer]:
-    _, places = own
+def server(own: tuple[BuiltRanker, Workspace]) -> Iterator[TritonServer]:
+    _, workspace = own
     with TritonServer(
-        places.repository, load=[ENDPOINT], store=places.item_store, grpc_port=0, http_port=0, metrics_port=0
+        workspace.repository, load=[ENDPOINT], store=workspace.item_store, grpc_port=0, http_port=0, metrics_port=0
     ) as running:
         yield running
 
@@ -52,14 +52,14 @@ def served(client: grpc.InferenceServerClient, item_ids: list[str], **further: A
     return dict(zip(*send(client, ENDPOINT, query=texts(QUERY), item_ids=texts(*item_ids), **further), strict=True))
 
 
-def by_torch(own: tuple[BuiltRanker, Places], products: list[Product], **further: Any) -> dict[str, float]:
+def by_torch(own: tuple[BuiltRanker, Workspace], products: list[Product], **further: Any) -> dict[str, float]:
     scores = own[0].ranker.score(Request(QUERY, **further), products)
     return {product.item_id: float(score) for product, score in zip(products, scores, strict=True)}
 
 
 @pytest.mark.parametrize("candidates", [1, 40, 600])
 def test_served_scores_are_torchs(
-    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient, candidates: int
+    own: tuple[BuiltRanker, Workspace], client: grpc.InferenceServerClient, candidates: int
 ) -> None:
     products = list(own[0].data.products.values())[:candidates]
     found = served(
@@ -76,7 +76,7 @@ def test_served_scores_are_torchs(
 
 
 def test_what_the_request_leaves_out_counts_as_absent(
-    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient
+    own: tuple[BuiltRanker, Workspace], client: grpc.InferenceServerClient
 ) -> None:
     products = list(own[0].data.products.values())[:20]
     found = served(client, [product.item_id for product in products])
@@ -85,14 +85,14 @@ def test_what_the_request_leaves_out_counts_as_absent(
 
 
 def test_a_user_that_the_store_does_not_know_is_an_unknown_one(
-    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient
+    own: tuple[BuiltRanker, Workspace], client: grpc.InferenceServerClient
 ) -> None:
     ids = list(own[0].data.products)[:5]
     assert served(client, ids, user_id=texts("nobody")) == served(client, ids)
 
 
 def test_an_added_user_is_known_from_the_next_request_on(
-    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient, tmp_path: Path
+    own: tuple[BuiltRanker, Workspace], client: grpc.InferenceServerClient, tmp_path: Path
 ) -> None:
     ids = list(own[0].data.products)[:5]
     before = served(client, ids, user_id=texts("mia"))
@@ -105,7 +105,7 @@ def test_an_added_user_is_known_from_the_next_request_on(
 
 
 def test_an_image_vector_changes_the_score_from_store_to_served(
-    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient
+    own: tuple[BuiltRanker, Workspace], client: grpc.InferenceServerClient
 ) -> None:
     with_image = next(product for product in own[0].data.products.values() if product.fields)
     without = Product(**{**vars(with_image), "item_id": "no-image", "fields": {}})
@@ -116,7 +116,7 @@ def test_an_image_vector_changes_the_score_from_store_to_served(
 
 
 def test_a_fresh_items_fields_may_ride_in_the_request(
-    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient
+    own: tuple[BuiltRanker, Workspace], client: grpc.InferenceServerClient
 ) -> None:
     stored = list(own[0].data.products.values())[7]
     fresh = Product("fresh", "Green travel mug", brand="Alder", color="green", price=9.5)
@@ -126,7 +126,7 @@ def test_a_fresh_items_fields_may_ride_in_the_request(
 
 
 def test_an_unknown_item_comes_last_and_is_counted(
-    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient, server: TritonServer
+    own: tuple[BuiltRanker, Workspace], client: grpc.InferenceServerClient, server: TritonServer
 ) -> None:
     before = metric(server, "tritonrank_unknown_items_total", "every_kind_preprocess")
     ids = ["nowhere", *list(own[0].data.products)[:3]]
@@ -148,7 +148,7 @@ def test_an_unknown_item_comes_last_and_is_counted(
     ],
 )
 def test_a_bad_field_is_an_invalid_argument(
-    own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient, further: dict[str, Array], message: str
+    own: tuple[BuiltRanker, Workspace], client: grpc.InferenceServerClient, further: dict[str, Array], message: str
 ) -> None:
     with pytest.raises(InferenceServerException) as refused:
         served(client, list(own[0].data.products)[:2], **further)
@@ -156,16 +156,16 @@ def test_a_bad_field_is_an_invalid_argument(
     assert "INVALID_ARGUMENT" in str(refused.value.status())
 
 
-def test_an_empty_history_is_a_history(own: tuple[BuiltRanker, Places], client: grpc.InferenceServerClient) -> None:
+def test_an_empty_history_is_a_history(own: tuple[BuiltRanker, Workspace], client: grpc.InferenceServerClient) -> None:
     ids = list(own[0].data.products)[:4]
     empty = np.array([], dtype=object), "BYTES"
     assert served(client, ids, history=empty) == served(client, ids)
 
 
 def test_a_store_filled_for_other_weights_is_refused_at_load_with_both_versions(
-    own: tuple[BuiltRanker, Places], tmp_path: Any
+    own: tuple[BuiltRanker, Workspace], tmp_path: Any
 ) -> None:
-    built, places = own
+    built, workspace = own
     name, version = "every_kind", built.ranker.preprocess.parameters["item_features_version"]
     from builders.publish.item_store import ItemStore
     from server.errors import ServerError
@@ -174,6 +174,6 @@ def test_a_store_filled_for_other_weights_is_refused_at_load_with_both_versions(
         store.put(name, "0ther0ther", built.ranker.item_features(list(built.data.products.values())[:2]))
     with pytest.raises(ServerError) as refused:
         TritonServer(
-            places.repository, load=[ENDPOINT], store=tmp_path / "other", grpc_port=0, http_port=0, metrics_port=0
+            workspace.repository, load=[ENDPOINT], store=tmp_path / "other", grpc_port=0, http_port=0, metrics_port=0
         ).__enter__()
     assert f"{name}@0ther0ther" in str(refused.value) and f"{name}@{version}" in str(refused.value)

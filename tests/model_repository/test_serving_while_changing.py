@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from builders.core.contract import UNSCORED
 from builders.core.recipe import load_recipes
-from builders.core.workspace import PROJECT, Places
+from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import Request
 from builders.data.find import JudgedQueries, Product
 from builders.publish import pbtxt
@@ -44,12 +44,12 @@ def products(judged: JudgedQueries) -> list[Product]:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory, ranker: Ranker, products: list[Product]) -> Places:
+def workspace(tmp_path_factory: pytest.TempPathFactory, ranker: Ranker, products: list[Product]) -> Workspace:
     """An item store of its own, so that the kit's stays as it is."""
-    folder = tmp_path_factory.mktemp("places")
-    places = Places(build=folder / "build", repository=folder / "models", item_store=folder / "store")
-    add_items([ranker], products, places)
-    return places
+    folder = tmp_path_factory.mktemp("workspace")
+    workspace = Workspace(build=folder / "build", repository=folder / "models", item_store=folder / "store")
+    add_items([ranker], products, workspace)
+    return workspace
 
 
 def copy_with_long_queues(endpoint: str, target: Path) -> None:
@@ -65,11 +65,11 @@ def copy_with_long_queues(endpoint: str, target: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def client(kit: list[str], places: Places) -> Iterator[grpc.InferenceServerClient]:
+def client(kit: list[str], workspace: Workspace) -> Iterator[grpc.InferenceServerClient]:
     assert ENDPOINT in kit
-    copy_with_long_queues(ENDPOINT, places.repository)
+    copy_with_long_queues(ENDPOINT, workspace.repository)
     with (
-        TritonServer(places.repository, [ENDPOINT], store=places.item_store, **ANY_PORTS) as server,
+        TritonServer(workspace.repository, [ENDPOINT], store=workspace.item_store, **ANY_PORTS) as server,
         grpc.InferenceServerClient(server.grpc_url) as client,
     ):
         yield client
@@ -125,24 +125,24 @@ def test_200_good_and_bad_requests_at_once_are_each_answered_right(
 
 # ---------------------------------------------------------------- the item store
 def test_an_item_added_while_serving_is_rankable_at_once(
-    client: grpc.InferenceServerClient, places: Places, ranker: Ranker, products: list[Product]
+    client: grpc.InferenceServerClient, workspace: Workspace, ranker: Ranker, products: list[Product]
 ) -> None:
     new = Product("new 杯", "hand made stoneware coffee mug")
     asked = [products[0].item_id, new.item_id]
     assert rank(client, ENDPOINT, "coffee mug", asked) == (asked, [pytest.approx(0, abs=1), UNSCORED])
-    add_items([ranker], [new], places)
+    add_items([ranker], [new], workspace)
     ids, scores = rank(client, ENDPOINT, "coffee mug", asked)
     assert ids[0] == new.item_id
     assert scores[0] == pytest.approx(float(ranker.score(Request("coffee mug"), [new])[0]), abs=1e-4)
 
 
 def test_an_item_replaced_while_serving_is_ranked_by_its_new_title(
-    client: grpc.InferenceServerClient, places: Places, ranker: Ranker
+    client: grpc.InferenceServerClient, workspace: Workspace, ranker: Ranker
 ) -> None:
     query = "camping tent"
     for title in ("blue ankle socks", "camping tent for two"):
         product = Product("replaced", title)
-        add_items([ranker], [product], places)
+        add_items([ranker], [product], workspace)
         expected = float(ranker.score(Request(query), [product])[0])
         assert rank(client, ENDPOINT, query, ["replaced"]) == (["replaced"], [pytest.approx(expected, abs=1e-4)])
 
@@ -174,8 +174,10 @@ def test_a_missing_store_is_refused_with_what_to_do(kit: list[str], tmp_path: Pa
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write any file")
-def test_a_store_whose_lock_file_is_not_writable_is_refused(kit: list[str], places: Places, tmp_path: Path) -> None:
-    store = shutil.copytree(places.item_store, tmp_path / "store")
+def test_a_store_whose_lock_file_is_not_writable_is_refused(
+    kit: list[str], workspace: Workspace, tmp_path: Path
+) -> None:
+    store = shutil.copytree(workspace.item_store, tmp_path / "store")
     (store / "lock.mdb").chmod(0o444)
     reason = reasons_for_refusing(kit, store)["two_tower_preprocess"]
     assert f"'{store / 'lock.mdb'}' is not writable: mount the item store writable" in reason

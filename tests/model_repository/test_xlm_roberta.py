@@ -26,7 +26,12 @@ def client(built: Built) -> Iterator[grpc.InferenceServerClient]:
     endpoints = ["rank", "rank_cross_encoder_int8_onnx"]
     with (
         TritonServer(
-            built.places.repository, endpoints, store=built.places.item_store, grpc_port=0, http_port=0, metrics_port=0
+            built.workspace.repository,
+            endpoints,
+            store=built.workspace.item_store,
+            grpc_port=0,
+            http_port=0,
+            metrics_port=0,
         ) as server,
         grpc.InferenceServerClient(server.grpc_url) as client,
     ):
@@ -57,7 +62,7 @@ def test_served_scores_and_order_are_torchs(client: grpc.InferenceServerClient, 
     served = dict(zip(ids, scores, strict=True))
     assert served == pytest.approx(dict(zip(item_ids, map(float, wanted), strict=True)), abs=1e-4)
     in_torchs_order = wanted[[item_ids.index(item_id) for item_id in ids]]
-    assert np.all(np.diff(in_torchs_order) <= 2e-4)  # scores nearer than the tolerance may change places
+    assert np.all(np.diff(in_torchs_order) <= 2e-4)  # scores nearer than the tolerance may change workspace
 
 
 @pytest.mark.server

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from builders.core.contract import Contract, Tensor
-from builders.core.workspace import Places
+from builders.core.workspace import Workspace
 from builders.rankers.base import Graph, Sample
 from perf import gpu_report
 from perf.errors import PerfError
@@ -103,7 +103,7 @@ def report(**fields: object) -> GpuReport:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_says_all_that_is_missing_and_measures_nothing(tmp_path: Path) -> None:
     with pytest.raises(PerfError, match=r"sees no CUDA GPU; .*Run 'make gpu-report' on a machine with an NVIDIA GPU"):
-        gpu_report.run_gpu_report(Places(tmp_path / "build", tmp_path / "models", tmp_path / "items"))
+        gpu_report.run_gpu_report(Workspace(tmp_path / "build", tmp_path / "models", tmp_path / "items"))
     assert not (tmp_path / "build").exists()
 
 
@@ -269,7 +269,7 @@ def test_a_report_of_nothing_says_so() -> None:
 
 
 def test_is_written_as_json_and_as_text(tmp_path: Path) -> None:
-    figures, text = write_gpu_report(report(), Places(tmp_path / "build", tmp_path / "models", tmp_path / "items"))
+    figures, text = write_gpu_report(report(), Workspace(tmp_path / "build", tmp_path / "models", tmp_path / "items"))
     written = json.loads(figures.read_text())
     assert written["gpu"]["before"]["name"] == "a made-up GPU"
     assert written["latencies"][0]["p50_ms"] == 3.0

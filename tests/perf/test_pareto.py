@@ -22,7 +22,7 @@ from builders.compress.quantize_graph import LayerCost
 from builders.core.contract import RANK
 from builders.core.files import write_atomically
 from builders.core.recipe import Recipe, Variant
-from builders.core.workspace import REPOSITORY_ROOT, Places
+from builders.core.workspace import REPOSITORY_ROOT, Workspace
 from builders.evaluate.choose import read_report
 from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.rankers.base import Ranker
@@ -213,7 +213,7 @@ def test_rates_are_over_the_references_of_the_same_round(monkeypatch: pytest.Mon
     assert (reference.ratio, reference.ratio_low, reference.ratio_high) == (1, 1, 1)
     assert (int8.ratio, int8.ratio_low, int8.ratio_high) == (pytest.approx(1.625), 1.25, 2.0)
     assert bf16.candidates_per_s == 2 * 45
-    assert bf16.trial and not int8.trial
+    assert bf16.experimental and not int8.experimental
 
 
 def test_quality_is_the_gates_metric_with_its_interval(monkeypatch: pytest.MonkeyPatch, load: Load) -> None:
@@ -242,7 +242,12 @@ def test_a_variant_that_was_not_measured_has_no_row(monkeypatch: pytest.MonkeyPa
 def test_steps_are_written_as_the_recipe_writes_them() -> None:
     steps = [
         {"step": "prune_layers", "keep": [0, 2, 5]},
-        {"step": "distil", "teachers": [{"recipe": "two_tower"}, {}], "hidden": {"layers.1": "layers.3"}, "rate": 1e-5},
+        {
+            "step": "distill",
+            "teachers": [{"recipe": "two_tower"}, {}],
+            "hidden": {"layers.1": "layers.3"},
+            "rate": 1e-5,
+        },
         {"step": "int8", "keep_fp32": ['*"quoted"*']},
     ]
     variant = Variant.model_validate({"name": "l3_int8_onnx", "steps": steps})
@@ -268,9 +273,9 @@ REPORT = pareto_report(*ROWS, failures={"small_int8_trt": "no such <device>"})
 
 
 def test_written_figures_are_read_back_and_the_csv_has_a_row_a_variant(tmp_path: Path) -> None:
-    places = Places(build=tmp_path)
-    _, table, _ = write_pareto(REPORT, places)
-    assert read_report("small", places) == REPORT
+    workspace = Workspace(build=tmp_path)
+    _, table, _ = write_pareto(REPORT, workspace)
+    assert read_report("small", workspace) == REPORT
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["variant"], row["on_front"]) for row in rows] == [
@@ -302,8 +307,8 @@ def test_hover_shows_the_recipes_steps_as_they_are_written_and_all_figures() -> 
 def test_layers_are_told_with_their_costs_in_all_files(tmp_path: Path) -> None:
     layers = (LayerCost("small", "MatMul_<7>", 0.12, kept_fp32=True), LayerCost("small", "MatMul_3", 0.009))
     report = pareto_report(*ROWS, variant_row("int8_mixed_onnx", layers=layers))
-    _, table, page = write_pareto(report, Places(build=tmp_path))
-    assert read_report("small", Places(build=tmp_path)).rows[-1].layers == layers
+    _, table, page = write_pareto(report, Workspace(build=tmp_path))
+    assert read_report("small", Workspace(build=tmp_path)).rows[-1].layers == layers
     assert "MatMul_<7> 12.00% (kept in FP32); MatMul_3 0.90%" in table.read_text(encoding="utf-8")
     text = page.read_text(encoding="utf-8")
     assert "<code>MatMul_&lt;7&gt; 12.00% (kept in FP32)</code>; <code>MatMul_3 0.90%</code>" in text
@@ -339,7 +344,7 @@ def test_names_of_crowded_points_cover_neither_one_another_nor_a_point() -> None
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
 def test_a_browser_draws_a_point_and_a_name_for_every_variant_in_both_panels(tmp_path: Path) -> None:
-    [_, _, page] = write_pareto(REPORT, Places(build=tmp_path))
+    [_, _, page] = write_pareto(REPORT, Workspace(build=tmp_path))
     drawn = subprocess.run(
         [
             *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),

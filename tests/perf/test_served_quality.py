@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from builders.core.workspace import Places
+from builders.core.workspace import Workspace
 from perf.served_quality import (
     FIRST_STAGE,
     RankerQuality,
@@ -82,29 +82,29 @@ def test_differences_are_over_the_queries_that_both_may_be_judged_on() -> None:
 
 
 def test_kept_figures_are_read_back(tmp_path: Path) -> None:
-    places = Places(build=tmp_path)
-    write_quality(served_quality(), places)
-    assert read_quality(places) == served_quality()
+    workspace = Workspace(build=tmp_path)
+    write_quality(served_quality(), workspace)
+    assert read_quality(workspace) == served_quality()
 
 
 def test_figures_of_another_form_count_as_none(tmp_path: Path) -> None:
-    places = Places(build=tmp_path)
-    assert read_quality(places) is None
-    quality_file(places).parent.mkdir()
-    quality_file(places).write_text('{"inputs": "0"}')
-    assert read_quality(places) is None
+    workspace = Workspace(build=tmp_path)
+    assert read_quality(workspace) is None
+    quality_file(workspace).parent.mkdir()
+    quality_file(workspace).write_text('{"inputs": "0"}')
+    assert read_quality(workspace) is None
 
 
 def test_the_fingerprint_changes_with_models_and_judgements(tmp_path: Path) -> None:
-    places = Places(build=tmp_path / "build", repository=tmp_path / "repository")
-    data, manifest = tmp_path / "data", places.repository / "manifest.json"
-    for folder in (data, places.repository):
+    workspace = Workspace(build=tmp_path / "build", repository=tmp_path / "repository")
+    data, manifest = tmp_path / "data", workspace.repository / "manifest.json"
+    for folder in (data, workspace.repository):
         folder.mkdir()
     (data / "corpus.jsonl").write_text("")
-    seen = [inputs_fingerprint(data, places)]
+    seen = [inputs_fingerprint(data, workspace)]
     manifest.write_text("{}")
-    seen.append(inputs_fingerprint(data, places))
+    seen.append(inputs_fingerprint(data, workspace))
     (data / "qrels.tsv").write_text("x")
-    seen.append(inputs_fingerprint(data, places))
+    seen.append(inputs_fingerprint(data, workspace))
     assert len(set(seen)) == 3
-    assert inputs_fingerprint(data, places) == seen[-1]
+    assert inputs_fingerprint(data, workspace) == seen[-1]

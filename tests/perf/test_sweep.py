@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders.core.workspace import Places
+from builders.core.workspace import Workspace
 from perf.analyzer import Measurement, Step
 from perf.errors import PerfError
 from perf.inputs import requests_json, write_requests
@@ -79,9 +79,9 @@ def test_an_endpoint_that_is_not_published_is_named() -> None:
 
 
 def test_written_figures_are_read_back_and_the_csv_holds_every_point(tmp_path: Path) -> None:
-    places = Places(build=tmp_path)
-    _, table, steps = write_perf(perf_report(), places)
-    assert read_perf(places) == perf_report()
+    workspace = Workspace(build=tmp_path)
+    _, table, steps = write_perf(perf_report(), workspace)
+    assert read_perf(workspace) == perf_report()
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["speedup"] for row in rows] == ["", "2.01", "", "2.0"]

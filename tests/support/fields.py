@@ -10,18 +10,18 @@ import torch
 
 from builders.data.beir import Product, Request
 from builders.export.onnx import check_onnx, onnx_from_ranker
-from builders.features.encoder import bag, dense, history, sparse, vector
+from builders.features.encoder import dense, history, multi_hot, sparse, vector
 from builders.rankers.checkpoint import save_checkpoint
 from builders.rankers.feature_ranker import FeatureRanker
 
 ITEMS = tuple(f"item {number}" for number in range(50))
 FEATURES = (
-    history("bought", 10, ITEMS, buckets=3),
+    history("bought", 10, ITEMS, oov_buckets=3),
     sparse("user", ["user_id", "country"], "user", vocabularies=(("ann", "bob"), ("France",))),
     dense("user_numbers", ["orders"], "user", log1p=True),
     sparse("moment", ["weekday", "hour"], "context", vocabularies=(("0", "1"), ("9", "17"))),
-    sparse("item", ["item_id", "brand"], vocabularies=(ITEMS, ("acme", "umbrella")), buckets=4),
-    bag("words", "words", "item", 4, vocabularies=(("red", "lamp"),)),
+    sparse("item", ["item_id", "brand"], vocabularies=(ITEMS, ("acme", "umbrella")), oov_buckets=4),
+    multi_hot("words", "words", "item", 4, vocabularies=(("red", "lamp"),)),
     dense("item_numbers", ["price", "popularity"], log1p=True, mean=(3.0, 4.0), std=(1.0, 2.0)),
     vector("image", "image", 3),
 )

@@ -1,4 +1,4 @@
-"""Made-up figures and data for the tests; no server."""
+"""Artifact-up figures and data for the tests; no server."""
 
 from __future__ import annotations
 

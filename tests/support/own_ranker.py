@@ -7,7 +7,7 @@ from pathlib import Path
 
 from builders.build import build_ranker
 from builders.core.recipe import load_recipe
-from builders.core.workspace import Places
+from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries
 from builders.data.synthetic import generated_catalogue
 from builders.evaluate.judge import BuiltRanker
@@ -19,7 +19,7 @@ MODULE = '''
 import torch
 from torch import nn
 
-from builders.features import bag, dense, history, sparse, tokens, vector
+from builders.features import multi_hot, dense, history, sparse, tokens, vector
 
 torch.manual_seed(7)
 
@@ -29,12 +29,12 @@ class EveryKind(nn.Module):
 
     features = (
         tokens("asked", "query", 16),
-        sparse("lives_in", ["country"], "user", vocabularies=[("se", "no")], buckets=2),
-        sparse("hour", ["hour"], "context", buckets=24),
-        history("taken", 5, vocabulary=[], buckets=50),
+        sparse("lives_in", ["country"], "user", vocabularies=[("se", "no")], oov_buckets=2),
+        sparse("hour", ["hour"], "context", oov_buckets=24),
+        history("taken", 5, vocabulary=[], oov_buckets=50),
         dense("numbers", ["price", "rating"], log1p=True, mean=(3.0, 1.0), std=(2.0, 0.5)),
-        sparse("made_by", ["brand", "color"], vocabularies=[("Alder", "Corvid"), ()], buckets=7),
-        bag("path", "category", "item", 3, buckets=40),
+        sparse("made_by", ["brand", "color"], vocabularies=[("Alder", "Corvid"), ()], oov_buckets=7),
+        multi_hot("path", "category", "item", 3, oov_buckets=40),
         tokens("title", "item", 24, field="title"),
         vector("picture", "image", IMAGE),
     )
@@ -88,10 +88,10 @@ def catalogue() -> JudgedQueries:
     return dataclasses.replace(made, products=products, users=users)
 
 
-def built_own_ranker(folder: Path) -> tuple[BuiltRanker, Places]:
+def built_own_ranker(folder: Path) -> tuple[BuiltRanker, Workspace]:
     """Through export, parity, gate, store and repository."""
-    places = Places(folder / "build", folder / "models", folder / "store")
-    built = build_ranker(load_recipe(write_own_ranker(folder)), catalogue(), lambda _: None, places)
-    fill_item_store([built], lambda _: None, places)
-    publish_rankers([built], {}, "made up", lambda _: None, places)
-    return built, places
+    workspace = Workspace(folder / "build", folder / "models", folder / "store")
+    built = build_ranker(load_recipe(write_own_ranker(folder)), catalogue(), lambda _: None, workspace)
+    fill_item_store([built], lambda _: None, workspace)
+    publish_rankers([built], {}, "made up", lambda _: None, workspace)
+    return built, workspace

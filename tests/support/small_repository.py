@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from builders.core.workspace import Places
+from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries
 from perf.inputs import requests_json, write_requests
 from perf.machine import this_machine
@@ -43,8 +43,8 @@ def small_load(folder: Path, names: Sequence[str] = ENDPOINTS, rounds: int = 1) 
         requests_json(JudgedQueries({"q1": "red", "q2": "鞋"}, {}, {}), {"q1": ["a", "b"], "q2": ["c", "d"]}),
         folder / "requests.json",
     )
-    places = Places(build=folder / "build", repository=folder / "models", item_store=folder / "store")
-    return load_of(names, places, folder / "requests.json", rounds, 1000, this_machine(), folder / "measurements")
+    workspace = Workspace(build=folder / "build", repository=folder / "models", item_store=folder / "store")
+    return load_of(names, workspace, folder / "requests.json", rounds, 1000, this_machine(), folder / "measurements")
 
 
 if __name__ == "__main__":

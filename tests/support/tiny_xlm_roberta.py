@@ -18,7 +18,7 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 from builders.build import build_variants
 from builders.core.recipe import Gate, Recipe, Variant, load_recipes
 from builders.core.steps import Int8
-from builders.core.workspace import Places
+from builders.core.workspace import Workspace
 from builders.data.find import JudgedQueries, Product
 from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.publish.endpoints import fill_item_store, publish_rankers
@@ -38,7 +38,7 @@ class Built:
     recipe: Recipe
     ranker: Ranker
     judged: JudgedQueries
-    places: Places
+    workspace: Workspace
     variants: list[BuiltVariant]
 
 
@@ -118,10 +118,10 @@ def built(session_folder: Path) -> Built:
     judged = chinese_queries()
     titles = [product.title for product in judged.products.values()]
     recipe = recipe_for(write_backbone(folder / "backbone", [*titles, *judged.queries.values()]))
-    places = Places(folder / "build", folder / "models", folder / "store")
+    workspace = Workspace(folder / "build", folder / "models", folder / "store")
     ranker = load_ranker(recipe)
-    variants = build_variants(recipe, ranker, judged, lambda _: None, places)
+    variants = build_variants(recipe, ranker, judged, lambda _: None, workspace)
     whole = BuiltRanker(recipe, ranker, variants, judged)
-    fill_item_store([whole], lambda _: None, places)
-    publish_rankers([whole], {"rank": "cross_encoder_fp32_onnx"}, "made up", lambda _: None, places)
-    return Built(recipe, ranker, judged, places, variants)
+    fill_item_store([whole], lambda _: None, workspace)
+    publish_rankers([whole], {"rank": "cross_encoder_fp32_onnx"}, "made up", lambda _: None, workspace)
+    return Built(recipe, ranker, judged, workspace, variants)

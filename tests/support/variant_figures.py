@@ -1,4 +1,4 @@
-"""Made-up figures of variants."""
+"""Artifact-up figures of variants."""
 
 from __future__ import annotations
 

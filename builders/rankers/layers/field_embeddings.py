@@ -21,7 +21,7 @@ from torch import nn
 from builders.core.contract import ContractError
 from builders.features.encoder import ABSENT, Feature
 
-_NUMBERS, _IDS = ("dense", "vector"), ("sparse", "bag")
+_NUMBERS, _IDS = ("dense", "vector"), ("sparse", "multi_hot")
 _INITIAL_STD = 0.05
 
 
@@ -94,7 +94,7 @@ class FieldEmbeddings(nn.Module):
             (bag, field)
             for bag, (kind, values) in enumerate(request)
             for field, (_, found) in enumerate(item)
-            if kind == "bag" and values and values == found
+            if kind == "multi_hot" and values and values == found
         )
 
     def _columns(self, *, per_candidate: bool) -> list[tuple[str, tuple[str, ...]]]:
@@ -108,7 +108,7 @@ class FieldEmbeddings(nn.Module):
     def start_from(self, name: str, vectors: np.ndarray) -> None:
         """Put ``vectors``, float32 [values, width], into the rows of a feature's first vocabulary."""
         feature = next(feature for feature in self.features if feature.name == name)
-        table, first = self.tables[name], 1 + feature.buckets
+        table, first = self.tables[name], 1 + feature.oov_buckets
         assert isinstance(table, _Table)
         with torch.no_grad():
             table.embedding.weight[first : first + len(vectors)] = torch.from_numpy(vectors)
@@ -144,7 +144,7 @@ class _Table(nn.Module):
 
     def __init__(self, feature: Feature, width: int) -> None:
         super().__init__()
-        self.is_bag = feature.kind == "bag"
+        self.is_bag = feature.kind == "multi_hot"
         self.embedding = nn.Embedding(sum(feature.table_rows), width)
         nn.init.normal_(self.embedding.weight, std=_INITIAL_STD)
         offsets = [0, *itertools.accumulate(feature.table_rows[:-1])]

@@ -11,10 +11,10 @@ from builders.features import encoder as declare
 from builders.features.encoder import Feature
 from builders.features.vocabularies import (
     context_vocabularies,
-    item_normalisation,
+    item_normalization,
     item_vocabularies,
     purchase_vectors,
-    user_normalisation,
+    user_normalization,
     user_vocabularies,
 )
 from builders.rankers.layers.field_embeddings import FieldEmbeddings
@@ -34,10 +34,10 @@ def shop_fields(log: PurchaseLog) -> tuple[Feature, ...]:
     return (
         declare.history(HISTORY, HISTORY_LIMIT, log.known_items),
         declare.sparse("user", USER_VALUES, "user", vocabularies=user_vocabularies(log, USER_VALUES, at_least=1)),
-        declare.dense("user_numbers", USER_NUMBERS, "user", **user_normalisation(log)),
+        declare.dense("user_numbers", USER_NUMBERS, "user", **user_normalization(log)),
         declare.sparse("moment", CONTEXT_FIELDS, "context", vocabularies=context_vocabularies(log, CONTEXT_FIELDS)),
         declare.sparse(ITEM, ITEM_FIELDS, vocabularies=(log.known_items, *item_vocabularies(log, ITEM_FIELDS[1:]))),
-        declare.dense("item_numbers", ITEM_FIGURES, **item_normalisation(log, ITEM_FIGURES)),
+        declare.dense("item_numbers", ITEM_FIGURES, **item_normalization(log, ITEM_FIGURES)),
     )
 
 

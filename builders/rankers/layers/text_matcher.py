@@ -100,7 +100,7 @@ class TextMatcher(nn.Module, abc.ABC):
         """
 
     def encode(self, *texts: Tensor) -> Tensor:
-        """int32 [rows, length] of each text of an item, or of a query => float32 [rows, vector], L2-normalised."""
+        """int32 [rows, length] of each text of an item, or of a query => float32 [rows, vector], L2-normalized."""
         words, weights, states = zip(*(self._read(ids) for ids in texts), strict=True)
         largest = torch.cat(states, dim=1).amax(dim=1)  # [rows, channels]
         mean = weighted_mean(torch.cat(words, dim=1), torch.cat(weights, dim=1))  # [rows, width]

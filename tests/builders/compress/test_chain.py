@@ -13,11 +13,11 @@ import torch
 
 from builders.compress import chain as variants
 from builders.compress import quantize_graph as quantize
-from builders.compress.chain import Chain, Made, compressed, variant_files
+from builders.compress.chain import Artifact, BuildContext, compressed, variant_files
 from builders.compress.quantize_graph import QuantizationError
 from builders.core.recipe import Recipe, Variant
 from builders.core.steps import (
-    Distil,
+    Distill,
     DynamicInt8,
     Fp16,
     GraphStep,
@@ -36,7 +36,7 @@ from tests.support.small_rankers import HIDDEN, REQUEST, Taken, catalogue, price
 REFERENCE = Variant(name="fp32_onnx")
 ZEROED = PruneMagnitude(step="prune_magnitude", amount=0.5)
 HALVED = PruneChannels(step="prune_channels", amount=0.5, lists=4)
-TUNED = Distil(step="distil", lists=4, candidates=4, freeze=())
+TUNED = Distill(step="distill", lists=4, candidates=4, freeze=())
 
 
 def variant(name: str, *steps: Step) -> Variant:
@@ -50,13 +50,13 @@ class Folder:
         self.said: list[str] = []
         self.path = folder
 
-    def chain(self, *made: Variant, seed: int = 0) -> Chain:
+    def chain(self, *made: Variant, seed: int = 0) -> BuildContext:
         every = (REFERENCE, *(each for each in made if each != REFERENCE))
         recipe = Recipe(ranker="priced", module="tests/support/small_rankers.py:Priced", variants=every)
         ranker = priced_ranker(seed)
-        return Chain(recipe, ranker, catalogue(), self.path, lambda _: priced_ranker(9), self.said.append)
+        return BuildContext(recipe, ranker, catalogue(), self.path, lambda _: priced_ranker(9), self.said.append)
 
-    def made(self, wanted: Variant) -> Made:
+    def made(self, wanted: Variant) -> Artifact:
         """The one graph; ``said`` is of this call alone."""
         self.said.clear()
         return variant_files(self.chain(wanted), wanted)["priced"]
@@ -89,9 +89,9 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ran
 
 
-def steps_of(chain: Chain, steps: Sequence[NetworkStep]) -> tuple[str, float]:
+def steps_of(context: BuildContext, steps: Sequence[NetworkStep]) -> tuple[str, float]:
     """(fingerprint, seconds)."""
-    _, key, seconds = compressed(chain, steps)
+    _, key, seconds = compressed(context, steps)
     return key, seconds
 
 
@@ -127,10 +127,10 @@ def test_the_reference_is_exported_as_it_is(folder: Folder, count: list[str]) ->
 
 
 def test_the_trained_ranker_is_not_changed_by_its_chain(folder: Folder) -> None:
-    chain = folder.chain(variant("small_onnx", HALVED))
-    before = {name: tensor.clone() for name, tensor in chain.ranker.network.state_dict().items()}
-    variant_files(chain, chain.recipe.variants[1])
-    after = chain.ranker.network.state_dict()
+    context = folder.chain(variant("small_onnx", HALVED))
+    before = {name: tensor.clone() for name, tensor in context.ranker.network.state_dict().items()}
+    variant_files(context, context.recipe.variants[1])
+    after = context.ranker.network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -169,13 +169,13 @@ def test_a_step_put_back_as_it_was_finds_its_network(folder: Folder, count: list
 
 
 def test_other_data_makes_the_steps_anew_and_not_the_reference(folder: Folder) -> None:
-    chain = folder.chain()
+    context = folder.chain()
     fewer = dataclasses.replace(
-        chain.data, products=dict(list(chain.data.products.items())[:30]), judgements={}, queries={}
+        context.data, products=dict(list(context.data.products.items())[:30]), judgements={}, queries={}
     )
-    other = dataclasses.replace(chain, data=fewer)
-    assert steps_of(chain, [HALVED])[0] != steps_of(other, [HALVED])[0]
-    assert steps_of(chain, [])[0] == steps_of(other, [])[0]
+    other = dataclasses.replace(context, data=fewer)
+    assert steps_of(context, [HALVED])[0] != steps_of(other, [HALVED])[0]
+    assert steps_of(context, [])[0] == steps_of(other, [])[0]
 
 
 def test_other_code_of_the_network_makes_everything_anew(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,10 +280,10 @@ def test_a_graph_without_a_table_is_left_as_it_is_beside_one_that_has_one(tmp_pa
     embedded = variant("int8_embeddings_onnx", Int8Embeddings(step="int8_embeddings"))
     recipe = Recipe(ranker="taken", module="tests/support/small_rankers.py:Taken", variants=(REFERENCE, embedded))
     said: list[str] = []
-    chain = Chain(
+    context = BuildContext(
         recipe, FeatureRanker("taken", Taken()), catalogue(), tmp_path, lambda _: priced_ranker(), said.append
     )
-    reference, made = variant_files(chain, REFERENCE), variant_files(chain, embedded)
+    reference, made = variant_files(context, REFERENCE), variant_files(context, embedded)
     changed = {name: one.path.read_bytes() != reference[name].path.read_bytes() for name, one in made.items()}
     assert changed == {"taken_request": True, "taken": False}
     assert [line for line in said if "left as it is" in line] == [
@@ -335,8 +335,8 @@ def test_every_graph_step_that_is_no_own_form_of_a_runtime_is_known(folder: Fold
     class Unknown(GraphStep):
         step: str = "unknown"
 
-    chain = folder.chain()
+    context = folder.chain()
     with pytest.raises(TypeError, match="Unknown is no step of a graph"):
         variants._run_graph_step(
-            chain, chain.ranker, chain.ranker.graphs[0], Unknown(), folder.path / "a.onnx", folder.path / "b.onnx"
+            context, context.ranker, context.ranker.graphs[0], Unknown(), folder.path / "a.onnx", folder.path / "b.onnx"
         )

@@ -12,18 +12,18 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from builders.compress.distill import DistillationError, distil, targets_of
+from builders.compress.distill import DistillationError, distill, targets_of
 from builders.compress.lists import standardised
 from builders.compress.prune import keep_rows, zero_smallest
-from builders.core.steps import Distil
+from builders.core.steps import Distill
 from builders.data.beir import GAINS, JudgedQueries
-from builders.data.unlabeled import UnlabelledList, unlabelled_lists
+from builders.data.unlabeled import UnlabeledList, unlabeled_lists
 from builders.rankers.base import Ranker
 from builders.rankers.feature_ranker import FeatureRanker
 from builders.rankers.losses import pairwise
 from tests.support.small_rankers import catalogue, priced_ranker
 
-UNSEEN = unlabelled_lists(catalogue(), 20, 8, seed=77)
+UNSEEN = unlabeled_lists(catalogue(), 20, 8, seed=77)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def data() -> JudgedQueries:
     return catalogue()
 
 
-def settings(**given: object) -> Distil:
-    return Distil.model_validate(
-        {"step": "distil", "lists": 40, "candidates": 8, "epochs": 4, "rate": 0.01, "freeze": (), **given}
+def settings(**given: object) -> Distill:
+    return Distill.model_validate(
+        {"step": "distill", "lists": 40, "candidates": 8, "epochs": 4, "rate": 0.01, "freeze": (), **given}
     )
 
 
@@ -51,11 +51,11 @@ def learn(
     student: Ranker, teachers: Sequence[tuple[Ranker, float]], data: JudgedQueries, **given: object
 ) -> dict[str, Tensor]:
     """The student's weights after training."""
-    distil(student, teachers, data, settings(**given), lambda _: None)
+    distill(student, teachers, data, settings(**given), lambda _: None)
     return {name: tensor.clone() for name, tensor in student.network.state_dict().items()}
 
 
-def kendall(one: Ranker, other: Ranker, lists: Sequence[UnlabelledList] = UNSEEN) -> float:
+def kendall(one: Ranker, other: Ranker, lists: Sequence[UnlabeledList] = UNSEEN) -> float:
     """Mean over lists, -1 to 1."""
     return float(
         np.mean(

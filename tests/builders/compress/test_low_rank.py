@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from builders.compress.low_rank import LowRankEmbedding, QuotientRemainderEmbedding, factorise, hash_rows, share_layers
+from builders.compress.low_rank import LowRankEmbedding, QuotientRemainderEmbedding, factorize, hash_rows, share_layers
 from builders.compress.prune import PruningError
 from tests.support.small_rankers import IDS, REQUEST, backbone_of, cross_encoder, priced_ranker, some_products
 
@@ -47,7 +47,7 @@ def test_the_long_tables_of_a_network_become_of_low_rank_and_it_still_scores() -
     with torch.no_grad():
         network.items.weight.copy_(table(0, IDS + 2, 2) @ table(1, 2, 5))
     wanted, before = ranker.score(REQUEST, some_products()), parameters_of(network)
-    factorise(network, rank=2, min_rows=100)
+    factorize(network, rank=2, min_rows=100)
     assert isinstance(network.items, LowRankEmbedding)
     assert parameters_of(network) == before - (IDS + 2) * 3 + 2 * 5
     np.testing.assert_allclose(ranker.score(REQUEST, some_products()), wanted, atol=1e-5)
@@ -55,12 +55,12 @@ def test_the_long_tables_of_a_network_become_of_low_rank_and_it_still_scores() -
 
 def test_a_rank_that_saves_nothing_is_refused() -> None:
     with pytest.raises(PruningError, match="no table of 100 rows or more is wider than rank 5; lower the rank"):
-        factorise(priced_ranker().network, rank=5, min_rows=100)
+        factorize(priced_ranker().network, rank=5, min_rows=100)
 
 
 def test_a_network_without_long_tables_is_refused() -> None:
     with pytest.raises(PruningError, match="no embedding of 1000 rows or more"):
-        factorise(priced_ranker().network, rank=2, min_rows=1000)
+        factorize(priced_ranker().network, rank=2, min_rows=1000)
 
 
 # ---------------------------------------------------------------- quotient and remainder

@@ -24,7 +24,7 @@ from builders.compress.prune import (
     zero_smallest,
     zero_two_of_four,
 )
-from builders.data.unlabeled import UnlabelledList, unlabelled_lists
+from builders.data.unlabeled import UnlabeledList, unlabeled_lists
 from builders.rankers.base import Sample
 from builders.rankers.cross_encoder import CrossEncoderRanker
 from builders.rankers.feature_ranker import FeatureRanker
@@ -51,7 +51,7 @@ def priced() -> FeatureRanker:
 
 
 def lists_of(ranker: FeatureRanker | CrossEncoderRanker) -> list[dict[str, Sample]]:
-    return tensors_of(ranker, unlabelled_lists(catalogue(), 6, 8, seed=3))
+    return tensors_of(ranker, unlabeled_lists(catalogue(), 6, 8, seed=3))
 
 
 def parameters_of(network: nn.Module) -> int:
@@ -209,7 +209,7 @@ def test_the_commonest_rows_are_kept_as_they_were_and_the_others_share_their_mea
     before = parameters_of(priced.network)
     products = some_products(10)
     used = sorted({int(row) for row in priced.sample(REQUEST, products)["priced"]["item"][:, 0]})
-    samples = tensors_of(priced, [UnlabelledList(REQUEST, tuple(products))])
+    samples = tensors_of(priced, [UnlabeledList(REQUEST, tuple(products))])
     keep_rows(priced, samples, 1 - 10 / (IDS + 2), min_rows=100)
     remapped = priced.network.items
     assert isinstance(remapped, RemappedEmbedding)
@@ -224,7 +224,7 @@ def test_the_commonest_rows_are_kept_as_they_were_and_the_others_share_their_mea
 
 def test_lists_of_common_items_score_as_before(priced: FeatureRanker) -> None:
     wanted = priced.score(REQUEST, some_products(10))
-    samples = tensors_of(priced, [UnlabelledList(REQUEST, tuple(some_products(10)))])
+    samples = tensors_of(priced, [UnlabeledList(REQUEST, tuple(some_products(10)))])
     keep_rows(priced, samples, 0.9, min_rows=100)
     np.testing.assert_array_equal(priced.score(REQUEST, some_products(10)), wanted)
 

@@ -135,7 +135,7 @@ def test_tuning_changes_the_weights_of_the_copy_and_the_same_seed_gives_the_same
     fp32: CrossEncoderRanker, untuned: CrossEncoderRanker
 ) -> None:
     before = fp32.score(REQUEST, some_products())
-    first, second = (quantized(fp32, lists=2, rate=1e-3).network.state_dict() for _ in range(2))
+    first, second = (quantized(fp32, lists=2, learning_rate=1e-3).network.state_dict() for _ in range(2))
     name = "backbone.encoder.layer.0.output.dense.weight"
     assert not torch.equal(first[name], untuned.network.state_dict()[name])
     assert all(torch.equal(first[key], second[key]) for key in first)

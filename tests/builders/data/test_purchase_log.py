@@ -18,7 +18,7 @@ from builders.data.purchase_log import (
     training_examples,
     validation_log,
 )
-from builders.features.vocabularies import item_normalisation, item_vocabularies, purchase_vectors
+from builders.features.vocabularies import item_normalization, item_vocabularies, purchase_vectors
 from tests.support.purchase_lines import CUT, generated_folder, generated_log, line, write_lines
 
 LINES = [
@@ -147,7 +147,7 @@ def test_a_request_carries_the_latest_items_and_a_cold_customer_none(tmp_path: P
 def test_vocabularies_and_normalisation_leave_out_items_sold_later(log: PurchaseLog) -> None:
     [words] = item_vocabularies(log, ["colour_word"], at_least=1)
     assert words == ("RED",)
-    normal = item_normalisation(log, ["popularity"], log1p=False)
+    normal = item_normalization(log, ["popularity"], log1p=False)
     assert normal["mean"] == (pytest.approx(4 / 3),) and normal["std"] == (pytest.approx(np.std([2, 1, 1])),)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from builders.core.files import write_atomically
-from builders.core.workspace import REPOSITORY_ROOT, Places
+from builders.core.workspace import REPOSITORY_ROOT, Workspace
 from builders.evaluate.choose import ChoiceError, choose, chosen_variant, pareto_folder, read_choice, run_choose
 from tests.support.variant_figures import pareto_report, reference_row, variant_row
 
@@ -104,23 +104,23 @@ def test_relaxing_is_never_proposed_for_a_variant_that_failed_its_gate() -> None
 
 # ---------------------------------------------------------------- files
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
+def workspace(tmp_path: Path) -> Workspace:
     """With figures of two variants of ncf."""
-    keep_report(Places(build=tmp_path), "ncf", reference_row(), variant_row("int8_onnx"))
-    return Places(build=tmp_path)
+    keep_report(Workspace(build=tmp_path), "ncf", reference_row(), variant_row("int8_onnx"))
+    return Workspace(build=tmp_path)
 
 
-def keep_report(places: Places, ranker: str, *rows: object) -> None:
+def keep_report(workspace: Workspace, ranker: str, *rows: object) -> None:
     report = pareto_report(*rows, ranker=ranker, recipe=Path(f"recipes/{ranker}.toml"))  # type: ignore[arg-type]
-    write_atomically(pareto_folder(places) / f"{ranker}.json", report.model_dump_json())
+    write_atomically(pareto_folder(workspace) / f"{ranker}.json", report.model_dump_json())
 
 
-def test_the_last_choice_is_kept_with_what_was_asked(places: Places) -> None:
-    run_choose(None, 50, 0.995, places=places)
-    assert chosen_variant(places) == "small_int8_onnx"
-    keep_report(places, "two_tower", reference_row())
-    _, lines = run_choose(REPOSITORY_ROOT / "recipes" / "two_tower.toml", 50, 0.995, min_rate=10, places=places)
-    chosen = read_choice(places)
+def test_the_last_choice_is_kept_with_what_was_asked(workspace: Workspace) -> None:
+    run_choose(None, 50, 0.995, workspace=workspace)
+    assert chosen_variant(workspace) == "small_int8_onnx"
+    keep_report(workspace, "two_tower", reference_row())
+    _, lines = run_choose(REPOSITORY_ROOT / "recipes" / "two_tower.toml", 50, 0.995, min_rate=10, workspace=workspace)
+    chosen = read_choice(workspace)
     assert (chosen.model, chosen.recipe) == ("small_fp32_onnx", Path("recipes/two_tower.toml"))
     assert chosen.limits == {"slo_p99_ms": 50, "min_ndcg_ratio": 0.995, "min_rate": 10}
     assert lines[-2] == (
@@ -129,33 +129,33 @@ def test_the_last_choice_is_kept_with_what_was_asked(places: Places) -> None:
     )
 
 
-def test_without_a_choice_none_is_kept_and_what_was_not_measured_is_told(places: Places) -> None:
+def test_without_a_choice_none_is_kept_and_what_was_not_measured_is_told(workspace: Workspace) -> None:
     report = pareto_report(reference_row(p99_ms=60.0), ranker="ncf", failures={"ncf_int8_trt": "no GPU"})
-    write_atomically(pareto_folder(places) / "ncf.json", report.model_dump_json())
-    choice, lines = run_choose(None, 50, 0.995, places=places)
+    write_atomically(pareto_folder(workspace) / "ncf.json", report.model_dump_json())
+    choice, lines = run_choose(None, 50, 0.995, workspace=workspace)
     assert choice.chosen is None
     assert lines[-2:] == [
         "ncf_int8_trt was not measured: no GPU",
         "No variant of ncf keeps all limits. Relax --slo-p99-ms from 50 to 60 (+20.0%): that admits small_fp32_onnx.",
     ]
     with pytest.raises(ChoiceError, match=r"no choice at .*builders choose"):
-        chosen_variant(places)
+        chosen_variant(workspace)
 
 
 def test_without_measurements_make_pareto_is_named(tmp_path: Path) -> None:
     with pytest.raises(ChoiceError, match="no measurements yet; run 'make pareto'"):
-        run_choose(None, 50, 0.995, places=Places(build=tmp_path))
+        run_choose(None, 50, 0.995, workspace=Workspace(build=tmp_path))
     with pytest.raises(ChoiceError, match=r"no measurements of ncf .*; run 'make pareto RECIPES=recipes/ncf\.toml'"):
-        run_choose(REPOSITORY_ROOT / "recipes" / "ncf.toml", 50, 0.995, places=Places(build=tmp_path))
+        run_choose(REPOSITORY_ROOT / "recipes" / "ncf.toml", 50, 0.995, workspace=Workspace(build=tmp_path))
 
 
-def test_with_several_rankers_measured_one_must_be_named(places: Places) -> None:
-    keep_report(places, "two_tower", reference_row())
+def test_with_several_rankers_measured_one_must_be_named(workspace: Workspace) -> None:
+    keep_report(workspace, "two_tower", reference_row())
     with pytest.raises(ChoiceError, match=r"measured are ncf, two_tower, wanted one; say --recipe recipes/ncf\.toml"):
-        run_choose(None, 50, 0.995, places=places)
+        run_choose(None, 50, 0.995, workspace=workspace)
 
 
-def test_figures_of_another_version_are_refused(places: Places) -> None:
-    write_atomically(pareto_folder(places) / "ncf.json", '{"ranker": "ncf"}')
+def test_figures_of_another_version_are_refused(workspace: Workspace) -> None:
+    write_atomically(pareto_folder(workspace) / "ncf.json", '{"ranker": "ncf"}')
     with pytest.raises(ChoiceError, match=r"fields are not as this version writes them; run 'make pareto"):
-        run_choose(None, 50, 0.995, places=places)
+        run_choose(None, 50, 0.995, workspace=workspace)

@@ -16,7 +16,7 @@ from builders.evaluate.explain.fields import explain_features
 from builders.evaluate.explain.page import print_explanation, write_explanation_html
 from builders.evaluate.explain.run import explain, run_explain
 from builders.evaluate.explain.text import explain_text
-from builders.features.encoder import Feature, bag, dense, history, sparse, tokens, vector
+from builders.features.encoder import Feature, dense, history, multi_hot, sparse, tokens, vector
 from builders.rankers.backbone import packaged_backbone
 from builders.rankers.base import Ranker
 from builders.rankers.bilstm import BiLstm
@@ -48,7 +48,7 @@ FEATURES: tuple[Feature, ...] = (
     sparse("about", ["country"], "user", vocabularies=(("France", "Peru"),)),
     sparse("when", ["weekday"], "context", vocabularies=(("Mon", "Tue"),)),
     sparse("made_by", ["brand", "color"], vocabularies=(("acme", "zeta"), ("red", "blue"))),
-    bag("shelf", "category", "item", 3, vocabularies=(("home", "kitchen", "mugs"),)),
+    multi_hot("shelf", "category", "item", 3, vocabularies=(("home", "kitchen", "mugs"),)),
     dense("numbers", ["price", "rating"], mean=(10.0, 3.0), std=(5.0, 1.0)),
     vector("image", "image", 3),
 )
@@ -82,7 +82,7 @@ class AllKinds(nn.Module):
         self.tokenizer_file = str(packaged_backbone() / "tokenizer.json")
         self.words = nn.Embedding(40_000, WIDTH)
         self.items = nn.Embedding(FEATURES[1].rows(), WIDTH, padding_idx=0)
-        self.places = nn.Embedding(20, WIDTH)
+        self.workspace = nn.Embedding(20, WIDTH)
         rows = FEATURES[4].table_rows
         self.fields = nn.Embedding(sum(rows), WIDTH)
         self.register_buffer("offsets", torch.tensor([0, rows[0]]))
@@ -96,7 +96,9 @@ class AllKinds(nn.Module):
         """float32 [rows, 4 * WIDTH]."""
         present = (bought > 0).float().unsqueeze(-1)
         taken = (self.items(bought) * present).sum(1) / present.sum(1).clamp(min=1)
-        return torch.cat([self.words(words).mean(1), taken, self.places(about)[:, 0], self.places(when + 10)[:, 0]], 1)
+        return torch.cat(
+            [self.words(words).mean(1), taken, self.workspace(about)[:, 0], self.workspace(when + 10)[:, 0]], 1
+        )
 
     def score_of(self, request: Tensor, made_by: Tensor, shelf: Tensor, numbers: Tensor, image: Tensor) -> Tensor:
         """float32 [rows, 1]."""

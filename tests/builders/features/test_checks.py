@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from builders.core.contract import ContractError
-from builders.features.encoder import bag, dense, sparse, tokens
+from builders.features.encoder import dense, multi_hot, sparse, tokens
 from builders.rankers.feature_ranker import FeatureRanker
 
 
 class Good(nn.Module):
-    features = (dense("numbers", ["price", "rating"]), sparse("made_by", ["brand"], buckets=5))
+    features = (dense("numbers", ["price", "rating"]), sparse("made_by", ["brand"], oov_buckets=5))
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Good(nn.Module):
 
 
 class TooFewRows(Good):
-    features = (Good.features[0], sparse("made_by", ["brand"], buckets=6))
+    features = (Good.features[0], sparse("made_by", ["brand"], oov_buckets=6))
 
 
 class AnotherWidth(Good):
@@ -91,7 +91,7 @@ def test_the_message_names_what_disagrees(module: type[nn.Module], message: str)
 
 def test_a_bag_beyond_its_table_is_named() -> None:
     class Bagged(nn.Module):
-        features = (bag("path", "category", "item", 3, buckets=9),)
+        features = (multi_hot("path", "category", "item", 3, oov_buckets=9),)
 
         def __init__(self) -> None:
             super().__init__()

@@ -15,9 +15,9 @@ from builders.features.encoder import (
     Feature,
     FeatureEncoder,
     FeatureError,
-    bag,
     dense,
     history,
+    multi_hot,
     parse_fields,
     sparse,
     tokens,
@@ -40,7 +40,7 @@ def rows(encoder: FeatureEncoder, name: str, *items: dict[str, Any]) -> list[Any
 
 # ---------------------------------------------------------------- ids
 def test_ids_are_0_for_absent_then_buckets_then_the_vocabulary() -> None:
-    brand = sparse("made_by", ["brand"], vocabularies=[("Acme", "Bolt")], buckets=3)
+    brand = sparse("made_by", ["brand"], vocabularies=[("Acme", "Bolt")], oov_buckets=3)
     encoder = FeatureEncoder([brand])
     unseen = 1 + zlib.crc32(b"Corvid") % 3
     found = rows(encoder, "made_by", {"brand": "Acme"}, {"brand": "Bolt"}, {"brand": "Corvid"}, {"brand": ""}, {})
@@ -49,7 +49,7 @@ def test_ids_are_0_for_absent_then_buckets_then_the_vocabulary() -> None:
 
 
 def test_every_field_of_a_sparse_feature_has_ids_of_its_own() -> None:
-    declared = sparse("fields", ["brand", "color"], vocabularies=[("Acme",), ("red", "blue")], buckets=2)
+    declared = sparse("fields", ["brand", "color"], vocabularies=[("Acme",), ("red", "blue")], oov_buckets=2)
     assert rows(FeatureEncoder([declared]), "fields", {"brand": "Acme", "color": "blue"}) == [[3, 4]]
     assert declared.table_rows == (4, 5)
 
@@ -69,7 +69,7 @@ def test_the_first_of_a_list_is_the_value_of_a_sparse_field() -> None:
 
 
 def test_a_bag_is_padded_in_front_and_keeps_its_last_values() -> None:
-    declared = bag("path", "category", "item", 3, vocabularies=[("a", "b", "c", "d")])
+    declared = multi_hot("path", "category", "item", 3, vocabularies=[("a", "b", "c", "d")])
     found = rows(
         FeatureEncoder([declared]), "path", {"category": ("a",)}, {"category": list("abcd")}, {"category": "d"}, {}
     )
@@ -153,7 +153,7 @@ def test_without_a_history_among_the_features_there_is_no_fallback() -> None:
 
 # ---------------------------------------------------------------- records and files
 def test_a_record_is_as_long_as_its_columns_and_an_absent_one_is_zeros() -> None:
-    encoder = FeatureEncoder([dense("price", ["price"]), bag("path", "category", "item", 3)])
+    encoder = FeatureEncoder([dense("price", ["price"]), multi_hot("path", "category", "item", 3)])
     assert encoder.record_bytes("item") == len(encoder.item_record({})) == 4 + 3 * 4 + 4
     assert encoder.candidate_tensors([None])["path"].tolist() == [[0, 0, 0]]
 
@@ -167,7 +167,7 @@ def test_a_record_of_another_form_is_refused() -> None:
 def test_what_is_written_as_json_encodes_the_same(tokenizer: Tokenizer) -> None:
     features = [
         tokens("title", "item", 8, field="title"),
-        sparse("made_by", ["brand"], vocabularies=[("Åse",)], buckets=4),
+        sparse("made_by", ["brand"], vocabularies=[("Åse",)], oov_buckets=4),
         dense("price", ["price"], log1p=True, mean=(1.5,), std=(0.25,)),
         history("taken", 4, ["a"]),
     ]
@@ -190,11 +190,11 @@ def test_a_broken_file_is_refused(text: str) -> None:
     [
         (lambda: dense("x", []), r"fields \[\], wanted at least one"),
         (lambda: tokens("x", "item", 0, field="title"), "size 0, wanted at least 1"),
-        (lambda: Feature("x", "bag", ("a", "b"), "item", 3), "wanted just one"),
+        (lambda: Feature("x", "multi_hot", ("a", "b"), "item", 3), "wanted just one"),
         (lambda: Feature("x", "tokens", ("query",), "user", 3), "kind 'tokens' of source 'user', wanted dense"),
         (lambda: dense("x", ["a", "b"], mean=(1.0,)), "1 mean for 2 fields"),
         (lambda: dense("x", ["a"], std=(0.0,)), "wanted all above 0"),
-        (lambda: sparse("x", ["a"], buckets=0), "an unseen value must have a row"),
+        (lambda: sparse("x", ["a"], oov_buckets=0), "an unseen value must have a row"),
     ],
 )
 def test_a_declaration_that_makes_no_sense_is_refused(declare: Any, message: str) -> None:

@@ -271,7 +271,7 @@ def test_no_version_folder_weight_or_tuning_is_committed() -> None:
 @pytest.mark.parametrize("recipe", load_recipes().values(), ids=lambda recipe: recipe.ranker)
 def test_a_committed_scorer_serves_as_its_recipe_says(recipe: Recipe) -> None:
     for variant in recipe.variants:
-        if variant.trial or variant.runtime == "trt":
+        if variant.experimental or variant.runtime == "trt":
             continue
         folder = REPOSITORY_ROOT / "model_repository" / recipe.model_name(variant)
         config = pbtxt.parse((folder / "config.pbtxt").read_text(encoding="utf-8"))

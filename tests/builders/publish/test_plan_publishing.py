@@ -21,7 +21,7 @@ from builders.build import build_variants
 from builders.core.files import sha256
 from builders.core.recipe import OwnLimits, Recipe, Variant
 from builders.core.steps import Fp16, PruneMagnitude
-from builders.core.workspace import Places
+from builders.core.workspace import Workspace
 from builders.engines import build_all as engines
 from builders.engines import of_recipe as engine_variants
 from builders.engines import parity as engine_parity
@@ -77,12 +77,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 @pytest.fixture
-def places(built: Built, tmp_path: Path) -> Places:
+def workspace(built: Built, tmp_path: Path) -> Workspace:
     """A copy of a finished build, to which plans come."""
-    return Places(
-        shutil.copytree(built.places.build, tmp_path / "build"),
-        shutil.copytree(built.places.repository, tmp_path / "models"),
-        built.places.item_store,
+    return Workspace(
+        shutil.copytree(built.workspace.build, tmp_path / "build"),
+        shutil.copytree(built.workspace.repository, tmp_path / "models"),
+        built.workspace.item_store,
     )
 
 
@@ -90,7 +90,7 @@ Planned = Callable[..., tuple[Recipe, dict[str, Path], list[BuiltVariant]]]
 
 
 @pytest.fixture
-def planned(built: Built, places: Places, monkeypatch: pytest.MonkeyPatch) -> Planned:
+def planned(built: Built, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Planned:
     """Builds the plans of these variants and gates them, as ``builders engines`` does."""
     monkeypatch.setattr(engines, "skipped_engines", lambda require, models: "")
     monkeypatch.setattr(engines, "tensorrt_version", lambda: TENSORRT)
@@ -102,20 +102,20 @@ def planned(built: Built, places: Places, monkeypatch: pytest.MonkeyPatch) -> Pl
 
     def run(*variants: Variant) -> tuple[Recipe, dict[str, Path], list[BuiltVariant]]:
         recipe = built.recipe.model_copy(update={"variants": (*built.recipe.variants, *variants)})
-        plans = build_plans([recipe], places.build, lambda _: None, places)
-        found = build_variants(recipe, built.ranker, built.judged, lambda _: None, places, plans=plans)
+        plans = build_plans([recipe], workspace.build, lambda _: None, workspace)
+        found = build_variants(recipe, built.ranker, built.judged, lambda _: None, workspace, plans=plans)
         return recipe, plans, found
 
     return run
 
 
-def publish(built: Built, recipe: Recipe, variants: list[BuiltVariant], places: Places, **published: str) -> None:
+def publish(built: Built, recipe: Recipe, variants: list[BuiltVariant], workspace: Workspace, **published: str) -> None:
     publish_rankers([BuiltRanker(recipe, built.ranker, variants, built.judged)], published, "made up",
-                    lambda _: None, places)  # fmt: skip
+                    lambda _: None, workspace)  # fmt: skip
 
 
 def test_every_plan_is_gated_as_its_own_and_published_with_its_manifest(
-    built: Built, planned: Planned, places: Places
+    built: Built, planned: Planned, workspace: Workspace
 ) -> None:
     recipe, plans, variants = planned(FP32, FP16)
     assert set(plans) == {"cross_encoder_fp32_trt", "cross_encoder_fp16_trt"}
@@ -126,39 +126,39 @@ def test_every_plan_is_gated_as_its_own_and_published_with_its_manifest(
         "max_abs_difference_from_torch_by_query"
     ]  # fmt: skip
 
-    publish(built, recipe, variants, places)
+    publish(built, recipe, variants, workspace)
     for name, plan in plans.items():
-        served = places.repository / name / "1"
+        served = workspace.repository / name / "1"
         assert (served / "model.plan").read_bytes() == plan.read_bytes()
         assert read_manifest(served / "model.plan").fallback == "cross_encoder_fp32_onnx"
-        config = pbtxt.parse((places.repository / name / "config.pbtxt").read_text(encoding="utf-8"))
+        config = pbtxt.parse((workspace.repository / name / "config.pbtxt").read_text(encoding="utf-8"))
         assert config.backend == "tensorrt"
         profiles = [profile for group in config.instance_group for profile in group.profile]
         assert profiles == [str(place) for place in range(len(profiles_of(built.ranker.graphs[0])))]
-    manifest = json.loads((places.repository / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((workspace.repository / "manifest.json").read_text(encoding="utf-8"))
     entry = manifest["models"]["cross_encoder_fp16_trt"]
     assert {"1/model.plan", "1/model.plan.json"} <= set(entry["sha256"])
     assert entry["built_from"]["passed"] is True
 
 
-def test_a_plan_that_fails_its_gate_stays_out(built: Built, planned: Planned, places: Places) -> None:
+def test_a_plan_that_fails_its_gate_stays_out(built: Built, planned: Planned, workspace: Workspace) -> None:
     zeroed = PruneMagnitude(step="prune_magnitude", amount=0.9)
     recipe, plans, variants = planned(
         Variant(name="zeroed_trt", steps=(zeroed,), gate=OwnLimits(min_fidelity_ndcg=1.0))
     )
     assert set(plans) == {"cross_encoder_zeroed_trt"}  # it computes what its graph says
     assert [variant.passed for variant in variants] == [True, True, False]
-    publish(built, recipe, variants, places)
-    assert not (places.repository / "cross_encoder_zeroed_trt").exists()
-    assert not (places.repository / "rank_cross_encoder_zeroed_trt").exists()
+    publish(built, recipe, variants, workspace)
+    assert not (workspace.repository / "cross_encoder_zeroed_trt").exists()
+    assert not (workspace.repository / "rank_cross_encoder_zeroed_trt").exists()
 
 
 def test_a_plan_that_does_not_compute_its_graph_is_neither_kept_nor_published(
-    built: Built, planned: Planned, places: Places
+    built: Built, planned: Planned, workspace: Workspace
 ) -> None:
     def another_network(onnx_file: Path, target: Path, *given: Any, **named: Any) -> EngineManifest:
         manifest = fake_engine(onnx_file, target, *given, **named)
-        shutil.copy(places.build / "rankers" / "cross_encoder" / "cross_encoder_shifted.onnx", target)
+        shutil.copy(workspace.build / "rankers" / "cross_encoder" / "cross_encoder_shifted.onnx", target)
         return manifest
 
     model = onnx.load(built.variants[0].models["cross_encoder"][1])
@@ -167,29 +167,29 @@ def test_a_plan_that_does_not_compute_its_graph_is_neither_kept_nor_published(
     last.output[list(last.output).index(score)] = "unshifted"
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1), "one"))
     model.graph.node.append(onnx.helper.make_node("Add", ["unshifted", "one"], [score]))
-    onnx.save(model, places.build / "rankers" / "cross_encoder" / "cross_encoder_shifted.onnx")
+    onnx.save(model, workspace.build / "rankers" / "cross_encoder" / "cross_encoder_shifted.onnx")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(EngineError, match=r"1 of 1 engines not built.*at min"):
         patch.setattr(engines, "engine_from_onnx", another_network)
         planned(FP32)
-    assert not list((places.build / "engines").rglob("model.plan"))
+    assert not list((workspace.build / "engines").rglob("model.plan"))
 
 
-def test_without_plans_their_variants_are_left_out(built: Built, places: Places) -> None:
+def test_without_plans_their_variants_are_left_out(built: Built, workspace: Workspace) -> None:
     recipe = built.recipe.model_copy(update={"variants": (*built.recipe.variants, FP16)})
-    found = build_variants(recipe, built.ranker, built.judged, lambda _: None, places)
+    found = build_variants(recipe, built.ranker, built.judged, lambda _: None, workspace)
     assert [variant.variant.name for variant in found] == ["fp32_onnx", "int8_onnx"]
 
 
 @pytest.mark.server
 def test_a_published_plan_is_answered_for_by_its_fallback_where_there_is_no_gpu(
-    built: Built, planned: Planned, places: Places
+    built: Built, planned: Planned, workspace: Workspace
 ) -> None:
     recipe, _, variants = planned(FP16)
-    publish(built, recipe, variants, places, rank="cross_encoder_fp16_trt")
+    publish(built, recipe, variants, workspace, rank="cross_encoder_fp16_trt")
     item_ids = list(built.judged.products)[:20]
     answers: Mapping[str, Any] = {}
     with (
-        TritonServer(places.repository, ["rank", "rank_cross_encoder_fp32_onnx"], store=places.item_store,
+        TritonServer(workspace.repository, ["rank", "rank_cross_encoder_fp32_onnx"], store=workspace.item_store,
                      grpc_port=0, http_port=0, metrics_port=0) as server,
         grpc.InferenceServerClient(server.grpc_url) as client,
     ):  # fmt: skip

@@ -20,7 +20,7 @@ from builders.publish import pbtxt
 from builders.publish.repository import (
     RepositoryError,
     ServedModel,
-    point_rank_at,
+    promote,
     publish_models,
     served_variant,
     tune_machine,
@@ -165,7 +165,7 @@ def two_variants(repository: Path, model: Callable[..., ServedModel]) -> Path:
 
 def test_rank_points_at_another_variant_by_replacing_its_configuration(two_variants: Path) -> None:
     before = tree(two_variants)
-    point_rank_at(two_variants, "rank", "rank_second")
+    promote(two_variants, "rank", "rank_second")
     assert pinned(two_variants) == {"second": 1}
     changed = {name for name, digest in tree(two_variants).items() if before.get(name) != digest}
     assert changed == {"rank/config.pbtxt"}  # both variants have one contract, which keeps its name
@@ -173,15 +173,15 @@ def test_rank_points_at_another_variant_by_replacing_its_configuration(two_varia
 
 def test_rank_rolls_back_likewise(two_variants: Path) -> None:
     before = pbtxt.parse((two_variants / "rank" / "config.pbtxt").read_text())
-    point_rank_at(two_variants, "rank", "rank_second")
-    point_rank_at(two_variants, "rank", "rank_first")
+    promote(two_variants, "rank", "rank_second")
+    promote(two_variants, "rank", "rank_first")
     assert pbtxt.parse((two_variants / "rank" / "config.pbtxt").read_text()) == before
 
 
 def test_rank_is_not_pointed_at_a_variant_that_is_not_there(two_variants: Path) -> None:
     before = tree(two_variants)
     with pytest.raises(RepositoryError, match=r"no ensemble 'rank_third' in .*; there are: rank_first, rank_second"):
-        point_rank_at(two_variants, "rank", "rank_third")
+        promote(two_variants, "rank", "rank_third")
     assert tree(two_variants) == before
 
 

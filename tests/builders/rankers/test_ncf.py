@@ -42,7 +42,7 @@ def test_a_checkpoint_gives_the_same_scores_to_fp16_weights(ranker: FeatureRanke
 
 
 def test_training_ranks_what_a_customer_likes_above_what_is_popular() -> None:
-    trained, popularity = item_rankers.trained_and_popularity("ncf", passes=5, examples=320)
+    trained, popularity = item_rankers.trained_and_popularity("ncf", epochs=5, examples=320)
     assert trained > 2 * popularity
 
 

@@ -43,7 +43,7 @@ def test_a_checkpoint_gives_the_same_scores_to_fp16_weights(ranker: FeatureRanke
 
 def test_training_ranks_what_a_customer_likes_above_what_is_popular() -> None:
     small = {"width": 8, "layers": 1, "heads": 1, "feedforward": 16, "dropout": 0.3}
-    trained, popularity = item_rankers.trained_and_popularity("sasrec", passes=5, examples=320, network=small)
+    trained, popularity = item_rankers.trained_and_popularity("sasrec", epochs=5, examples=320, network=small)
     assert trained > 2 * popularity
 
 

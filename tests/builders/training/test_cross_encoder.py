@@ -24,7 +24,7 @@ from builders.training.cross_encoder import (
 from builders.training.pseudo_queries import pseudo_queries
 from tests.support.tiny_bert import write_tiny_bert
 
-QUICK = {"pseudo_queries": 6, "distil_batch": 3, "tune_epochs": 1, "candidates": 4, "lora_rank": 2, "folds": 2}
+QUICK = {"pseudo_queries": 6, "distill_batch": 3, "tune_epochs": 1, "candidates": 4, "lora_rank": 2, "folds": 2}
 COLORS, THINGS = ("red", "blue", "green"), ("shoe", "tent", "mug", "lamp")
 
 

@@ -24,8 +24,8 @@ from tests.support.tiny_bert import write_tiny_bert
 COLORS, THINGS = ("red", "blue", "green"), ("shoe", "tent", "mug", "lamp")
 TINY = {"width": 16, "vector": 16}
 QUICK: dict[str, dict[str, Any]] = {
-    "bilstm": {"network": {**TINY, "hidden": 8}, "pseudo_query_sets": 1, "distil_epochs": 1, "threads": 1},
-    "text_cnn": {"network": {**TINY, "channels": 8}, "pseudo_query_sets": 1, "distil_epochs": 1, "threads": 1},
+    "bilstm": {"network": {**TINY, "hidden": 8}, "pseudo_query_sets": 1, "distill_epochs": 1, "threads": 1},
+    "text_cnn": {"network": {**TINY, "channels": 8}, "pseudo_query_sets": 1, "distill_epochs": 1, "threads": 1},
     "intent": {"network": {"width": 16, "hidden": 16}, "epochs": 1, "threads": 1},
 }
 TRAINERS = {"bilstm": train_text_ranker, "text_cnn": train_text_ranker, "intent": train_intent}
@@ -96,7 +96,9 @@ def test_answers_to_test_queries_change_nothing(
 
 
 def test_a_ranker_learns_its_training_queries(shop: JudgedQueries, data: Path, backbone: Path, tmp_path: Path) -> None:
-    train_text_ranker(recipe_of("text_cnn", backbone, tmp_path, distil_epochs=0, tune_epochs=40, tune_rate=1e-2), data)
+    train_text_ranker(
+        recipe_of("text_cnn", backbone, tmp_path, distill_epochs=0, tune_epochs=40, tune_learning_rate=1e-2), data
+    )
     ranker = FeatureRanker("text_cnn", TextCnn.from_checkpoint(tmp_path, backbone))
     for query_id, query in shop.subset("train").queries.items():
         items = list(shop.judgements[query_id])
@@ -105,7 +107,7 @@ def test_a_ranker_learns_its_training_queries(shop: JudgedQueries, data: Path, b
 
 
 def test_intent_learns_the_titles(shop: JudgedQueries, data: Path, backbone: Path, tmp_path: Path) -> None:
-    train_intent(recipe_of("intent", backbone, tmp_path, epochs=60, batch=8, rate=1e-2), data)
+    train_intent(recipe_of("intent", backbone, tmp_path, epochs=60, batch=8, learning_rate=1e-2), data)
     ranker = FeatureRanker("intent", Intent.from_checkpoint(tmp_path, backbone))
     categories = [Product(thing, thing) for thing in THINGS]
     found = {thing: THINGS[int(ranker.score(Request(f"acme red {thing}"), categories).argmax())] for thing in THINGS}
@@ -115,7 +117,7 @@ def test_intent_learns_the_titles(shop: JudgedQueries, data: Path, backbone: Pat
 def test_distilling_moves_the_ranker_towards_the_two_tower(data: Path, backbone: Path, tmp_path: Path) -> None:
     for epochs in (0, 1):
         train_text_ranker(
-            recipe_of("text_cnn", backbone, tmp_path / str(epochs), distil_epochs=epochs, tune_epochs=0), data
+            recipe_of("text_cnn", backbone, tmp_path / str(epochs), distill_epochs=epochs, tune_epochs=0), data
         )
     undistilled, distilled = (TextCnn.from_checkpoint(tmp_path / str(epochs), backbone) for epochs in (0, 1))
     assert not torch.equal(undistilled.dense.weight, distilled.dense.weight)
