@@ -29,10 +29,11 @@ demo: setup ## everything from a fresh clone to ranked lists and a report (QUERI
 test: setup ## the tests, on the real Triton
 	@$(RUN) -m pytest $(ARGS)
 
-check: setup ## lint and types
+check: setup ## lint, layers and types
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+	@PYTHONPATH=.:clients $(VENV)/bin/lint-imports --quiet 2>&1
 	@$(VENV)/bin/hadolint Dockerfile
 
 setup: $(VENV)/.ready $(SERVER_VENV)/.ready ## make the two environments (part of every target that needs them)

@@ -49,11 +49,11 @@ def each(*patterns: str) -> pytest.MarkDecorator:
 
 
 def test_the_contract_is_the_floor_standard_library_only() -> None:
-    assert imported(ROOT / "builders" / "contract.py") <= STANDARD_LIBRARY
+    assert imported(ROOT / "builders" / "core" / "contract.py") <= STANDARD_LIBRARY
 
 
 def test_the_features_code_can_be_copied_beside_a_served_model() -> None:
-    assert imported(ROOT / "builders" / "features.py") <= STANDARD_LIBRARY | {"numpy"}
+    assert imported(ROOT / "builders" / "features" / "encoder.py") <= STANDARD_LIBRARY | {"numpy"}
 
 
 @each("builders/**/*.py")

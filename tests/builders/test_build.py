@@ -167,7 +167,7 @@ def test_another_metric_is_measured_anew(built: Built, judge: Callable, said: li
 def test_trials_are_built_by_name_or_all_together(built: Built, tmp_path: Path) -> None:
     workspace = Workspace(build=shutil.copytree(built.workspace.build, tmp_path / "build"))
     reference, int8 = built.recipe.variants
-    recipe = built.recipe.model_copy(update={"variants": (reference, int8.model_copy(update={"trial": True}))})
+    recipe = built.recipe.model_copy(update={"variants": (reference, int8.model_copy(update={"experimental": True}))})
 
     def names(**choice: Any) -> list[str]:
         found = build_variants(recipe, built.ranker, built.judged, lambda _: None, workspace, **choice)

@@ -56,7 +56,7 @@ RECIPE = Recipe.model_validate(
         "variants": [
             {"name": "fp32_onnx"},
             {"name": "int8_onnx", "steps": [{"step": "int8"}]},
-            {"name": "bf16_openvino", "steps": [{"step": "bf16"}], "trial": True},
+            {"name": "bf16_openvino", "steps": [{"step": "bf16"}], "experimental": True},
         ],
     }
 )
@@ -246,7 +246,7 @@ def test_steps_are_written_as_the_recipe_writes_them() -> None:
             "step": "distill",
             "teachers": [{"recipe": "two_tower"}, {}],
             "hidden": {"layers.1": "layers.3"},
-            "rate": 1e-5,
+            "learning_rate": 1e-5,
         },
         {"step": "int8", "keep_fp32": ['*"quoted"*']},
     ]

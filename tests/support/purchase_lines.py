@@ -55,5 +55,5 @@ def generated_log() -> PurchaseLog:
 def small_recipe(ranker: str, **training: Any) -> Recipe:
     """The kit's, but trained for a few steps on one thread."""
     recipe = load_recipe(REPOSITORY_ROOT / "recipes" / f"{ranker}.toml")
-    quick = {"passes": 1, "examples": 64, "batch": 16, "threads": 1, **training}
+    quick = {"epochs": 1, "examples": 64, "batch": 16, "threads": 1, **training}
     return recipe.model_copy(update={"training": {**recipe.training, **quick}})

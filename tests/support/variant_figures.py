@@ -27,7 +27,7 @@ def variant_row(variant: str, **changes: Any) -> VariantFigures:
         "variant": variant,
         "endpoint": "rank",
         "is_reference": False,
-        "trial": False,
+        "experimental": False,
         "steps": ('{ step = "int8", method = "minmax" }',),
         "metric": "ndcg",
         "quality": quality,

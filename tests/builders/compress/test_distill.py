@@ -43,7 +43,7 @@ def data() -> JudgedQueries:
 
 def settings(**given: object) -> Distill:
     return Distill.model_validate(
-        {"step": "distill", "lists": 40, "candidates": 8, "epochs": 4, "rate": 0.01, "freeze": (), **given}
+        {"step": "distill", "lists": 40, "candidates": 8, "epochs": 4, "learning_rate": 0.01, "freeze": (), **given}
     )
 
 
@@ -158,7 +158,7 @@ def judged_loss(ranker: FeatureRanker, data: JudgedQueries) -> float:
 def test_judged_training_lists_are_learned_where_they_have_a_weight(
     student: FeatureRanker, teacher: FeatureRanker, data: JudgedQueries
 ) -> None:
-    alone, many_steps = priced_ranker(seed=1), {"lists": 20, "batch": 1, "epochs": 8, "rate": 0.02}
+    alone, many_steps = priced_ranker(seed=1), {"lists": 20, "batch": 1, "epochs": 8, "learning_rate": 0.02}
     learn(alone, [(teacher, 1.0)], data, judged_weight=0.0, **many_steps)
     learn(student, [(teacher, 1.0)], data, judged_weight=100.0, **many_steps)
     assert judged_loss(student, data) < 0.8 * judged_loss(alone, data)

@@ -140,7 +140,7 @@ def test_a_file_that_is_not_there_or_not_toml_is_refused(tmp_path: Path) -> None
         ("builders/features/text.py:Absent", r"text\.py' has no 'Absent'"),
         (
             "builders/features/text.py:load_tokenizer",
-            r"is no class derived from torch\.nn\.Module or builders\.ranker\.Ranker",
+            r"is no class derived from torch\.nn\.Module or builders\.rankers\.base\.Ranker",
         ),
     ],
 )

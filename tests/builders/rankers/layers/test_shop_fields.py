@@ -18,7 +18,15 @@ from builders.rankers.load import import_from
 from builders.training.recommenders import trained_network
 
 NETWORKS = ("wide_mlp", "dcn_v2", "dlrm", "mmoe")
-FEW = {"passes": 10, "examples": 40, "batch": 8, "negatives": 30, "threads": 1, "rate": 1e-2, "half_life_days": 1e4}
+FEW = {
+    "epochs": 10,
+    "examples": 40,
+    "batch": 8,
+    "negatives": 30,
+    "threads": 1,
+    "learning_rate": 1e-2,
+    "half_life_days": 1e4,
+}
 
 
 @pytest.fixture(scope="module")
