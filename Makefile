@@ -33,7 +33,7 @@ check: setup ## lint, layers and types
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
-	@PYTHONPATH=.:clients $(VENV)/bin/lint-imports --quiet 2>&1
+	@PYTHONPATH=.:clients $(VENV)/bin/lint-imports --no-logo
 	@$(VENV)/bin/hadolint Dockerfile
 
 setup: $(VENV)/.ready $(SERVER_VENV)/.ready ## make the two environments (part of every target that needs them)
