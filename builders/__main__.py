@@ -104,7 +104,7 @@ def engines(recipes: Recipes = None, require_tensorrt: bool = False, data: Data 
     from builders.engines.of_recipe import build_plans
 
     folder = _data(data).folder
-    chosen = [recipe for recipe in _recipes(recipes) if any(each.runtime == "trt" for each in recipe.variants)]
+    chosen = [recipe for recipe in _recipes(recipes) if any(each.runtime.needs_gpu for each in recipe.variants)]
     plans = build_plans(chosen, folder, say, require=require_tensorrt)
     if plans:
         _publish(recipes or None, data, None, plans=plans)

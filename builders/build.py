@@ -9,7 +9,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from builders.compress.chain import Say, chain_of, planned_files, variant_files
+from builders.compress.chain import planned_files, variant_files
+from builders.compress.context import Say, build_context
 from builders.core.recipe import Recipe
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
@@ -57,14 +58,14 @@ def build_variants(
         recipe.gate.fidelity_lists if fidelity_lists is None else fidelity_lists,
         torch_scores(recipe, ranker, evaluated, say, workspace),
     )
-    context = chain_of(recipe, ranker, judged, say, workspace)
+    context = build_context(recipe, ranker, judged, say, workspace)
     built: list[BuiltVariant] = []
     for variant in recipe.variants:
         if variant.experimental and not experimental and variant.name not in wanted:
             continue
         made = (
             variant_files(context, variant)
-            if variant.runtime != "trt"
+            if not variant.runtime.needs_gpu
             else planned_files(context, variant, plans or {})
         )
         if made is None:

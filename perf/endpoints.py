@@ -15,9 +15,9 @@ from tritonrank_client import Overloaded, RankClient, RankedList
 
 from builders.core.contract import CONTEXT, ENDPOINTS, HISTORY, RECOMMEND, USER_ID
 from builders.core.recipe import Recipe, Variant
+from builders.core.runtimes import ONNX, OPENVINO
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries, Request
-from builders.export.sessions import ONNX, OPENVINO
 from builders.publish import pbtxt
 from builders.publish.repository import CONFIG, served_variant
 from perf.errors import PerfError
@@ -104,7 +104,7 @@ def served_scorers(endpoint: Endpoint, workspace: Workspace = PROJECT) -> list[P
     folders = [
         workspace.repository / step.model_name / str(step.model_version) for step in config.ensemble_scheduling.step
     ]
-    found = [folder / f"model{suffix}" for folder in folders for suffix in (ONNX, OPENVINO)]
+    found = [folder / f"model{runtime.suffix}" for folder in folders for runtime in (ONNX, OPENVINO)]
     return [path for path in found if path.is_file()]
 
 

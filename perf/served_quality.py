@@ -16,6 +16,7 @@ from rich.console import Console
 
 from builders.core.files import fingerprint, sha256, write_atomically
 from builders.core.recipe import Recipe
+from builders.core.runtimes import Session
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import judged_folder
 from builders.data.bm25 import first_stage
@@ -25,7 +26,6 @@ from builders.evaluate import metrics
 from builders.evaluate.judge import Scores, as_served, open_sessions, score_in_process, torch_scores
 from builders.evaluate.metrics import Interval
 from builders.export import parity
-from builders.export.sessions import Session
 from builders.publish.repository import MANIFEST
 from builders.rankers.base import Ranker
 from builders.rankers.load import load_ranker

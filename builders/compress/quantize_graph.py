@@ -26,11 +26,11 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from builders.core.errors import BuilderError
+from builders.core.errors import QuantizationError
 from builders.core.files import write_atomically
 from builders.core.quiet import quiet
+from builders.core.runtimes import open_session
 from builders.core.steps import Int8, Int8Embeddings
-from builders.export.sessions import open_session
 from builders.rankers.base import Sample
 
 _METHODS = {
@@ -42,10 +42,6 @@ _METHODS = {
 
 SENSITIVITY_SAMPLES = 4
 """Requests on which a node's cost is measured."""
-
-
-class QuantizationError(BuilderError):
-    """The graph cannot be quantized as asked."""
 
 
 class NothingToQuantize(QuantizationError):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from builders.compress.chain import Say, calibration_samples, chain_of, compressed, exported
+from builders.compress.chain import compressed, exported
+from builders.compress.context import Say, build_context, calibration_samples
 from builders.compress.quantize_graph import LayerCost, layer_costs
 from builders.core.recipe import Recipe, RecipeError, Variant
 from builders.core.steps import Int8
@@ -26,12 +27,12 @@ def sensitivity_table(
     step = next((step for step in variant.graph_steps if isinstance(step, Int8)), None)
     if step is None:
         raise RecipeError(f"{recipe.model_name(variant)}: no static int8 step, whose layers could be told apart")
-    context = chain_of(recipe, load_ranker(recipe), data, say, workspace)
-    ranker, _, _ = compressed(context, variant.network_steps)
+    context = build_context(recipe, load_ranker(recipe), data, say, workspace)
+    ranker = compressed(context, variant.network_steps).ranker
     layers: list[LayerCost] = []
     for graph in ranker.graphs:
         if not graph.keep_fp32:
-            made = exported(context, variant.network_steps, graph, f"{graph.name}_{recipe.variants[0].name}")
+            made = exported(context, variant.network_steps, graph)
             samples = calibration_samples(context, ranker, graph, step.calibration_queries)
             layers.extend(layer_costs(made.path, samples, step, graph.name))
     return layers_table(layers, recipe.model_name(variant))

@@ -19,3 +19,7 @@ def listed(names: Sequence[str] | Mapping[str, object], limit: int = 3) -> str:
     quoted = [f"'{name}'" for name in names]
     rest = len(quoted) - limit
     return ", ".join(quoted[:limit]) + (f" and {rest} more" if rest > 0 else "") if quoted else "none"
+
+
+class QuantizationError(BuilderError):
+    """The graph cannot be quantized as asked."""

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import pydantic
 
 from builders.core.contract import MAX_BOOST_AMOUNT, MAX_BOOSTS, MAX_CANDIDATES
 from builders.core.errors import BuilderError
-from builders.core.steps import Bf16, GraphStep, Int8, NetworkStep, Settings, Step
+from builders.core.runtimes import RUNTIMES, Precision, Runtime
+from builders.core.steps import GraphStep, NetworkStep, Settings, Step
 from builders.core.workspace import REPOSITORY_ROOT
 
-Runtime = Literal["onnx", "openvino", "trt"]
 SLICES_OF_DATA = {
     "judged": ("query_length", "brand_popularity"),
     "purchases": ("country", "history"),
@@ -50,15 +50,15 @@ class Variant(Settings):
         gate: limits of its own.
     """
 
-    name: str = pydantic.Field(pattern=r"^[a-z0-9_]+_(onnx|openvino|trt)$")
+    name: str = pydantic.Field(pattern=rf"^[a-z0-9_]+_({'|'.join(RUNTIMES)})$")
     steps: tuple[Step, ...] = ()
     experimental: bool = False
     gate: OwnLimits = OwnLimits()
 
     @property
     def runtime(self) -> Runtime:
-        """Which of Triton's backends serves it."""
-        return cast("Runtime", self.name.rsplit("_", 1)[1])
+        """What serves it: the end of its name."""
+        return RUNTIMES[self.name.rsplit("_", 1)[1]]
 
     @property
     def network_steps(self) -> tuple[NetworkStep, ...]:
@@ -73,18 +73,31 @@ class Variant(Settings):
     @property
     def exact(self) -> bool:
         """Whether its scores are the torch network's own, but for rounding in FP32."""
-        return not self.steps and self.runtime != "trt"
+        return not self.steps and not self.runtime.needs_gpu
+
+    @property
+    def precision(self) -> Precision:
+        """What its runtime is asked to compute in."""
+        asked = [step.precision for step in self.steps if step.precision != "fp32"]
+        return asked[-1] if asked else "fp32"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it multiplies in static INT8."""
+        return any(step.quantizes for step in self.steps)
+
+    @property
+    def joins_requests(self) -> bool:
+        """Whether the server may run several of its requests as one batch."""
+        return self.runtime.joins_requests and all(step.joins_requests for step in self.steps)
 
     @pydantic.model_validator(mode="after")
     def _in_order(self) -> Variant:
         if self.steps != (*self.network_steps, *self.graph_steps):
             names = " => ".join(step.step for step in self.steps)
             raise ValueError(f"steps {names}, wanted those of the network before those of the graph")
-        if self.runtime != "openvino" and any(isinstance(step, Bf16) for step in self.steps):
-            raise ValueError(f"bf16 with the runtime {self.runtime}, wanted a variant ..._openvino")
-        methods = [step.method for step in self.steps if isinstance(step, Int8) and step.method != "minmax"]
-        if self.runtime == "openvino" and methods:
-            raise ValueError(f"int8 by {methods[0]} with the runtime openvino, wanted minmax: NNCF has no other")
+        if refusals := [refusal for step in self.steps if (refusal := step.refusal(self.runtime))]:
+            raise ValueError("; ".join(refusals))
         return self
 
 
@@ -221,7 +234,11 @@ class Recipe(Settings):
         names = [variant.name for variant in self.variants]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"variants {', '.join(repeated)} stand there twice, wanted one name each")
-        if not self.variants[0].exact or self.variants[0].experimental or self.variants[0].runtime != "onnx":
+        if (
+            not self.variants[0].exact
+            or self.variants[0].experimental
+            or self.variants[0].runtime is not RUNTIMES["onnx"]
+        ):
             raise ValueError(f"the first variant is {names[0]}, wanted one without steps for the runtime onnx: it is "
                              "the reference of the others")  # fmt: skip
         return self

@@ -7,9 +7,11 @@ factorizing), then steps of the exported graph (quantization, half precision). W
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
+
+from builders.core.runtimes import RUNTIMES, Precision, Runtime
 
 Share = Annotated[float, pydantic.Field(gt=0, lt=1)]
 
@@ -20,12 +22,57 @@ class Settings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
 
-class NetworkStep(Settings):
+class CompressionStep(Settings):
+    """One step of a variant's chain: its settings, and its effects on what is built around it.
+
+    Attributes:
+        step: its name in a recipe.
+    """
+
+    step: str
+
+    precision: ClassVar[Precision] = "fp32"
+    """What its product asks the runtime to compute in."""
+    quantizes: ClassVar[bool] = False
+    """Whether its product multiplies in static INT8."""
+    joins_requests: ClassVar[bool] = True
+    """Whether its product's scores are independent of the rows beside them, so that requests may be run together."""
+    keepable: ClassVar[bool] = True
+    """Whether its product can be stored and loaded again."""
+    reads_data: ClassVar[bool] = False
+    """Whether its product depends on the data besides the network."""
+    changes_graph: ClassVar[bool] = True
+    """Whether the scorer's file is another one after it."""
+
+    @property
+    def recipes_read(self) -> tuple[str, ...]:
+        """Other recipes whose rankers it learns from, by name or path."""
+        return ()
+
+    def refusal(self, runtime: Runtime) -> str:
+        """Why the runtime cannot serve its product; "" where it can."""
+        if self.precision in runtime.precisions:
+            return ""
+        wanted = " or ".join(f"..._{each.name}" for each in RUNTIMES.values() if self.precision in each.precisions)
+        return f"{self.step} with the runtime {runtime.name}, wanted a variant {wanted}"
+
+    def __str__(self) -> str:
+        """As it is told while it is made: name, and the settings that are not the default's."""
+        settings = self.model_dump(exclude={"step"}, exclude_defaults=True)
+        told = ", ".join(f"{name} {value}" for name, value in settings.items())
+        return f"{self.step} ({told})" if told else self.step
+
+
+class NetworkStep(CompressionStep):
     """Changes the torch network; the graph is exported from the result."""
 
 
-class GraphStep(Settings):
+class GraphStep(CompressionStep):
     """Changes the exported graph."""
+
+    def done_by(self, runtime: Runtime) -> bool:
+        """Whether the runtime does it while it converts the graph, so that it is left out in ONNX."""
+        return False
 
 
 # ---------------------------------------------------------------- pruning
@@ -49,6 +96,7 @@ class PruneHeads(NetworkStep):
     """
 
     step: Literal["prune_heads"]
+    reads_data: ClassVar[bool] = True
     amount: Share
     lists: int = pydantic.Field(32, ge=1)
 
@@ -63,6 +111,7 @@ class PruneChannels(NetworkStep):
     """
 
     step: Literal["prune_channels"]
+    reads_data: ClassVar[bool] = True
     amount: Share
     lists: int = pydantic.Field(32, ge=1)
 
@@ -78,6 +127,7 @@ class PruneRows(NetworkStep):
     """
 
     step: Literal["prune_rows"]
+    reads_data: ClassVar[bool] = True
     amount: Share
     min_rows: int = pydantic.Field(256, ge=2)
     lists: int = pydantic.Field(2000, ge=1)
@@ -105,6 +155,7 @@ class Sparse24(NetworkStep):
     """
 
     step: Literal["sparse_2_4"]
+    reads_data: ClassVar[bool] = True
     method: Literal["sparse_magnitude", "sparsegpt"] = "sparse_magnitude"
     lists: int = pydantic.Field(32, ge=1)
 
@@ -180,6 +231,7 @@ class Distill(NetworkStep):
     """
 
     step: Literal["distill"]
+    reads_data: ClassVar[bool] = True
     teachers: tuple[Teacher, ...] = (Teacher(),)
     lists: int = pydantic.Field(1200, ge=1)
     candidates: int = pydantic.Field(12, ge=2)
@@ -192,6 +244,11 @@ class Distill(NetworkStep):
     sharpness: float = pydantic.Field(2.0, gt=0)
     freeze: tuple[str, ...] = ("*embeddings.word_embeddings*",)
     seed: int = 0
+
+    @property
+    def recipes_read(self) -> tuple[str, ...]:
+        """Of its teachers."""
+        return tuple(teacher.recipe for teacher in self.teachers if teacher.recipe)
 
 
 # ---------------------------------------------------------------- quantization
@@ -220,9 +277,22 @@ class Int8(Calibrated, GraphStep):
     """
 
     step: Literal["int8"] = "int8"
+    reads_data: ClassVar[bool] = True
+    quantizes: ClassVar[bool] = True
     method: Literal["minmax", "entropy", "percentile"] = "minmax"
     percentile: float = pydantic.Field(99.99, gt=50, le=100)
     activations: Literal["uint8", "int8"] = "uint8"
+
+    def done_by(self, runtime: Runtime) -> bool:
+        """Where the runtime has a quantizer of its own."""
+        return runtime.quantizes is not None
+
+    def refusal(self, runtime: Runtime) -> str:
+        """A method that the runtime's own quantizer does not know."""
+        if self.method in runtime.int8_methods:
+            return super().refusal(runtime)
+        known = ", ".join(sorted(runtime.int8_methods))
+        return f"int8 by {self.method} with the runtime {runtime.name}, wanted {known}: its quantizer has no other"
 
 
 class DynamicInt8(GraphStep):
@@ -230,6 +300,7 @@ class DynamicInt8(GraphStep):
     its neighbours, so the server neither joins its requests nor splits them."""
 
     step: Literal["dynamic_int8"]
+    joins_requests: ClassVar[bool] = False
 
 
 class Int8Embeddings(GraphStep):
@@ -241,6 +312,7 @@ class Int8Embeddings(GraphStep):
     """
 
     step: Literal["int8_embeddings"]
+    reads_data: ClassVar[bool] = True
     min_rows: int = pydantic.Field(256, ge=2)
 
 
@@ -260,6 +332,9 @@ class Int8Network(NetworkStep):
     """
 
     step: Literal["int8_network"]
+    reads_data: ClassVar[bool] = True
+    quantizes: ClassVar[bool] = True
+    keepable: ClassVar[bool] = False  # its classes are made at run time and cannot be pickled
     smooth: bool = True
     keep_fp32: tuple[str, ...] = ()
     calibration_lists: int = pydantic.Field(32, ge=1)
@@ -280,6 +355,8 @@ class Fp16(GraphStep):
     """
 
     step: Literal["fp16"]
+    reads_data: ClassVar[bool] = True
+    precision: ClassVar[Precision] = "fp16"
     keep_fp32: tuple[str, ...] = ()
 
 
@@ -287,6 +364,8 @@ class Bf16(GraphStep):
     """BF16 arithmetic by OpenVINO's precision hint (Kalamkar et al., arXiv:1905.12322); the file stays as it is."""
 
     step: Literal["bf16"]
+    precision: ClassVar[Precision] = "bf16"
+    changes_graph: ClassVar[bool] = False
 
 
 Step = Annotated[

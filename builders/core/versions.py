@@ -7,6 +7,9 @@ exported or built.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.metadata
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,3 +119,16 @@ def opset_of(model: object) -> int:
     """Version of the default domain that an ``onnx.ModelProto`` imports; 0 where it imports none."""
     imports = {one.domain or "ai.onnx": one.version for one in model.opset_import}  # type: ignore[attr-defined]
     return int(imports.get("ai.onnx", 0))
+
+
+LIBRARIES = (
+    "torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers",
+    "nvidia-modelopt", "nncf", "openvino",
+)  # fmt: skip
+"""Whose versions what is built depends on."""
+
+
+@functools.cache
+def libraries() -> dict[str, str]:
+    """Name => version of what a build depends on, for keys and the manifest."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}

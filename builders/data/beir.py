@@ -6,15 +6,17 @@ Refuses a broken file with its line, what was found and what was wanted. Knows n
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from builders.core.errors import BuilderError
+from builders.core.keys import key_of
 
 GRADES = {3: "Exact", 2: "Substitute", 1: "Complement", 0: "Irrelevant"}
 GAINS = {3: 1.0, 2: 0.1, 1: 0.01, 0: 0.0}
@@ -85,6 +87,17 @@ class Request:
     context: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class UnlabeledRequests(Protocol):
+    """Requests that nobody judged, made of something else than the products' texts."""
+
+    @property
+    def digest(self) -> str:
+        """Changes with what they are made of."""
+
+    def __call__(self, count: int, seed: int) -> Sequence[Request]:
+        """At most ``count``; other seeds give others."""
+
+
 @dataclasses.dataclass(frozen=True)
 class JudgedQueries:
     """Queries, the corpus, and each query's judged candidates.
@@ -95,7 +108,7 @@ class JudgedQueries:
         judgements: query id to {item id: grade}, at least one each; grades as in :data:`GRADES`.
         requests: query id to what it asks besides its text, where there is more.
         users: user id to raw fields.
-        unlabeled: (count, seed) => requests that nobody judged; None = made of the products' texts.
+        unlabeled: makes requests that nobody judged; None = they are made of the products' texts.
     """
 
     queries: dict[str, str]
@@ -103,7 +116,16 @@ class JudgedQueries:
     judgements: dict[str, dict[str, int]]
     requests: Mapping[str, Request] = dataclasses.field(default_factory=dict)
     users: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    unlabeled: Callable[[int, int], Sequence[Request]] | None = dataclasses.field(default=None, compare=False)
+    unlabeled: UnlabeledRequests | None = dataclasses.field(default=None, compare=False)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Changes with anything that it holds: products with titles and prices, judgements, requests, users, and what
+        unlabeled requests are made of."""
+        held = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "unlabeled"
+        }
+        return key_of({**held, "unlabeled": getattr(self.unlabeled, "digest", "")})
 
     def request(self, query_id: str) -> Request:
         """What the query asks, with the raw fields of its user. Raises: KeyError."""

@@ -6,10 +6,13 @@ top-1 accuracy is the share of queries whose best-ranked item has it. Knows noth
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Mapping
 
-from builders.data.beir import DatasetError, JudgedQueries, Product
+from builders.core.keys import key_of
+from builders.data.beir import DatasetError, JudgedQueries, Product, Request
 from builders.data.unlabeled import made_queries
 
 RIGHT, WRONG = 3, 0
@@ -46,8 +49,24 @@ def category_lists(judged: JudgedQueries) -> JudgedQueries:
         },
         requests={query_id: request for query_id, request in judged.requests.items() if query_id in labels},
         users=judged.users,
-        unlabeled=lambda count, seed: made_queries(list(judged.products.values()), count, seed),
+        unlabeled=MadeQueries(tuple(judged.products.values())),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeQueries:
+    """Unlabeled queries made of products, which are not the candidates here."""
+
+    products: tuple[Product, ...]
+
+    def __call__(self, count: int, seed: int) -> list[Request]:
+        """As :func:`builders.data.unlabeled.made_queries`."""
+        return made_queries(self.products, count, seed)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Changes with the products."""
+        return key_of({"products": self.products})
 
 
 def top_category(product: Product) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from builders.core.keys import key_of
 from builders.data.beir import DatasetError, JudgedQueries, Product, Request
 from builders.data.purchase_fields import Basket, Fields, context_fields, days, item_products, user_fields
 from builders.data.purchases import load_purchases
@@ -294,8 +296,24 @@ def evaluation_lists(
         judgements=judgements,
         requests={f"u{user_id}": request_of(log, user_id) for user_id in chosen},
         users=log.users,
-        unlabeled=lambda count, seed: training_requests(log, count, seed),
+        unlabeled=TrainingRequests(log),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRequests:
+    """Unlabeled requests: what customers would have asked before the cut."""
+
+    log: PurchaseLog
+
+    def __call__(self, count: int, seed: int) -> list[Request]:
+        """As :func:`training_requests`."""
+        return training_requests(self.log, count, seed)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Changes with the baskets before the cut."""
+        return key_of({"baskets": self.log.baskets, "users": self.log.users})
 
 
 def training_requests(log: PurchaseLog, count: int, seed: int) -> list[Request]:

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from builders.compress.bisect import bisect
-from builders.compress.chain import BuildContext, Say, calibration_samples, chain_of, compressed, variant_files
+from builders.compress.chain import variant_files
+from builders.compress.context import BuildContext, Say, build_context, calibration_samples
 from builders.core.recipe import Recipe, RecipeError, Variant
-from builders.core.steps import Fp16, Int8, Int8Network
+from builders.core.runtimes import ONNX, runtime_of
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
 from builders.data.evaluation import evaluation_data
@@ -20,7 +21,6 @@ from builders.engines.build import Precision
 from builders.engines.build_all import WantedEngine, build_engines
 from builders.engines.parity import check_engine
 from builders.engines.profiles import profiles_of
-from builders.export.sessions import ONNX
 from builders.rankers.base import Graph
 from builders.rankers.load import load_ranker
 
@@ -52,27 +52,26 @@ def bisect_variant(
     Raises:
         RecipeError: the variant's graphs are not ONNX, or have other layers than the reference's.
     """
-    if variant.runtime == "openvino" or variant.network_steps[:-1] or variant.exact:
+    if variant.runtime.converts is not None or variant.network_steps[:-1] or variant.exact:
         raise RecipeError(
             f"{recipe.model_name(variant)}: wanted an ONNX or TensorRT variant that changes nothing but types; "
             "bisect int8_onnx, say, in its place"
         )
-    context = chain_of(recipe, load_ranker(recipe), data, say, workspace)
+    context = build_context(recipe, load_ranker(recipe), data, say, workspace)
     reference, found = variant_files(context, recipe.variants[0]), variant_files(context, variant)
-    ranker, _, _ = compressed(context, [])
     texts = [
         bisect(reference[graph.name].path, found[graph.name].path,
-               calibration_samples(context, ranker, graph, BISECT_SAMPLES))
-        for graph in ranker.graphs
+               calibration_samples(context, context.ranker, graph, BISECT_SAMPLES))
+        for graph in context.ranker.graphs
         if found[graph.name].path != reference[graph.name].path
     ]  # fmt: skip
     return "\n".join(texts)
 
 
 def _wanted(recipe: Recipe, data: Path, say: Say, workspace: Workspace) -> Iterator[WantedEngine]:
-    context = chain_of(recipe, load_ranker(recipe), evaluation_data(recipe.data, data), say, workspace)
+    context = build_context(recipe, load_ranker(recipe), evaluation_data(recipe.data, data), say, workspace)
     for variant in recipe.variants:
-        if variant.runtime == "trt":
+        if variant.runtime.needs_gpu:
             yield from _engines_of(context, variant)
 
 
@@ -80,7 +79,7 @@ def _engines_of(context: BuildContext, variant: Variant) -> Iterator[WantedEngin
     fallback = context.recipe.variants[0].name
     for graph in context.ranker.graphs:
         made = variant_files(context, variant)[graph.name]
-        if made.model.endswith(variant.name) and made.path.suffix == ONNX:
+        if made.model.endswith(variant.name) and runtime_of(made.path) is ONNX:
             precision = precision_of(variant)
             check = functools.partial(_check, context, graph, made.path, precision)
             yield WantedEngine(made.model, graph, made.path, precision, f"{graph.name}_{fallback}", check)
@@ -99,6 +98,6 @@ def _check(context: BuildContext, graph: Graph, onnx_file: Path, precision: Prec
 
 def precision_of(variant: Variant) -> Precision:
     """What its engines must turn out to be."""
-    if any(isinstance(step, Int8 | Int8Network) for step in variant.steps):
+    if variant.quantized:
         return "int8"
-    return "fp16" if any(isinstance(step, Fp16) for step in variant.steps) else "fp32"
+    return "fp16" if variant.precision == "fp16" else "fp32"

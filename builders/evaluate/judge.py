@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,21 +12,22 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from builders.compress.chain import Artifact, BuildContext, Say, code_of, compressed, variant_files
+from builders.compress.chain import Artifact, compressed, network_inputs, variant_files
+from builders.compress.context import BuildContext, Say, ranker_inputs
 from builders.core.contract import SCORE
-from builders.core.files import fingerprint, sha256, write_atomically
+from builders.core.keeper import keep_figures
 from builders.core.recipe import Recipe, RecipeError, Variant
-from builders.core.steps import Bf16, Fp16, Int8Network
+from builders.core.runtimes import Session, open_session, runtime_of
+from builders.core.steps import NetworkStep
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries, Product, Request
 from builders.data.bm25 import first_stage
 from builders.data.unlabeled import UnlabeledList, unlabeled_lists
 from builders.evaluate import gate, metrics
-from builders.export.sessions import Session, files_of, open_session
 from builders.rankers.base import Ranker, Sample
 
 FIDELITY_SEED = 103
-"""Of the gate's unjudged lists."""
+"""Of the gate's unlabeled lists."""
 Scores = dict[str, dict[str, float]]
 """Query id => item id => score."""
 
@@ -66,18 +66,19 @@ def torch_scores(
     recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print, workspace: Workspace = PROJECT
 ) -> Scores:
     """The torch module's own score of every judged candidate, computed once and kept under ``build/``."""
-    state = workspace.ranker_folder(recipe.ranker) / "torch_scores.json"
-    inputs = fingerprint([*map(sha256, ranker.checkpoint_files), code_of(ranker), _digest(judged)])
-    stored = _stored(state, inputs)
-    if stored is None:
+
+    def compute() -> dict[str, Scores]:
         say(f"{recipe.ranker}: scoring {len(judged.queries)} queries with torch")
-        scores = {
-            query_id: _scores_of(recipe, ranker, judged, query_id, list(grades))
-            for query_id, grades in judged.judgements.items()
+        return {
+            "scores": {
+                query_id: _scores_of(recipe, ranker, judged, query_id, list(grades))
+                for query_id, grades in judged.judgements.items()
+            }
         }
-        stored = {"inputs": inputs, "scores": scores}
-        write_atomically(state, json.dumps(stored) + "\n")
-    return dict(stored["scores"])
+
+    inputs = {**ranker_inputs(ranker), "data": judged.digest, "head_weights": recipe.postprocess.head_weights}
+    state = workspace.ranker_folder(recipe.ranker) / "torch_scores.json"
+    return dict(keep_figures(state, inputs, compute)["scores"])
 
 
 def judged_variant(
@@ -85,21 +86,20 @@ def judged_variant(
 ) -> BuiltVariant:
     """Its files, and what was measured of it, now or before."""
     models = {name: (one.model, one.path) for name, one in made.items()}
-    files = [path for _, file in models.values() for path in files_of(file).values()]
-    state = context.folder / f"{variant.name}.json"
-    measured = context.recipe.gate.model_dump_json(include={"metric", "fidelity_candidates"})  # not the limits
-    inputs = fingerprint([*map(sha256, files), judging.fingerprint, measured])
-    figures = _measured_before(state, inputs, judging.count)
-    if figures is None:
+    files = [path for _, file in models.values() for path in runtime_of(file).files(file).values()]
+
+    def compute() -> dict[str, Any]:
         context.say(f"{context.recipe.model_name(variant)}: quality over {len(judging.data.queries)} judged queries")
-        figures = {
-            "inputs": inputs,
-            "fidelity_lists": judging.count,
-            **_measure(context, _sampler(context, variant), variant, models, judging),
-        }
-        text = json.dumps(figures) + "\n"
-        write_atomically(state, text)
-        figures = json.loads(text)  # as the next build reads them
+        measured = _measure(context, _sampler(context, variant), variant, models, judging)
+        return {"fidelity_lists": judging.count, **measured}
+
+    figures = keep_figures(
+        context.folder / f"{variant.name}.json",
+        _figures_inputs(context, variant, files, judging),
+        compute,
+        valid=lambda stored: _readable(stored) and stored["fidelity_lists"] >= judging.count,
+        say=context.say,
+    )
     passed, told = _verdict(context.recipe, variant, figures)
     figures |= {
         "gate": told,
@@ -110,17 +110,44 @@ def judged_variant(
     return BuiltVariant(variant, models, figures, passed)
 
 
-def _measured_before(state: Path, inputs: str, lists: int) -> dict[str, Any] | None:
-    """None where nothing was, or over fewer lists, or by a version whose reports had another form."""
-    figures = _stored(state, inputs)
-    if figures is None or figures["fidelity_lists"] < lists or "not_finite" not in figures:
-        return None
+def _figures_inputs(
+    context: BuildContext, variant: Variant, files: Sequence[Path], judging: Judging
+) -> dict[str, object]:
+    """Everything that a variant's figures depend on, but for how many lists they are over. The limits of the gate judge
+    figures and change none."""
+    return {
+        "files": list(files),
+        "samples": network_inputs(context, _sampling_steps(variant)),
+        "precision": variant.precision,
+        **_scored_on(context, judging),
+        "metric": context.recipe.gate.metric,
+        "reference": judging.reference,
+    }
+
+
+def _scored_on(context: BuildContext, judging: Judging) -> dict[str, object]:
+    """What lists are scored, and what of the recipe changes a score."""
+    recipe = context.recipe
+    return {
+        "data": judging.data.digest,
+        "kind of data": recipe.data,
+        "head_weights": recipe.postprocess.head_weights,
+        "threads": recipe.serving.threads,
+        "fidelity_candidates": recipe.gate.fidelity_candidates,
+        "fidelity seed": FIDELITY_SEED,
+    }
+
+
+def _readable(figures: Mapping[str, Any]) -> bool:
+    """Not by a version whose reports had another form."""
+    if not {"fidelity_lists", "not_finite"} <= figures.keys():
+        return False
     try:
         if "report" in figures:
             gate.report_from_json(figures["report"])
     except pydantic.ValidationError:
-        return None
-    return figures
+        return False
+    return True
 
 
 def _verdict(recipe: Recipe, variant: Variant, figures: Mapping[str, Any]) -> tuple[bool, str]:
@@ -140,8 +167,11 @@ def _verdict(recipe: Recipe, variant: Variant, figures: Mapping[str, Any]) -> tu
 
 def _sampler(context: BuildContext, variant: Variant) -> Ranker:
     """Who makes the variant's samples: its own network, where a vector of the request is among them."""
-    steps = [step for step in variant.network_steps if not isinstance(step, Int8Network)]
-    return compressed(context, steps)[0]
+    return compressed(context, _sampling_steps(variant)).ranker
+
+
+def _sampling_steps(variant: Variant) -> list[NetworkStep]:
+    return [step for step in variant.network_steps if step.keepable]
 
 
 @dataclasses.dataclass
@@ -165,11 +195,6 @@ class Judging:
     def lists(self) -> list[UnlabeledList]:
         """Other lists than distillation's and calibration's."""
         return unlabeled_lists(self.data, self.count, self.recipe.gate.fidelity_candidates, FIDELITY_SEED)
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Changes with what is judged."""
-        return _digest(self.data)
 
 
 def _measure(
@@ -212,25 +237,29 @@ def _measure(
 
 
 def _reference_scores(context: BuildContext, judging: Judging) -> list[list[float]]:
-    """Of the unjudged lists, by the reference variant; kept, since every other variant is compared with them."""
+    """Of the unlabeled lists, by the reference variant; kept, since every other variant is compared with them."""
     reference = context.recipe.variants[0]
     models = {name: (one.model, one.path) for name, one in variant_files(context, reference).items()}
-    inputs = fingerprint([*(sha256(path) for _, path in models.values()), judging.fingerprint])
-    state = context.folder / f"reference_scores_{judging.count}.json"
-    stored = _stored(state, inputs)
-    if stored is None:
+
+    def compute() -> dict[str, list[list[float]]]:
         sessions = open_sessions(context.recipe, reference, models)
-        scores = _unjudged_scores(context, context.ranker, reference, sessions, judging)
-        stored = {"inputs": inputs, "scores": scores}
-        write_atomically(state, json.dumps(stored) + "\n")
-    found: list[list[float]] = stored["scores"]
+        return {"scores": _unjudged_scores(context, context.ranker, reference, sessions, judging)}
+
+    inputs = {
+        "files": [path for _, path in models.values()],
+        "samples": ranker_inputs(context.ranker),
+        "lists": judging.count,
+        **_scored_on(context, judging),
+    }
+    state = context.folder / f"reference_scores_{judging.count}.json"
+    found: list[list[float]] = keep_figures(state, inputs, compute)["scores"]
     return found
 
 
 def _unjudged_scores(
     context: BuildContext, ranker: Ranker, variant: Variant, sessions: Mapping[str, Session], judging: Judging
 ) -> list[list[float]]:
-    context.say(f"{context.recipe.model_name(variant)}: fidelity over {len(judging.lists):,} lists without judgements")
+    context.say(f"{context.recipe.model_name(variant)}: fidelity over {len(judging.lists):,} unlabeled lists")
     return [
         as_served(
             context.recipe, ranker, one.request, one.products,
@@ -251,9 +280,8 @@ def _finite(scores: Scores) -> Scores:
 
 def open_sessions(recipe: Recipe, variant: Variant, models: Mapping[str, tuple[str, Path]]) -> dict[str, Session]:
     """Graph name => session with the threads and the precision that the served model has."""
-    fp16, bf16 = (any(isinstance(step, kind) for step in variant.steps) for kind in (Fp16, Bf16))
     return {
-        name: open_session(path, threads=recipe.serving.threads, fp16=fp16, bf16=bf16)
+        name: open_session(path, threads=recipe.serving.threads, precision=variant.precision)
         for name, (_, path) in models.items()
     }
 
@@ -295,15 +323,3 @@ def _scores_of(
     request = judged.request(query_id)
     scores = as_served(recipe, ranker, request, products, ranker.score(request, products))
     return dict(zip(item_ids, map(float, scores), strict=True))
-
-
-def _digest(judged: JudgedQueries) -> str:
-    requests = [dataclasses.asdict(judged.request(query_id)) for query_id in judged.queries]
-    return fingerprint([json.dumps(judged.judgements), json.dumps(requests)])
-
-
-def _stored(path: Path, inputs: str) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return figures if figures["inputs"] == inputs else None

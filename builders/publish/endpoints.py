@@ -10,15 +10,16 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from builders.compress.chain import Say, libraries
+from builders.compress.context import Say
 from builders.core.contract import ENDPOINTS, Contract
 from builders.core.files import sha256
 from builders.core.recipe import Recipe, RecipeError
+from builders.core.runtimes import runtime_of
+from builders.core.versions import libraries
 from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Workspace
 from builders.data.beir import Product
 from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.export.onnx import OPSET
-from builders.export.sessions import files_of
 from builders.publish import model_config
 from builders.publish.item_store import ItemStore
 from builders.publish.postprocessing import (
@@ -189,7 +190,7 @@ def _served_steps(recipe: Recipe, ranker: Ranker, built: BuiltVariant, data_note
             **common, "checkpoint": checkpoint, "variant": built.variant.model_dump(mode="json"), "opset": OPSET,
             "gate": built.figures["gate"], "passed": built.passed,
         }  # fmt: skip
-        steps.append(ServedModel(config, contract, files_of(path), built_from))
+        steps.append(ServedModel(config, contract, runtime_of(path).files(path), built_from))
     return [*steps, _postprocess(recipe, ranker)]
 
 

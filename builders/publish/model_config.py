@@ -14,56 +14,49 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from builders.core.contract import LENGTH_BUCKET, MAX_ROWS_PER_RUN, USUAL_CANDIDATES, Contract, ContractError
 from builders.core.recipe import Serving, Variant
-from builders.core.steps import Bf16, DynamicInt8, Fp16
-from builders.export.sessions import OPENVINO, PLAN
+from builders.core.runtimes import ONNX, RUNTIMES, TRT, Precision, Runtime, runtime_of
 from builders.publish.pbtxt import add_parameters, add_tensors, data_type
 from builders.rankers.base import Graph
 
-_THREADS = ("intra_op_thread_count", "INFERENCE_NUM_THREADS")
+_THREADS = tuple(runtime.thread_parameter for runtime in RUNTIMES.values() if runtime.thread_parameter)
 """Parameters that say how many threads a run takes, of the backends."""
+_ALONE = {runtime.backend for runtime in RUNTIMES.values() if not runtime.joins_requests}
+"""Backends whose requests are never joined, although rows are independent."""
 
 
 def scorer_config(graph: Graph, name: str, serving: Serving, variant: Variant, path: Path) -> triton.ModelConfig:
     """A scorer (or query encoder) for the backend that runs ``path``: ``onnxruntime``, ``openvino`` or ``tensorrt``.
 
     Where the graph batches, Triton joins requests of equal length until MAX_ROWS_PER_RUN rows are reached. One request
-    may bring more rows; ``max_rows_per_run`` tells the backend to run them in parts. With dynamic quantization a score
-    depends on the rows beside it, so requests are not joined.
+    may bring more rows; ``max_rows_per_run`` tells the backend to run them in parts. Where a score depends on the rows
+    beside it, or the backend takes no joined requests, requests are not joined.
     """
-    if path.suffix == OPENVINO:
-        return _openvino_config(graph, name, serving, variant)
-    if path.suffix == PLAN:
+    runtime = runtime_of(path)
+    if runtime.name == TRT.name:
         from builders.engines.profiles import profiles_of
-        from builders.publish.tensorrt_config import tensorrt_config  # it builds upon this module
+        from builders.publish.tensorrt_config import tensorrt_config
 
         return tensorrt_config(graph, name, profiles_of(graph))
-    config = onnx_config(graph, name, serving, joins=not any(isinstance(step, DynamicInt8) for step in variant.steps))
-    if any(isinstance(step, Fp16) for step in variant.steps):
-        config.optimization.graph.level = 1  # the layout pass of the highest level crashes on some FP16 graphs
-    return config
+    return runtime_config(graph, name, serving, runtime, variant.precision, joins=variant.joins_requests)
 
 
-def onnx_config(graph: Graph, name: str, serving: Serving, *, joins: bool = True) -> triton.ModelConfig:
-    """For ``onnxruntime``. joins: whether requests may be run together."""
-    config = _scorer(graph, name, serving, "onnxruntime", joins=joins)
-    add_parameters(config, intra_op_thread_count=serving.threads, inter_op_thread_count=1)
-    return config
-
-
-def _openvino_config(graph: Graph, name: str, serving: Serving, variant: Variant) -> triton.ModelConfig:
-    """Latency mode: one stream of all the instance's threads. Requests are not joined: with a ``max_batch_size`` the
-    container's backend takes exactly so many rows, and cannot pad where lengths are free, too. Without a hint OpenVINO
-    computes in BF16 where the processor has it, so FP32 is asked for as well, by a parameter that the container's
-    backend does not know."""
-    alone = dataclasses.replace(graph, batches=False, max_batch_size=0)
-    config = _scorer(alone, name, serving, "openvino", joins=False)
-    if graph.batches:
+def runtime_config(
+    graph: Graph,
+    name: str,
+    serving: Serving,
+    runtime: Runtime = ONNX,
+    precision: Precision = "fp32",
+    *,
+    joins: bool = True,
+) -> triton.ModelConfig:
+    """For the runtime's backend. joins: whether requests may be run together."""
+    shaped = graph if runtime.joins_requests else dataclasses.replace(graph, batches=False, max_batch_size=0)
+    config = _scorer(shaped, name, serving, runtime.backend, joins=joins)
+    if graph.batches and not runtime.joins_requests:
         add_parameters(config, max_rows_per_run=MAX_ROWS_PER_RUN)
-    add_parameters(config, INFERENCE_NUM_THREADS=serving.threads, NUM_STREAMS=1)
-    if any(isinstance(step, Bf16) for step in variant.steps):
-        add_parameters(config, HINT_BF16="YES")
-    else:
-        add_parameters(config, inference_precision_hint="f32")
+    add_parameters(config, **runtime.parameters(serving.threads, precision))
+    if precision in runtime.graph_level:
+        config.optimization.graph.level = runtime.graph_level[precision]
     return config
 
 
@@ -153,7 +146,7 @@ def tune(config: triton.ModelConfig, instances: int, threads: int) -> triton.Mod
     """A copy with one machine's instances (of what batches) and threads; one instance has no queue bound."""
     tuned = triton.ModelConfig()
     tuned.CopyFrom(config)
-    if tuned.max_batch_size or tuned.backend == "openvino":
+    if tuned.max_batch_size or tuned.backend in _ALONE:
         tuned.instance_group[0].count = instances
         if tuned.max_batch_size and instances == 1:  # see _add_queue
             tuned.dynamic_batching.ClearField("default_queue_policy")

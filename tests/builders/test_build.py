@@ -14,11 +14,11 @@ import pytest
 
 from builders.build import build_variants
 from builders.core.recipe import Gate, OwnLimits, RecipeError
+from builders.core.runtimes import open_session
 from builders.core.workspace import Workspace
 from builders.data.beir import Request
 from builders.data.find import Product
 from builders.evaluate.judge import BuiltRanker, BuiltVariant, score_in_process
-from builders.export.sessions import open_session
 from builders.publish.endpoints import (
     DEFAULT_PUBLISHED,
     add_items,

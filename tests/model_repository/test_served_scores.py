@@ -29,7 +29,7 @@ VARIANTS = [
     (recipe, variant)
     for recipe in load_recipes().values()
     for variant in recipe.variants
-    if not variant.experimental and variant.runtime != "trt"
+    if not variant.experimental and not variant.runtime.needs_gpu
 ]
 FP32 = [(recipe, variant) for recipe, variant in VARIANTS if variant.exact]
 COMPRESSED = [(recipe, variant) for recipe, variant in VARIANTS if not variant.exact]

@@ -6,16 +6,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import pytest
 import torch
 
+from builders.compress import apply
 from builders.compress import chain as variants
+from builders.compress import context as build_context
 from builders.compress import quantize_graph as quantize
-from builders.compress.chain import Artifact, BuildContext, compressed, variant_files
+from builders.compress.chain import Artifact, compressed, network_inputs, variant_files
+from builders.compress.context import BuildContext
 from builders.compress.quantize_graph import QuantizationError
+from builders.core import keeper
+from builders.core.keys import key_of
 from builders.core.recipe import Recipe, Variant
+from builders.core.runtimes import open_session
 from builders.core.steps import (
     Distill,
     DynamicInt8,
@@ -29,7 +36,6 @@ from builders.core.steps import (
     Step,
 )
 from builders.export.parity import ParityError
-from builders.export.sessions import open_session
 from builders.rankers.feature_ranker import FeatureRanker
 from tests.support.small_rankers import HIDDEN, REQUEST, Taken, catalogue, priced_ranker, some_products
 
@@ -71,7 +77,7 @@ def folder(tmp_path: Path) -> Folder:
 def count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the steps and exports that ran, in order."""
     ran: list[str] = []
-    steps = dict(variants._NETWORK_STEPS)
+    steps = dict(apply.NETWORK_STEPS)
 
     def counted(name: str, function: Callable[..., object]) -> Callable[..., object]:
         def run(*given: object, **named: object) -> object:
@@ -81,7 +87,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return run
 
     monkeypatch.setattr(
-        variants, "_NETWORK_STEPS", {kind: counted(kind.__name__, function) for kind, function in steps.items()}
+        variants, "NETWORK_STEPS", {kind: counted(kind.__name__, function) for kind, function in steps.items()}
     )
     monkeypatch.setattr(variants, "onnx_from_ranker", counted("export", variants.onnx_from_ranker))
     monkeypatch.setattr(quantize, "dynamic_int8_from_onnx", counted("DynamicInt8", quantize.dynamic_int8_from_onnx))
@@ -91,8 +97,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def steps_of(context: BuildContext, steps: Sequence[NetworkStep]) -> tuple[str, float]:
     """(fingerprint, seconds)."""
-    _, key, seconds = compressed(context, steps)
-    return key, seconds
+    return key_of(network_inputs(context, steps)), compressed(context, steps).seconds
 
 
 # ---------------------------------------------------------------- once
@@ -180,17 +185,17 @@ def test_other_data_makes_the_steps_anew_and_not_the_reference(folder: Folder) -
 
 def test_other_code_of_the_network_makes_everything_anew(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     before = steps_of(folder.chain(), [HALVED])[0], steps_of(folder.chain(), [])[0]
-    monkeypatch.setattr(variants, "code_of", lambda _: "edited")
+    monkeypatch.setattr(build_context, "code_of", lambda *_: ["edited"])
     after = steps_of(folder.chain(), [HALVED])[0], steps_of(folder.chain(), [])[0]
     assert before[0] != after[0]
     assert before[1] != after[1]
 
 
 def test_a_distilled_network_is_the_same_when_it_is_made_anew(tmp_path: Path) -> None:
-    networks = [compressed(Folder(tmp_path / name).chain(), [TUNED])[0].network for name in ("a", "b")]
+    networks = [compressed(Folder(tmp_path / name).chain(), [TUNED]).ranker.network for name in ("a", "b")]
     first, second = (network.state_dict() for network in networks)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    kept = compressed(Folder(tmp_path / "a").chain(), [TUNED])[0].network.state_dict()
+    kept = compressed(Folder(tmp_path / "a").chain(), [TUNED]).ranker.network.state_dict()
     assert all(torch.equal(first[name], kept[name]) for name in first)
 
 
@@ -237,7 +242,7 @@ def test_a_file_without_its_mark_is_made_anew(
     folder: Folder, count: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(variants, "_mark", stopped)
+        patch.setattr(keeper, "_write_mark", stopped)
         folder.made(REFERENCE)
     assert (folder.path / "priced_fp32_onnx.onnx").is_file()
     folder.made(REFERENCE)
@@ -309,7 +314,7 @@ class Clock:
 
 
 def test_seconds_are_of_the_whole_chain_and_are_kept(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variants, "time", Clock())
+    monkeypatch.setattr(keeper, "time", Clock())
     wanted = variant("v_onnx", HALVED, ZEROED, DynamicInt8(step="dynamic_int8"))
     assert folder.made(wanted).seconds == 4.0  # two steps of the network, export, a step of the graph
     assert folder.made(wanted).seconds == 4.0
@@ -335,8 +340,11 @@ def test_every_graph_step_that_is_no_own_form_of_a_runtime_is_known(folder: Fold
     class Unknown(GraphStep):
         step: str = "unknown"
 
-    context = folder.chain()
-    with pytest.raises(TypeError, match="Unknown is no step of a graph"):
-        variants._run_graph_step(
-            context, context.ranker, context.ranker.graphs[0], Unknown(), folder.path / "a.onnx", folder.path / "b.onnx"
-        )
+    with pytest.raises(TypeError, match="Unknown has no function in builders/compress/apply"):
+        apply.performed(Unknown(), apply.GRAPH_STEPS)
+
+
+def test_every_step_of_a_recipe_has_a_function_or_is_done_by_its_runtime() -> None:
+    kinds = get_args(get_args(Step)[0])
+    without = [kind for kind in kinds if kind not in apply.NETWORK_STEPS and kind not in apply.GRAPH_STEPS]
+    assert [kind.__name__ for kind in without if kind.changes_graph] == []

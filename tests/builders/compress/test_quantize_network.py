@@ -11,10 +11,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from builders.compress.openvino_ir import ir_from_onnx
 from builders.compress.quantize_network import onnx_from_quantized, quantized_network
+from builders.core.runtimes import open_session
+from builders.core.runtimes.openvino import ir_from_onnx
 from builders.core.steps import Int8Network
-from builders.export.sessions import open_session
 from builders.rankers.base import Sample
 from builders.rankers.cross_encoder import CrossEncoderRanker
 from tests.support.small_rankers import REQUEST, catalogue, cross_encoder, some_products

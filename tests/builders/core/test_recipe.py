@@ -113,7 +113,7 @@ def test_a_variants_own_limits_stand_in_place_of_the_recipes(tmp_path: Path) -> 
 def test_a_name_says_the_runtime_and_steps_part_into_network_and_graph() -> None:
     steps = [{"step": "prune_heads", "amount": 0.5}, {"step": "int8"}, {"step": "bf16"}]
     variant = Variant.model_validate({"name": "small_openvino", "steps": steps})
-    assert variant.runtime == "openvino"
+    assert variant.runtime.name == "openvino"
     assert [step.step for step in variant.network_steps] == ["prune_heads"]
     assert [step.step for step in variant.graph_steps] == ["int8", "bf16"]
     assert not variant.exact

@@ -20,6 +20,8 @@ import tritonclient.grpc as grpc
 from builders.build import build_variants
 from builders.core.files import sha256
 from builders.core.recipe import OwnLimits, Recipe, Variant
+from builders.core.runtimes import RUNTIMES, TRT
+from builders.core.runtimes.onnx import OnnxSession
 from builders.core.steps import Fp16, PruneMagnitude
 from builders.core.workspace import Workspace
 from builders.engines import build_all as engines
@@ -30,9 +32,7 @@ from builders.engines.gpu import Gpu
 from builders.engines.of_recipe import build_plans
 from builders.engines.profiles import profiles_of
 from builders.evaluate.judge import BuiltRanker, BuiltVariant
-from builders.export import sessions as runtimes
 from builders.export.plan_manifest import EngineManifest, read_manifest, write_manifest
-from builders.export.sessions import OnnxSession
 from builders.publish import pbtxt
 from builders.publish.endpoints import publish_rankers
 from server import TritonServer
@@ -61,7 +61,7 @@ class FakePlanSession(OnnxSession):
     """In the place of ``PlanSession``."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, threads=1, fp16=True)
+        super().__init__(path, threads=1, precision="fp16")
 
 
 def fake_runner(plan: Path, profile: int) -> Any:
@@ -97,7 +97,8 @@ def planned(built: Built, workspace: Workspace, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(engines, "visible_gpu", lambda: GPU)
     monkeypatch.setattr(engines, "engine_from_onnx", fake_engine)
     monkeypatch.setattr(engine_variants, "evaluation_data", lambda kind, folder: built.judged)
-    monkeypatch.setattr(runtimes, "PlanSession", FakePlanSession)
+    fake = dataclasses.replace(TRT, open=lambda path, threads, precision: FakePlanSession(path))
+    monkeypatch.setitem(RUNTIMES, TRT.name, fake)
     monkeypatch.setattr(engine_parity, "_plan_runner", fake_runner)
 
     def run(*variants: Variant) -> tuple[Recipe, dict[str, Path], list[BuiltVariant]]:

@@ -66,7 +66,7 @@ def test_what_is_rendered_parses_back_to_the_same() -> None:
 def test_has_the_tensors_of_the_onnx_variant_which_may_take_its_place() -> None:
     from builders.core.recipe import Serving
 
-    onnx = model_config.onnx_config(ENCODER, "scorer_fp32_onnx", Serving())
+    onnx = model_config.runtime_config(ENCODER, "scorer_fp32_onnx", Serving())
     assert (encoder().backend, encoder().max_batch_size) == ("tensorrt", onnx.max_batch_size)
     assert list(encoder().input) == list(onnx.input)
     assert list(encoder().output) == list(onnx.output)

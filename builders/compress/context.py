@@ -1,0 +1,107 @@
+"""What the steps of a variant's chain share: the ranker as trained, the data, where products lie; and real requests."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from builders import features
+from builders.compress.lists import tensors_of
+from builders.core.contract import MAX_CANDIDATES, MAX_ROWS_PER_RUN, USUAL_CANDIDATES
+from builders.core.keys import code_of, digests
+from builders.core.recipe import Recipe
+from builders.core.versions import libraries
+from builders.core.workspace import PROJECT, Workspace
+from builders.data.beir import JudgedQueries
+from builders.data.unlabeled import unlabeled_lists
+from builders.export.onnx import OPSET
+from builders.rankers.base import Graph, Ranker, Sample
+from builders.rankers.load import load_teacher
+
+IMPORTANCE_SEED, CALIBRATION_SEED = 101, 102
+"""Of the lists that pruning measures and calibration reads: other lists than the gate's and distillation's."""
+LIST_CANDIDATES = 12
+_FEATURES_CODE = sorted(Path(features.__file__).parent.glob("*.py"))
+"""Makes every ranker's samples."""
+
+Say = Callable[[str], None]
+LoadRanker = Callable[[str], Ranker]
+"""A recipe's name or path => its ranker: how a step finds its teachers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildContext:
+    """What every step needs.
+
+    Attributes:
+        ranker: as trained, the chain's start.
+        data: judged queries, whose corpus and training queries steps may read.
+        folder: ``build/rankers/<ranker>``.
+        load_ranker: for teachers.
+    """
+
+    recipe: Recipe
+    ranker: Ranker
+    data: JudgedQueries
+    folder: Path
+    load_ranker: LoadRanker
+    say: Say
+
+    @property
+    def steps_folder(self) -> Path:
+        """Of products between two steps."""
+        return self.folder / "steps"
+
+
+def build_context(
+    recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print, workspace: Workspace = PROJECT
+) -> BuildContext:
+    """What the steps of the recipe's variants need."""
+    return BuildContext(recipe, ranker, judged, workspace.ranker_folder(recipe.ranker), load_teacher, say)
+
+
+@functools.lru_cache(maxsize=16)
+def ranker_inputs(ranker: Ranker) -> dict[str, str]:
+    """What a ranker's scores depend on before any step: checkpoint, code and libraries. Hashes the checkpoint once."""
+    return digests(
+        {
+            "checkpoint": list(ranker.checkpoint_files),
+            "code": [*code_of(ranker, *(graph.module for graph in ranker.graphs)), *_FEATURES_CODE],
+            "opset": OPSET,
+            "libraries": libraries(),
+        }
+    )
+
+
+def parity_samples(ranker: Ranker, judged: JudgedQueries) -> list[dict[str, Sample]]:
+    """Real requests: one candidate, a usual request, and the largest at the longest texts: MAX_CANDIDATES, or the
+    MAX_ROWS_PER_RUN rows that a scorer which joins requests ever runs at once."""
+    query_id, grades = next(iter(judged.judgements.items()))
+    request = judged.request(query_id)
+    candidates = [judged.products[item_id] for item_id in grades]
+    largest = MAX_ROWS_PER_RUN if ranker.graphs[-1].batches else MAX_CANDIDATES
+    longest = sorted(judged.products.values(), key=lambda product: len(product.title))[-largest:]
+    return [
+        ranker.sample(request, candidates[:1]),
+        ranker.sample(request, candidates[:USUAL_CANDIDATES]),
+        ranker.sample(judged.request(max(judged.queries, key=lambda each: len(judged.queries[each]))), longest),
+    ]
+
+
+def calibration_samples(context: BuildContext, ranker: Ranker, graph: Graph, count: int) -> list[Sample]:
+    """Real candidates of training queries, the test queries stay unseen; unlabeled lists where there are none."""
+    train = context.data.subset("train")
+    if train.queries:
+        chosen = list(train.queries)[:count]
+        lists = [(train.request(one), [train.products[item] for item in train.judgements[one]]) for one in chosen]
+    else:
+        made = unlabeled_lists(context.data, count, USUAL_CANDIDATES, CALIBRATION_SEED)
+        lists = [(one.request, list(one.products)) for one in made]
+    return [ranker.sample(request, products)[graph.name] for request, products in lists]
+
+
+def importance_samples(context: BuildContext, ranker: Ranker, lists: int) -> list[dict[str, Sample]]:
+    """Unlabeled lists, on which pruning measures what a network needs least."""
+    return tensors_of(ranker, unlabeled_lists(context.data, lists, LIST_CANDIDATES, IMPORTANCE_SEED))

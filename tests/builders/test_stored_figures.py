@@ -1,0 +1,153 @@
+"""What is stored of a build is measured anew when anything changed that it was computed from, and only then."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders.build import build_variants
+from builders.core.recipe import Postprocess, Recipe, Variant
+from builders.core.steps import DynamicInt8, Int8, PruneChannels
+from builders.core.workspace import Workspace
+from builders.data.beir import JudgedQueries
+from builders.evaluate.judge import BuiltVariant
+from tests.support import tiny_xlm_roberta
+from tests.support.tiny_xlm_roberta import Built
+
+Change = Callable[[Recipe], Recipe]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return tiny_xlm_roberta.built(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def build_again(built: Built, tmp_path: Path, said: list[str]) -> Callable[..., list[BuiltVariant]]:
+    """In a copy of the folder that holds everything of the first build."""
+    workspace = Workspace(build=shutil.copytree(built.workspace.build, tmp_path / "again"))
+
+    def run(recipe: Recipe = built.recipe, data: JudgedQueries = built.judged) -> list[BuiltVariant]:
+        said.clear()
+        return build_variants(recipe, built.ranker, data, said.append, workspace)
+
+    return run
+
+
+@pytest.fixture
+def build_fresh(built: Built, tmp_path: Path) -> Callable[..., list[BuiltVariant]]:
+    """In an empty folder."""
+
+    def run(recipe: Recipe = built.recipe, data: JudgedQueries = built.judged) -> list[BuiltVariant]:
+        return build_variants(recipe, built.ranker, data, lambda _: None, Workspace(build=tmp_path / "fresh"))
+
+    return run
+
+
+def figures(variants: list[BuiltVariant]) -> list[dict[str, Any]]:
+    """What was measured, without what a second build may measure otherwise."""
+    return [{name: value for name, value in each.figures.items() if name != "build_s"} for each in variants]
+
+
+def other_products(data: JudgedQueries, **changes: Callable[[Any], Any]) -> JudgedQueries:
+    """Every product with other values in some fields."""
+    return dataclasses.replace(
+        data,
+        products={
+            item_id: dataclasses.replace(
+                product, **{name: change(getattr(product, name)) for name, change in changes.items()}
+            )
+            for item_id, product in data.products.items()
+        },
+    )
+
+
+def test_nothing_is_measured_again_when_nothing_changed(build_again: Callable, said: list[str]) -> None:
+    build_again()
+    assert [line for line in said if "NDCG@10" not in line and "ndcg" not in line] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(
+            lambda recipe: recipe.model_copy(update={"postprocess": Postprocess(head_weights=(-1.0,))}),
+            id="head_weights",
+        ),
+        pytest.param(
+            lambda recipe: recipe.model_copy(
+                update={"gate": recipe.gate.model_copy(update={"fidelity_candidates": 5})}
+            ),
+            id="fidelity_candidates",
+        ),
+    ],
+)
+def test_a_changed_setting_gives_the_figures_of_a_first_build(
+    built: Built, build_again: Callable, build_fresh: Callable, change: Change
+) -> None:
+    recipe = change(built.recipe)
+    assert figures(build_again(recipe)) == figures(build_fresh(recipe))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"title": lambda title: title[::-1]}, id="titles"),
+        pytest.param({"title": lambda title: title[::-1], "price": lambda _: 5.0}, id="titles and prices"),
+    ],
+)
+def test_changed_products_give_the_figures_of_a_first_build(
+    built: Built, build_again: Callable, build_fresh: Callable, changes: dict[str, Callable]
+) -> None:
+    data = other_products(built.judged, **changes)
+    assert figures(build_again(data=data)) == figures(build_fresh(data=data))
+
+
+@pytest.mark.parametrize("field", ["price", "brand", "fields"])
+def test_every_field_of_a_product_counts(built: Built, build_again: Callable, said: list[str], field: str) -> None:
+    changed = {"price": lambda _: 7.5, "brand": lambda _: "other", "fields": lambda _: {"stock": 3}}[field]
+    build_again(data=other_products(built.judged, **{field: changed}))
+    assert [line for line in said if "scoring" in line]
+    assert len([line for line in said if "quality over" in line]) == 2
+
+
+def test_int8_is_calibrated_anew_on_other_data(built: Built, build_again: Callable, said: list[str]) -> None:
+    build_again(data=other_products(built.judged, title=lambda title: f"{title} {title}"))
+    assert [line for line in said if "int8 (" in line]
+    assert not [line for line in said if "exporting" in line]  # a network does not depend on the data
+
+
+def test_a_step_that_reads_no_data_is_not_made_anew_for_other_data(
+    built: Built, build_again: Callable, said: list[str]
+) -> None:
+    dynamic = Variant(name="dynamic_onnx", steps=(DynamicInt8(step="dynamic_int8"),))
+    recipe = built.recipe.model_copy(update={"variants": (built.recipe.variants[0], dynamic)})
+    build_again(recipe)
+    build_again(recipe, other_products(built.judged, title=lambda title: f"{title} {title}"))
+    assert not [line for line in said if "dynamic_int8" in line]
+
+
+def test_telling_which_layers_cost_most_leaves_every_file_as_it_is(
+    built: Built, tmp_path: Path, said: list[str]
+) -> None:
+    from builders.compress.sensitivity import sensitivity_table
+
+    halved = (PruneChannels(step="prune_channels", amount=0.5, lists=2), Int8(calibration_queries=2))
+    small = Variant(name="small_int8_onnx", steps=halved)
+    recipe = built.recipe.model_copy(update={"variants": (built.recipe.variants[0], small)})
+    workspace = Workspace(build=shutil.copytree(built.workspace.build, tmp_path / "build"))
+    build_variants(recipe, built.ranker, built.judged, said.append, workspace)
+    before = {path: path.read_bytes() for path in workspace.build.rglob("*") if path.is_file()}
+    sensitivity_table(recipe, small, built.judged, said.append, workspace)
+    after = {path: path.read_bytes() for path in workspace.build.rglob("*") if path.is_file()}
+    assert after == before
