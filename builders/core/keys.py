@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
-import inspect
 import json
+import sys
+import sysconfig
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 def code_files(kind: type[Any]) -> tuple[Path, ...]:
     """Of a class and those it derives from. What is installed as a package is not looked at: its version is a fact of
     the environment."""
-    files = {Path(inspect.getfile(each)) for each in kind.__mro__ if each.__module__ not in ("builtins", "abc")}
-    return tuple(sorted(path for path in files if not _installed(path)))
+    files = [getattr(sys.modules.get(each.__module__), "__file__", None) for each in kind.__mro__]
+    return tuple(sorted(path for path in {Path(file) for file in files if file} if not _installed(path)))
 
 
 def code_of(*things: object) -> list[Path]:
@@ -64,7 +65,7 @@ def _parts(thing: object) -> Iterable[object]:
 
 
 def _installed(path: Path) -> bool:
-    return "site-packages" in path.parts or any(part.startswith("python3") for part in path.parts)
+    return "site-packages" in path.parts or path.is_relative_to(sysconfig.get_path("stdlib"))
 
 
 def _content(value: object) -> Any:
