@@ -14,10 +14,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from builders.core.errors import BuilderError
 from builders.export.plan_manifest import manifest_path
 from builders.rankers.base import Sample
 
 ONNX, OPENVINO, PLAN = ".onnx", ".xml", ".plan"
+
+
+class SessionError(BuilderError):
+    """A file that no runtime of this process runs."""
 
 
 class Session(abc.ABC):
@@ -107,7 +112,7 @@ def open_session(path: Path, *, threads: int = 0, fp16: bool = False, bf16: bool
         bf16: OpenVINO shall compute in BF16.
 
     Raises:
-        ValueError: another suffix.
+        SessionError: another suffix.
     """
     if path.suffix == ONNX:
         return OnnxSession(path, threads, fp16)
@@ -115,7 +120,7 @@ def open_session(path: Path, *, threads: int = 0, fp16: bool = False, bf16: bool
         return OpenVinoSession(path, threads, bf16)
     if path.suffix == PLAN:
         return PlanSession(path)
-    raise ValueError(f"{path}: no runtime of this process runs '{path.suffix}'; wanted {ONNX}, {OPENVINO} or {PLAN}")
+    raise SessionError(f"{path}: no runtime of this process runs '{path.suffix}'; wanted {ONNX}, {OPENVINO} or {PLAN}")
 
 
 def files_of(path: Path) -> dict[str, Path]:
