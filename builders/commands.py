@@ -12,7 +12,7 @@ from rich.table import Table
 from builders.build import build_ranker
 from builders.core.contract import client_contracts
 from builders.core.files import write_atomically
-from builders.core.recipe import Recipe, RecipeError, Variant, load_recipe, load_recipes
+from builders.core.recipe import Recipe, RecipeError, Variant, load_each, load_recipe, load_recipes
 from builders.core.workspace import PROJECT, REPOSITORY_ROOT
 from builders.data.beir import read_corpus, read_users
 from builders.data.evaluation import evaluation_data
@@ -243,7 +243,7 @@ def _data(option: Path | None) -> DataSource:
 
 
 def _recipes(paths: list[Path] | None) -> list[Recipe]:
-    return [load_recipe(path) for path in paths] if paths else list(load_recipes().values())
+    return list((load_each(paths) if paths else load_recipes()).values())
 
 
 def _built(recipes: list[Path] | None, data: Path | None, **choice: Any) -> list[BuiltRanker]:

@@ -33,7 +33,7 @@ class PruneLayers(NetworkStep):
     """Keep these layers of the encoder: a student as in DistilBERT (arXiv:1910.01108); follow it with ``distill``.
 
     Attributes:
-        keep: their workspace in the trained encoder, 0 = the first.
+        keep: their positions in the trained encoder, 0 = the first.
     """
 
     step: Literal["prune_layers"]
@@ -74,6 +74,7 @@ class PruneRows(NetworkStep):
 
     Attributes:
         amount: share of the rows removed, of every table that is at least ``min_rows`` long.
+        min_rows: shorter tables stay.
         lists: real lists that are counted.
     """
 
@@ -177,6 +178,7 @@ class Distill(NetworkStep):
         judged_weight: of a pairwise loss on judged training lists, one a step; only with data "judged".
         sharpness: of the targets: softmax of so many times the teachers' scores, standardised within the list.
         freeze: patterns of parameter names (``fnmatch``) that stay as they are.
+        seed: of the lists and their order.
     """
 
     step: Literal["distill"]
@@ -226,8 +228,9 @@ class Int8(Calibrated, GraphStep):
 
 
 class DynamicInt8(GraphStep):
-    """Activations' ranges taken from each run (``onnxruntime.quantization.quantize_dynamic``): a score then depends on
-    its neighbours, so the server neither joins its requests nor splits them."""
+    """Activations' ranges taken from each run (``onnxruntime.quantization.quantize_dynamic``; integer products as
+    in Jacob et al., arXiv:1712.05877): a score then depends on its neighbours, so the server neither joins its requests
+    nor splits them."""
 
     step: Literal["dynamic_int8"]
 
@@ -256,7 +259,11 @@ class Int8Network(NetworkStep):
         keep_fp32: patterns of quantizers' names (``fnmatch``) that stay off, such as "*layer.5.output*".
         calibration_lists: whose largest values set the ranges.
         lists: tuned on; 0 = none.
-        candidates, batch, learning_rate, sharpness, seed: of the lists and of tuning, as for ``distill``.
+        candidates: of a list.
+        batch: lists a step of tuning.
+        learning_rate: highest of tuning, as for ``distill``.
+        sharpness: of the targets, as for ``distill``.
+        seed: of the lists and their order.
     """
 
     step: Literal["int8_network"]
