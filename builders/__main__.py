@@ -229,6 +229,14 @@ def tune(machine: str, instances: int = 2, threads: int = os.cpu_count() or 1) -
     commands.tune(machine=machine, instances=instances, threads=threads)
 
 
+@app.command()
+def recipe_reference() -> None:
+    """Write docs/reference/recipe.md: every table and field of a recipe, from the models that parse one."""
+    from builders.core.recipe_reference import write_reference
+
+    typer.echo(f"written: {write_reference()}")
+
+
 def main() -> None:
     """Run a verb; exit codes: see :mod:`builders.core.errors`."""
     with told_in_one_line():

@@ -36,7 +36,12 @@ Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 class OwnLimits(Settings):
     """Limits of one variant, in place of the recipe's ``[gate]``: a student of several teachers, for one, has an order
-    of its own. As :class:`Gate`; what is absent stays."""
+    of its own.
+
+    Attributes:
+        max_judged_loss: as in ``[gate]``; absent = the recipe's.
+        min_fidelity_ndcg: as in ``[gate]``; absent = the recipe's.
+    """
 
     max_judged_loss: Loss | None = None
     min_fidelity_ndcg: Share | None = None
@@ -47,9 +52,9 @@ class Variant(Settings):
 
     Attributes:
         name: what was done and the runtime; the model is called ``<ranker>_<name>``.
-        steps: the chain that makes it of the trained ranker; none = as it is, in FP32.
+        steps: the chain of compression steps that makes it of the trained ranker; none = as it is, in FP32.
         experimental: built to be compared (``make pareto``) or when it is named, not by ``make repository``.
-        gate: limits of its own.
+        gate: limits of its own, in place of the recipe's.
     """
 
     name: str = pydantic.Field(pattern=r"^[a-z0-9_]+_(onnx|openvino|trt)$")
@@ -94,8 +99,8 @@ class Serving(Settings):
     """Explicit, portable defaults; what is tuned to a machine goes to ``configs/<machine>.pbtxt``.
 
     Attributes:
-        instances: processes a scorer runs in.
-        threads: of one run, in each instance.
+        instances: copies of a scorer that run side by side.
+        threads: threads of one run, in each instance.
         max_queue_size: requests that wait before a scorer; one more is refused at once. From measured capacity: what
             the scorer answers within the longest wait that is still of use. Absent = no bound but the clients'
             deadlines; needs two instances, see ``model_config._add_queue``.
@@ -119,12 +124,12 @@ class Gate(Settings):
     """What a variant must keep of its reference's quality to be published.
 
     Attributes:
-        metric: of each judged list; the others are told beside it.
+        metric: what a judged list is judged by; the other metrics are told beside it.
         max_judged_loss: how far below the reference, as a share of its mean, the lower end of the 95 % interval of the
             judged difference may lie.
         min_fidelity_ndcg: NDCG@10 of the variant's order against the reference's own, over lists without judgements.
-        fidelity_lists: how many of those.
-        fidelity_candidates: of each.
+        fidelity_lists: how many lists without judgements.
+        fidelity_candidates: candidates of each list without judgements.
     """
 
     metric: Literal["ndcg", "hit_rate", "auc", "accuracy"] = "ndcg"
@@ -138,7 +143,8 @@ class Machine(Settings):
     """What a machine costs that serves it, for the cost of a million scored candidates.
 
     Attributes:
-        price_per_hour: in ``currency``.
+        price_per_hour: of the whole machine, in ``currency``.
+        currency: as figures and pages spell it.
     """
 
     price_per_hour: float = pydantic.Field(0.10, gt=0)
@@ -193,10 +199,13 @@ class Recipe(Settings):
         checkpoint: folder of the trained part; absent = untrained.
         variants: the first is the reference of the others.
         data: what it is judged on, see ``builders/data/evaluation.py``.
+        serving: instances, threads and queue.
+        gate: what each variant must keep of the first one's quality.
+        machine: what serving costs.
         postprocess: how heads are combined, and the business rules.
         slices: groups by which the quality report slices NDCG, see ``builders/evaluate/slices.py``; absent =
             those of ``data``.
-        trained_on_judgements: then only the test queries may judge it.
+        trained_on_judgements: whether it learned from judged training queries; then only the test queries judge it.
         trainer: ``<file>:<function>`` that trains it, called with (recipe, data folder); absent = nothing to train.
         training: the trainer's settings, typed where the trainer is the kit's; free where it is the user's own.
         root: where its relative paths start: the project for its own recipes, else the recipe's folder.

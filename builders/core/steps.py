@@ -68,7 +68,8 @@ class PruneChannels(NetworkStep):
 
 
 class PruneRows(NetworkStep):
-    """Keep the embedding rows that real lists use most; the others share one row, the mean of theirs.
+    """Keep the embedding rows that real lists use most (frequent ids have rows of their own as in Zhang et al.,
+    arXiv:2007.14523); the others share one row, the mean of theirs.
 
     A table of int32 from id to row goes into the graph, so that pre-processing stays as it is.
 
@@ -102,7 +103,7 @@ class Sparse24(NetworkStep):
 
     Attributes:
         method: "sparse_magnitude", or "sparsegpt" (arXiv:2301.00774), which reads calibration data.
-        lists: of calibration, with "sparsegpt".
+        lists: real lists of calibration, with "sparsegpt".
     """
 
     step: Literal["sparse_2_4"]
@@ -126,7 +127,7 @@ class LowRank(NetworkStep):
     """Embedding tables as products of two matrices of low rank (ALBERT, arXiv:1909.11942), by singular values.
 
     Attributes:
-        rank: of the product.
+        rank: of the product: columns of the first matrix, rows of the second.
         min_rows: shorter tables stay.
     """
 
@@ -140,7 +141,7 @@ class HashRows(NetworkStep):
     fitted to the trained table by least squares; follow it with ``distill``.
 
     Attributes:
-        rows: of the table of remainders.
+        rows: of the table of remainders; the table of quotients has as many as it takes.
         min_rows: shorter tables stay.
     """
 
@@ -155,7 +156,7 @@ class Teacher(Settings):
 
     Attributes:
         recipe: its name under ``recipes/``, or a path; empty = the ranker at the chain's start (recovery tuning).
-        weight: of its scores among the teachers'.
+        weight: of its scores in the mean of the teachers'.
     """
 
     recipe: str = ""
@@ -169,13 +170,13 @@ class Distill(NetworkStep):
     Attributes:
         teachers: of several, the scores, each standardised within a list, are averaged by weight.
         lists: made-up queries, or moments of customers' training histories.
-        candidates: of a list.
+        candidates: items of a list.
         epochs: passes over the lists.
         batch: lists a step.
         learning_rate: highest learning rate of AdamW; rises over the first tenth of the steps, then falls to 0.
         hidden: submodule of the student => of the first teacher; mean squared difference of their outputs is added.
-        hidden_weight: of that.
-        judged_weight: of a pairwise loss on judged training lists, one a step; only with data "judged".
+        hidden_weight: weight of the difference in ``hidden``, beside the scores' loss of weight 1.
+        judged_weight: weight of a pairwise loss on judged training lists, one a step; only with data "judged".
         sharpness: of the targets: softmax of so many times the teachers' scores, standardised within the list.
         freeze: patterns of parameter names (``fnmatch``) that stay as they are.
         seed: of the lists and their order.
@@ -217,7 +218,7 @@ class Int8(Calibrated, GraphStep):
 
     Attributes:
         method: how a range is chosen from what calibration saw; NNCF knows "minmax" alone.
-        percentile: of the absolute values, with method "percentile".
+        percentile: the share of absolute values within the range, in percent, with method "percentile".
         activations: "uint8" is what x86 processors multiply fast; "int8", symmetric, is what TensorRT takes too.
     """
 
@@ -257,9 +258,9 @@ class Int8Network(NetworkStep):
     Attributes:
         smooth: move outliers of the activations into the weights before (SmoothQuant, arXiv:2211.10438).
         keep_fp32: patterns of quantizers' names (``fnmatch``) that stay off, such as "*layer.5.output*".
-        calibration_lists: whose largest values set the ranges.
-        lists: tuned on; 0 = none.
-        candidates: of a list.
+        calibration_lists: real lists whose largest values set the ranges.
+        lists: lists without judgements that it is tuned on; 0 = no tuning.
+        candidates: items of a list.
         batch: lists a step of tuning.
         learning_rate: highest of tuning, as for ``distill``.
         sharpness: of the targets, as for ``distill``.

@@ -47,7 +47,7 @@ class RecommenderSettings(TrainerSettings):
         half_life_days: days; an example so much older is drawn half as often.
         batch: examples a step.
         learning_rate: AdamW's highest; rises over the first tenth of the steps, then falls to 0.
-        weight_decay: AdamW's.
+        weight_decay: decay of AdamW.
         loss: "softmax": cross-entropy of each positive among the candidates, divided by the root of the number of
             positives; "logistic": of each candidate by itself.
         negatives: items drawn uniformly, anew for each step; 0 = all items known before the cut.
@@ -71,7 +71,7 @@ class TextSettings(TrainerSettings):
     """What both trainers of small text networks have.
 
     Attributes:
-        weight_decay: AdamW's.
+        weight_decay: decay of AdamW.
         network: arguments of the network's constructor that are not its defaults.
     """
 
@@ -136,7 +136,7 @@ class CrossEncoderSettings(TrainerSettings):
         head_rate_factor: the head's learning rate is so many times the matrices'.
         tune_epochs: passes over the judged training queries; 0 skips tuning.
         candidates: judged candidates drawn a query and pass, at most half of them Exact if others are there.
-        folds: of cross-validation.
+        folds: of cross-validation over training queries.
     """
 
     lora_rank: int = pydantic.Field(16, ge=1)
