@@ -122,7 +122,10 @@ def pareto(
     data: Data = None,
 ) -> None:
     """Measure every variant of the recipes: quality, latency, rate, memory, cost; write the Pareto front."""
+    from builders.core.recipe import load_each
     from perf.pareto import ROUNDS, WINDOW_MS, run_all
+
+    load_each(recipes or [])  # refused now rather than after an hour of measuring
 
     reports = run_all(
         recipes or [],

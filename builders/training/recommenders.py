@@ -48,7 +48,7 @@ from builders.rankers.checkpoint import save_checkpoint
 from builders.rankers.feature_ranker import Broadcasting, FeatureRanker
 from builders.rankers.load import import_from
 from builders.rankers.losses import softmax_loss
-from builders.training.errors import TrainingError
+from builders.training.errors import TrainingError, network_made_of
 
 console = Console()
 
@@ -84,7 +84,8 @@ def trained_network(recipe: Recipe, log: PurchaseLog) -> nn.Module:
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     with feature_faults_as(ContractError, f"recipe of {recipe.ranker}"):
-        network: nn.Module = import_from(recipe, recipe.module).for_log(log, settings.network)
+        with network_made_of(recipe):
+            network: nn.Module = import_from(recipe, recipe.module).for_log(log, settings.network)
         examples = encode_examples(FeatureRanker(recipe.ranker, network), log, settings)
     _fit(network, examples, settings, recipe.ranker)
     return network.eval()

@@ -43,7 +43,7 @@ from builders.rankers.layers.word_embeddings import FROZEN
 from builders.rankers.load import import_from
 from builders.rankers.losses import listnet, pairwise
 from builders.rankers.two_tower import BATCH, TwoTower
-from builders.training.errors import TrainingError
+from builders.training.errors import TrainingError, network_made_of
 from builders.training.pseudo_queries import PseudoQuery, pseudo_queries
 
 console = Console()
@@ -80,7 +80,8 @@ def seeded_matcher(recipe: Recipe, judged: JudgedQueries, settings: MatcherSetti
     if not (isinstance(made, type) and issubclass(made, TextMatcher)):
         raise TrainingError(f"recipe of {recipe.ranker}: '{recipe.module}' is no TextMatcher; name another trainer")
     _seed(settings)
-    network = made.untrained(dict(settings.network), _backbone(recipe))
+    with network_made_of(recipe):
+        network = made.untrained(dict(settings.network), _backbone(recipe))
     _weigh_words(network.words.importance, network.encoder(), judged.products.values())
     return network
 
@@ -212,7 +213,8 @@ def train_intent(recipe: Recipe, data: Path) -> Path:
     """
     settings = IntentSettings.of(recipe.training)
     judged = _training_queries(data)
-    network = fit_intent(judged, settings, _backbone(recipe))
+    with network_made_of(recipe):
+        network = fit_intent(judged, settings, _backbone(recipe))
     return _save(network, recipe, settings)
 
 

@@ -143,3 +143,9 @@ def test_the_written_checkpoint_loads_as_a_ranker(tmp_path: Path) -> None:
 def test_a_recipe_without_a_checkpoint_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="ncf: no checkpoint in the recipe"):
         train_interactions(small_recipe("ncf").model_copy(update={"checkpoint": None}), tmp_path)
+
+
+def test_a_network_setting_that_the_network_does_not_take_names_the_recipe() -> None:
+    found = r"recipe of ncf: \[training\.network\] does not fit '.*ncf\.py:NCF' \(.*'factor'"
+    with pytest.raises(TrainingError, match=found):
+        trained_network(small_recipe("ncf", network={"factor": 3}), generated_log())
