@@ -19,8 +19,6 @@ from builders.core.steps import Bf16, GraphStep, Int8, NetworkStep, Settings, St
 from builders.core.training_settings import TrainerSettings, settings_of
 from builders.core.workspace import REPOSITORY_ROOT
 
-__all__ = ["Gate", "Recipe", "RecipeError", "Serving", "Variant", "load_each", "load_recipe", "load_recipes"]
-
 M = TypeVar("M", bound=pydantic.BaseModel)
 Runtime = Literal["onnx", "openvino", "trt"]
 SLICES_OF_DATA = {
