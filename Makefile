@@ -39,18 +39,18 @@ check: setup ## lint, layers and types
 setup: $(VENV)/.ready $(SERVER_VENV)/.ready ## make the two environments (part of every target that needs them)
 
 $(VENV)/.ready: requirements/builders.txt clients/pyproject.toml
-	@$(call make_environment,$(VENV),builders,$<)
+	@$(call make_environment,$(VENV),builders',$<)
 	@$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable clients
 	@touch $@
 
 $(SERVER_VENV)/.ready: requirements/server.txt
-	@$(call make_environment,$(SERVER_VENV),server,$<)
+	@$(call make_environment,$(SERVER_VENV),server's,$<)
 	@touch $@
 
-# $(call make_environment,FOLDER,WHAT,REQUIREMENTS)
+# $(call make_environment,FOLDER,WHOSE,REQUIREMENTS)
 define make_environment
 $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else "Python %d.%d found, 3.11 or 3.12 wanted: make PYTHON=/path/to/python3.11" % v)'
-echo "installing the $(2)' environment into $(1) (one to three minutes, once)"
+echo "installing the $(2) environment into $(1) (one to three minutes, once)"
 $(PYTHON) -m venv --clear $(1)
 $(1)/bin/pip install --quiet --progress-bar=on --disable-pip-version-check --requirement $(3)
 endef

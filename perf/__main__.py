@@ -1,20 +1,21 @@
-"""`python -m perf`: quality and speed of what is served, as users meet it."""
+"""`python -m perf`: quality and speed of what is served, as users meet it.
+
+A verb imports its body when it runs, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from tritonrank_client import TritonRankError
 
-from builders.core.recipe import load_recipes
-from builders.data.find import find_data, load_judged
-from perf.endpoints import published_endpoints
-from perf.errors import PerfError
-from server.errors import ServerError
+from builders.core.errors import one_line
+from perf.errors import PerfError, roots
 
 SWEEP = Path(__file__).parent / "sweeps" / "cpu.toml"
 Data = Annotated[
@@ -34,7 +35,7 @@ def demo(
     data: Data = None,
 ) -> None:
     """Show real queries ranked by the real server, judge all of them through it, check, and write the report."""
-    from perf.demo import run_demo  # torch takes seconds to import
+    from perf.demo import run_demo
 
     failed = run_demo(queries=queries, fresh=fresh, data=data, console=console)
     if failed:
@@ -48,7 +49,10 @@ def sweep(
     data: Data = None,
 ) -> None:
     """Load every endpoint with real requests by perf_analyzer; print and write the figures."""
+    from builders.core.recipe import load_recipes
+    from builders.data.find import find_data, load_judged
     from perf import sweep as sweeps
+    from perf.endpoints import published_endpoints
     from perf.tables import perf_table, steps_table
 
     chosen = sweeps.load_sweep(sweep)
@@ -68,19 +72,22 @@ def sweep(
 @app.command()
 def bench(
     part: Annotated[
-        list[str] | None, typer.Option(help="preprocess, latency, int8, once, dcn, memory; repeatable.")
+        list[str] | None, typer.Option(help="preprocess, latency, int8, broadcast, dcn, memory; repeatable.")
     ] = None,
     data: Data = None,
 ) -> None:
     """Measure the figures to reach; the last line is JSON."""
+    from builders.core.recipe import load_recipes
+    from builders.data.find import find_data, load_judged
     from perf.bench import run_bench
+    from perf.endpoints import published_endpoints
     from perf.served_quality import load_rankers
 
     recipes = load_recipes()
     endpoints = published_endpoints(recipes)
     folder = find_data(data).folder
     judged = load_judged(folder)
-    run_bench(part or [], judged, endpoints, load_rankers(recipes, endpoints), folder=folder, console=console)
+    run_bench(_parts(part or []), judged, endpoints, load_rankers(recipes, endpoints), folder=folder, console=console)
 
 
 @app.command("gpu-report")
@@ -115,7 +122,10 @@ def pareto(
     data: Data = None,
 ) -> None:
     """Measure every variant of the recipes: quality, latency, rate, memory, cost; write the Pareto front."""
-    from perf.pareto import ROUNDS, WINDOW_MS, run_all  # torch takes seconds to import
+    from builders.core.recipe import load_each
+    from perf.pareto import ROUNDS, WINDOW_MS, run_all
+
+    load_each(recipes or [])  # refused now rather than after an hour of measuring
 
     reports = run_all(
         recipes or [],
@@ -134,6 +144,7 @@ def pareto(
 @app.command()
 def report(data: Data = None) -> None:
     """Write the HTML report anew from the figures kept last."""
+    from builders.data.find import find_data, load_judged
     from perf.report import write_report
     from perf.served_quality import read_quality
 
@@ -143,17 +154,26 @@ def report(data: Data = None) -> None:
     console.print(f"report: {write_report(load_judged(find_data(data).folder), found)}", soft_wrap=True)
 
 
+RENAMED_PARTS = {"once": "broadcast"}
+"""Parts of ``bench`` as they were called until 0.1 => their names of now; the old ones go with 0.3."""
+
+
+def _parts(names: Sequence[str]) -> list[str]:
+    for name in RENAMED_PARTS.keys() & set(names):
+        warnings.warn(f"bench's part '{name}' is now called '{RENAMED_PARTS[name]}'", FutureWarning, stacklevel=2)
+    return [RENAMED_PARTS.get(name, name) for name in names]
+
+
 def main() -> None:
-    """Run a verb; an error that the kit raises on purpose is one line, without a trace."""
+    """Run a verb; an error that the kit raises on purpose is one line on stderr, its ``exit_code`` (or 1) this
+    process's."""
     try:
         app()
     except Exception as error:
-        from builders.__main__ import EXPECTED  # torch takes seconds to import
-
-        if not isinstance(error, (*EXPECTED, PerfError, ServerError, TritonRankError)):
+        if not isinstance(error, roots()):
             raise
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        print(one_line(error), file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from server.errors import ServerError
+from server.errors import ServerError, one_line
 from server.triton import DEFAULT_MODEL, DEFAULT_REPOSITORY, DEFAULT_STORE, TritonServer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until stopped; return the exit code: 0 after a clean stop, 1 where the server could not start or died."""
+    """Serve until stopped; return the exit code: 0 after a clean stop, 1 where the server died, or an error's own."""
     options = _parse(arguments)
     try:
         server = _server(options)
@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _StopRequested:
         return 0
     except ServerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        print(one_line(error), file=sys.stderr)
+        return error.exit_code
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

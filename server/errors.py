@@ -1,7 +1,7 @@
 """What can go wrong before a server is ready.
 
-    ServerError
-    +-- EnvironmentUnfit   the server's Python environment is missing, or cannot run this Triton
+    ServerError            exit code 1
+    +-- EnvironmentUnfit   4: the server's Python environment is missing, or cannot run this Triton
     +-- RepositoryError    the repository is missing or empty, or does not hold the wanted model
     +-- PortInUse          another process listens on a wanted port
     +-- ServerNotReady     tritonserver ended, or was not ready in time
@@ -16,11 +16,15 @@ from collections.abc import Mapping
 
 
 class ServerError(RuntimeError):
-    """Base of every error of this package."""
+    """Base of every error of this package; ``python -m server`` prints it in one line and exits with ``exit_code``."""
+
+    exit_code = 1
 
 
 class EnvironmentUnfit(ServerError):
     """The server's Python environment is missing, or cannot run this Triton."""
+
+    exit_code = 4
 
 
 class RepositoryError(ServerError):
@@ -44,3 +48,8 @@ class ModelsNotReady(ServerNotReady):
     def __init__(self, message: str, reasons: Mapping[str, str]):
         super().__init__(message)
         self.reasons = dict(reasons)
+
+
+def one_line(error: BaseException) -> str:
+    """``error: <message>``, line breaks as spaces."""
+    return f"error: {' '.join(str(error).split())}"

@@ -1,8 +1,26 @@
-"""The one root of every error that a user can cause, and how such an error is told."""
+"""The one root of every error that a user can cause, and how such an error is told.
+
+``python -m builders`` prints ``error: <message>`` in one line on stderr and exits with the error's code:
+
+====  ======================================================================================
+code  meaning
+====  ======================================================================================
+0     done
+1     any other error: data, a checkpoint, a build, the item store, the model repository
+2     the recipe or the command line is wrong; nothing was built (also: Click's usage errors)
+3     a variant fails its gate
+4     this machine lacks what was asked for: an NVIDIA GPU, TensorRT
+====  ======================================================================================
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+FAILED, WRONG_RECIPE, GATE_FAILED, MACHINE_LACKS = 1, 2, 3, 4
+"""Exit codes, see the table above."""
 
 
 class BuilderError(ValueError):
@@ -11,7 +29,22 @@ class BuilderError(ValueError):
     ``python -m builders`` prints it in one line and exits with ``exit_code``.
     """
 
-    exit_code = 1
+    exit_code = FAILED
+
+
+def one_line(error: BaseException) -> str:
+    """``error: <message>``, line breaks as spaces."""
+    return f"error: {' '.join(str(error).split())}"
+
+
+@contextlib.contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Around a command's body: a :class:`BuilderError` ends the process as the table says, without a trace."""
+    try:
+        yield
+    except BuilderError as error:
+        print(one_line(error), file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def listed(names: Sequence[str] | Mapping[str, object], limit: int = 3) -> str:

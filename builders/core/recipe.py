@@ -6,26 +6,26 @@ Turned into arguments at the door; nothing below the command line reads a TOML.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 
 from builders.core.contract import MAX_BOOST_AMOUNT, MAX_BOOSTS, MAX_CANDIDATES
-from builders.core.errors import BuilderError
+from builders.core.faults import DERIVED, RecipeError, faults_of
+from builders.core.renames import with_names_of_now
 from builders.core.runtimes import RUNTIMES, Precision, Runtime
 from builders.core.steps import GraphStep, NetworkStep, Settings, Step
+from builders.core.training_settings import TrainerSettings, settings_of
 from builders.core.workspace import REPOSITORY_ROOT
 
+M = TypeVar("M", bound=pydantic.BaseModel)
 SLICES_OF_DATA = {
     "judged": ("query_length", "brand_popularity"),
     "purchases": ("country", "history"),
     "categories": ("query_length",),
 }
-
-
-class RecipeError(BuilderError):
-    """A recipe cannot be used; every fault is in the message."""
 
 
 Loss = Annotated[float, pydantic.Field(ge=0, lt=1)]
@@ -34,7 +34,12 @@ Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 class OwnLimits(Settings):
     """Limits of one variant, in place of the recipe's ``[gate]``: a student of several teachers, for one, has an order
-    of its own. As :class:`Gate`; what is absent stays."""
+    of its own.
+
+    Attributes:
+        max_judged_loss: as in ``[gate]``; absent = the recipe's.
+        min_fidelity_ndcg: as in ``[gate]``; absent = the recipe's.
+    """
 
     max_judged_loss: Loss | None = None
     min_fidelity_ndcg: Share | None = None
@@ -45,9 +50,9 @@ class Variant(Settings):
 
     Attributes:
         name: what was done and the runtime; the model is called ``<ranker>_<name>``.
-        steps: the chain that makes it of the trained ranker; none = as it is, in FP32.
+        steps: the chain of compression steps that makes it of the trained ranker; none = as it is, in FP32.
         experimental: built to be compared (``make pareto``) or when it is named, not by ``make repository``.
-        gate: limits of its own.
+        gate: limits of its own, in place of the recipe's.
     """
 
     name: str = pydantic.Field(pattern=rf"^[a-z0-9_]+_({'|'.join(RUNTIMES)})$")
@@ -105,8 +110,8 @@ class Serving(Settings):
     """Explicit, portable defaults; what is tuned to a machine goes to ``configs/<machine>.pbtxt``.
 
     Attributes:
-        instances: processes a scorer runs in.
-        threads: of one run, in each instance.
+        instances: copies of a scorer that run side by side.
+        threads: threads of one run, in each instance.
         max_queue_size: requests that wait before a scorer; one more is refused at once. From measured capacity: what
             the scorer answers within the longest wait that is still of use. Absent = no bound but the clients'
             deadlines; needs two instances, see ``model_config._add_queue``.
@@ -130,12 +135,12 @@ class Gate(Settings):
     """What a variant must keep of its reference's quality to be published.
 
     Attributes:
-        metric: of each judged list; the others are told beside it.
+        metric: what a judged list is judged by; the other metrics are told beside it.
         max_judged_loss: how far below the reference, as a share of its mean, the lower end of the 95 % interval of the
             judged difference may lie.
         min_fidelity_ndcg: NDCG@10 of the variant's order against the reference's own, over lists without judgements.
-        fidelity_lists: how many of those.
-        fidelity_candidates: of each.
+        fidelity_lists: how many lists without judgements.
+        fidelity_candidates: candidates of each list without judgements.
     """
 
     metric: Literal["ndcg", "hit_rate", "auc", "accuracy"] = "ndcg"
@@ -149,7 +154,8 @@ class Machine(Settings):
     """What a machine costs that serves it, for the cost of a million scored candidates.
 
     Attributes:
-        price_per_hour: in ``currency``.
+        price_per_hour: of the whole machine, in ``currency``.
+        currency: as figures and pages spell it.
     """
 
     price_per_hour: float = pydantic.Field(0.10, gt=0)
@@ -204,12 +210,15 @@ class Recipe(Settings):
         checkpoint: folder of the trained part; absent = untrained.
         variants: the first is the reference of the others.
         data: what it is judged on, see ``builders/data/evaluation.py``.
+        serving: instances, threads and queue.
+        gate: what each variant must keep of the first one's quality.
+        machine: what serving costs.
         postprocess: how heads are combined, and the business rules.
         slices: groups by which the quality report slices NDCG, see ``builders/evaluate/slices.py``; absent =
             those of ``data``.
-        trained_on_judgements: then only the test queries may judge it.
+        trained_on_judgements: whether it learned from judged training queries; then only the test queries judge it.
         trainer: ``<file>:<function>`` that trains it, called with (recipe, data folder); absent = nothing to train.
-        training: its settings.
+        training: the trainer's settings, typed where the trainer is the kit's; free where it is the user's own.
         root: where its relative paths start: the project for its own recipes, else the recipe's folder.
     """
 
@@ -226,7 +235,7 @@ class Recipe(Settings):
     machine: Machine = Machine()
     postprocess: Postprocess = Postprocess()
     trainer: str | None = pydantic.Field(None, pattern=r"^.+\.py:\w+$")
-    training: dict[str, Any] = pydantic.Field({})
+    training: dict[str, Any] | TrainerSettings = pydantic.Field({})
     root: Path = REPOSITORY_ROOT
 
     @pydantic.model_validator(mode="after")
@@ -265,19 +274,47 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe.
 
     Raises:
-        RecipeError: not a file, not TOML, or any field missing, unknown or out of range; all faults at once.
+        RecipeError: not a file, not TOML, or any field missing, unknown, derived or out of range; all faults at once.
+
+    Warns:
+        FutureWarning: a field or step under its name until 0.1, see :mod:`builders.core.renames`.
     """
+    root = _root_of(path)
+    content = _content(path)
+    table = settings_of(content.get("trainer"), root)
+    content, faults = with_names_of_now(content, str(path), own_trainer=table is None)
+    faults += [f"{name}: derived, not set: {DERIVED[name]}; leave it out" for name in DERIVED if name in content]
+    content = {name: value for name, value in content.items() if name not in DERIVED}
+    if content.get("training") and not content.get("trainer"):
+        faults.append("training: nothing reads it, there is no 'trainer'; name one, or leave the table out")
+    training = content.get("training", {})
+    recipe, found = _validated(Recipe, {**content, "training": {}} if table else content)
+    faults += found
+    if table:
+        training, found = _validated(table, training, "training")
+        faults += found
+    if recipe is None or faults:
+        raise RecipeError(f"{path}: {'; '.join(faults)}")
+    return recipe.model_copy(update={"root": root, "training": training})
+
+
+def _content(path: Path) -> dict[str, Any]:
     try:
-        recipe = Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        recipe = recipe.model_copy(update={"root": _root_of(path)})
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"no recipe at '{path}'; 'ls recipes' shows those of the kit") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); wanted a recipe's TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not TOML: {error}") from error
+
+
+def _validated(model: type[M], content: Any, *within: str) -> tuple[M | None, list[str]]:
+    """The typed content, or None with its faults."""
+    try:
+        return model.model_validate(content), []
     except pydantic.ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise RecipeError(f"{path}: {faults}") from error
-    return recipe
+        return None, faults_of(error, model, *within)
 
 
 def _root_of(path: Path) -> Path:
@@ -286,6 +323,20 @@ def _root_of(path: Path) -> Path:
 
 
 def load_recipes(folder: Path = REPOSITORY_ROOT / "recipes") -> dict[str, Recipe]:
-    """Ranker name => recipe, for every ``*.toml`` of the folder. Raises: RecipeError."""
-    recipes = [load_recipe(path) for path in sorted(folder.glob("*.toml"))]
-    return {recipe.ranker: recipe for recipe in recipes}
+    """Ranker name => recipe, for every ``*.toml`` of the folder. Raises: RecipeError, as :func:`load_each`."""
+    return load_each(sorted(folder.glob("*.toml")))
+
+
+def load_each(paths: Iterable[Path]) -> dict[str, Recipe]:
+    """Ranker name => recipe. Raises: RecipeError, also where two recipes have one ranker's name."""
+    recipes: dict[str, Recipe] = {}
+    origin: dict[str, Path] = {}
+    for path in paths:
+        recipe = load_recipe(path)
+        if recipe.ranker in recipes:
+            raise RecipeError(
+                f"{path}: ranker '{recipe.ranker}' is also that of {origin[recipe.ranker]}; its models and its files "
+                "under build/ go by that name: give one of the two another, or leave one out"
+            )
+        recipes[recipe.ranker], origin[recipe.ranker] = recipe, path
+    return recipes

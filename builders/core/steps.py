@@ -80,7 +80,7 @@ class PruneLayers(NetworkStep):
     """Keep these layers of the encoder: a student as in DistilBERT (arXiv:1910.01108); follow it with ``distill``.
 
     Attributes:
-        keep: their workspace in the trained encoder, 0 = the first.
+        keep: their positions in the trained encoder, 0 = the first.
     """
 
     step: Literal["prune_layers"]
@@ -117,12 +117,14 @@ class PruneChannels(NetworkStep):
 
 
 class PruneRows(NetworkStep):
-    """Keep the embedding rows that real lists use most; the others share one row, the mean of theirs.
+    """Keep the embedding rows that real lists use most (frequent ids have rows of their own as in Zhang et al.,
+    arXiv:2007.14523); the others share one row, the mean of theirs.
 
     A table of int32 from id to row goes into the graph, so that pre-processing stays as it is.
 
     Attributes:
         amount: share of the rows removed, of every table that is at least ``min_rows`` long.
+        min_rows: shorter tables stay.
         lists: real lists that are counted.
     """
 
@@ -151,7 +153,7 @@ class Sparse24(NetworkStep):
 
     Attributes:
         method: "sparse_magnitude", or "sparsegpt" (arXiv:2301.00774), which reads calibration data.
-        lists: of calibration, with "sparsegpt".
+        lists: real lists of calibration, with "sparsegpt".
     """
 
     step: Literal["sparse_2_4"]
@@ -176,7 +178,7 @@ class LowRank(NetworkStep):
     """Embedding tables as products of two matrices of low rank (ALBERT, arXiv:1909.11942), by singular values.
 
     Attributes:
-        rank: of the product.
+        rank: of the product: columns of the first matrix, rows of the second.
         min_rows: shorter tables stay.
     """
 
@@ -190,7 +192,7 @@ class HashRows(NetworkStep):
     fitted to the trained table by least squares; follow it with ``distill``.
 
     Attributes:
-        rows: of the table of remainders.
+        rows: of the table of remainders; the table of quotients has as many as it takes.
         min_rows: shorter tables stay.
     """
 
@@ -205,7 +207,7 @@ class Teacher(Settings):
 
     Attributes:
         recipe: its name under ``recipes/``, or a path; empty = the ranker at the chain's start (recovery tuning).
-        weight: of its scores among the teachers'.
+        weight: of its scores in the mean of the teachers'.
     """
 
     recipe: str = ""
@@ -219,15 +221,16 @@ class Distill(NetworkStep):
     Attributes:
         teachers: of several, the scores, each standardised within a list, are averaged by weight.
         lists: made-up queries, or moments of customers' training histories.
-        candidates: of a list.
+        candidates: items of a list.
         epochs: passes over the lists.
         batch: lists a step.
         learning_rate: highest learning rate of AdamW; rises over the first tenth of the steps, then falls to 0.
         hidden: submodule of the student => of the first teacher; mean squared difference of their outputs is added.
-        hidden_weight: of that.
-        judged_weight: of a pairwise loss on judged training lists, one a step; only with data "judged".
+        hidden_weight: weight of the difference in ``hidden``, beside the scores' loss of weight 1.
+        judged_weight: weight of a pairwise loss on judged training lists, one a step; only with data "judged".
         sharpness: of the targets: softmax of so many times the teachers' scores, standardised within the list.
         freeze: patterns of parameter names (``fnmatch``) that stay as they are.
+        seed: of the lists and their order.
     """
 
     step: Literal["distill"]
@@ -272,7 +275,7 @@ class Int8(Calibrated, GraphStep):
 
     Attributes:
         method: how a range is chosen from what calibration saw; NNCF knows "minmax" alone.
-        percentile: of the absolute values, with method "percentile".
+        percentile: the share of absolute values within the range, in percent, with method "percentile".
         activations: "uint8" is what x86 processors multiply fast; "int8", symmetric, is what TensorRT takes too.
     """
 
@@ -296,8 +299,9 @@ class Int8(Calibrated, GraphStep):
 
 
 class DynamicInt8(GraphStep):
-    """Activations' ranges taken from each run (``onnxruntime.quantization.quantize_dynamic``): a score then depends on
-    its neighbours, so the server neither joins its requests nor splits them."""
+    """Activations' ranges taken from each run (``onnxruntime.quantization.quantize_dynamic``; integer products as
+    in Jacob et al., arXiv:1712.05877): a score then depends on its neighbours, so the server neither joins its requests
+    nor splits them."""
 
     step: Literal["dynamic_int8"]
     joins_requests: ClassVar[bool] = False
@@ -326,9 +330,13 @@ class Int8Network(NetworkStep):
     Attributes:
         smooth: move outliers of the activations into the weights before (SmoothQuant, arXiv:2211.10438).
         keep_fp32: patterns of quantizers' names (``fnmatch``) that stay off, such as "*layer.5.output*".
-        calibration_lists: whose largest values set the ranges.
-        lists: tuned on; 0 = none.
-        candidates, batch, learning_rate, sharpness, seed: of the lists and of tuning, as for ``distill``.
+        calibration_lists: real lists whose largest values set the ranges.
+        lists: lists without judgements that it is tuned on; 0 = no tuning.
+        candidates: items of a list.
+        batch: lists a step of tuning.
+        learning_rate: highest of tuning, as for ``distill``.
+        sharpness: of the targets, as for ``distill``.
+        seed: of the lists and their order.
     """
 
     step: Literal["int8_network"]

@@ -108,10 +108,14 @@ def check_versions(name: str, opset: int, ir_version: int, readers: Sequence[Rea
 
 
 def check_onnx_versions(path: Path, readers: Sequence[Reader] = SERVING) -> None:
-    """The same of a file, its weights left unread where they lie apart. Raises: VersionError."""
+    """The same of a file, its weights left unread where they lie apart. Raises: VersionError, also where it is none."""
     import onnx  # not at the top: this module is the standard library's
+    from google.protobuf.message import DecodeError
 
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise VersionError(f"{path}: not an ONNX file ({error}); remove it and run 'make export'") from error
     check_versions(path.name, opset_of(model), model.ir_version, readers)
 
 

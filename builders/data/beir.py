@@ -135,10 +135,10 @@ class JudgedQueries:
     def subset(self, split: Split) -> JudgedQueries:
         """The queries of ``split`` with their judgements; one without a text is a test query, set apart by time.
 
-        Raises: ValueError for another name.
+        Raises: DatasetError for another name.
         """
         if split not in ("train", "test", "all"):
-            raise ValueError(f"split '{split}', wanted 'train', 'test' or 'all'")
+            raise DatasetError(f"split '{split}', wanted 'train', 'test' or 'all'")
         kept = {
             query_id: text
             for query_id, text in self.queries.items()

@@ -31,7 +31,7 @@ MIN_CANDIDATES = 40
 GRADE_OF_LABEL = {"E": 3, "S": 2, "C": 1, "I": 0}
 
 
-class DownloadError(OSError):
+class DownloadError(DatasetError):
     """The public home could not be reached; the message is one line."""
 
 

@@ -24,7 +24,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from builders.compress.fp16 import fp32_nodes, tensor_types
-from builders.core.errors import BuilderError
+from builders.core.errors import MACHINE_LACKS, BuilderError
 from builders.core.files import sha256, write_atomically
 from builders.core.versions import check_versions, opset_of, tensorrt_reader
 from builders.engines.edge_graph import onnx_for_tensorrt_8
@@ -55,6 +55,8 @@ class EngineError(BuilderError):
 
 class TensorRTMissing(EngineError):
     """TensorRT was required and is not there."""
+
+    exit_code = MACHINE_LACKS
 
 
 class WrongPrecision(EngineError):

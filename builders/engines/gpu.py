@@ -11,7 +11,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from builders.core.errors import BuilderError
+from builders.core.errors import MACHINE_LACKS, BuilderError
 
 _LIBRARY = "libcuda.so.1"
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -21,6 +21,8 @@ _MAJOR, _MINOR = 75, 76
 
 class GpuMissing(BuilderError):
     """No GPU that CUDA can use."""
+
+    exit_code = MACHINE_LACKS
 
 
 @dataclasses.dataclass(frozen=True)

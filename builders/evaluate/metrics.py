@@ -13,7 +13,7 @@ import numpy as np
 import scipy.stats
 import sklearn.metrics
 
-from builders.core.errors import BuilderError, listed
+from builders.core.errors import GATE_FAILED, BuilderError, listed
 from builders.data.beir import GAINS, JudgedQueries
 
 TOP_K = 10
@@ -31,6 +31,8 @@ class QualityError(BuilderError):
 
 class GateFailed(QualityError):
     """A variant is worse than its recipe allows."""
+
+    exit_code = GATE_FAILED
 
 
 @dataclasses.dataclass(frozen=True)

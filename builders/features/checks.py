@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
@@ -11,11 +12,21 @@ import torch
 from torch import nn
 
 from builders.core.contract import ContractError
-from builders.features.encoder import Feature
+from builders.core.errors import BuilderError
+from builders.features.encoder import Feature, FeatureError
 
 ROWS = 3
 PROBED_LENGTH = 8
 """Of token sequences: one length bucket."""
+
+
+@contextlib.contextmanager
+def feature_faults_as(kind: type[BuilderError], owner: str) -> Iterator[None]:
+    """A FeatureError within becomes ``kind`` and names its owner: the encoder is served too, without the builders."""
+    try:
+        yield
+    except FeatureError as error:
+        raise kind(f"{owner}: {error}") from error
 
 
 def check_module(name: str, module: nn.Module, features: Sequence[Feature], token_ids: int, heads: int) -> None:

@@ -415,6 +415,8 @@ def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """``buckets``, as ``oov_buckets`` was called until 0.1, under its name of now; goes with 0.3."""
     if "buckets" not in settings:
         return dict(settings)
+    if "oov_buckets" in settings:
+        raise FeatureError("'buckets' is the name of 'oov_buckets' until 0.1, and both are given; keep one")
     warnings.warn("a feature's 'buckets' is now called 'oov_buckets'", FutureWarning, stacklevel=3)
     return {"oov_buckets" if name == "buckets" else name: value for name, value in settings.items()}
 

@@ -105,13 +105,13 @@ def encode_pairs(
         int32 [items, length], in the order of ``item_texts``.
 
     Raises:
-        ValueError: ``max_length`` leaves no room for an item.
+        TokenizerError: ``max_length`` leaves no room for an item.
     """
     query_part, *item_parts = tokenizer.encode_batch([query, *item_texts], add_special_tokens=False)
     query_part.truncate(max_query_tokens)
     room = max_length - len(query_part.ids) - tokenizer.num_special_tokens_to_add(is_pair=True)
     if room < 1:
-        raise ValueError(
+        raise TokenizerError(
             f"max_length {max_length} leaves no token for an item beside a query of {len(query_part.ids)}; "
             f"wanted at least {max_length + 1 - room}"
         )

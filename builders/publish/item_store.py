@@ -33,12 +33,21 @@ class ItemStore:
 
     Args:
         folder: made when absent.
+
+    Raises:
+        ItemStoreError: what lies there is no item store, or cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._environment = lmdb.open(str(folder), map_size=MAP_SIZE_BYTES, max_dbs=MAX_TABLES)
+        try:
+            self._environment = lmdb.open(str(folder), map_size=MAP_SIZE_BYTES, max_dbs=MAX_TABLES)
+        except lmdb.Error as error:
+            raise ItemStoreError(
+                f"item store {folder}: LMDB cannot open it ({error}); wanted a folder that this user may write, with "
+                "nothing in it but an item store. Remove it and run 'make repository' to fill it anew"
+            ) from error
 
     def __enter__(self) -> ItemStore:
         return self

@@ -24,7 +24,7 @@ from builders.core.errors import BuilderError
 from builders.core.files import folder_beside, sha256, write_atomically
 from builders.publish import model_config, pbtxt
 
-CONFIG, CONTRACT, MANIFEST = "config.pbtxt", "contract.json", "manifest.json"
+CONFIG, CONTRACT, MANIFEST = pbtxt.CONFIG, "contract.json", "manifest.json"
 KEPT_VERSIONS = 2
 """The served version and the one before it, to roll back to."""
 
@@ -118,7 +118,7 @@ def promote(repository: Path, endpoint: str, variant_ensemble: str) -> None:
     if not source.is_file():
         known = ", ".join(sorted(path.parent.name for path in repository.glob(f"{endpoint}_*/{CONFIG}")))
         raise RepositoryError(f"no ensemble '{variant_ensemble}' in {repository}; there are: {known or 'none'}")
-    config = pbtxt.parse(source.read_text(encoding="utf-8"))
+    config = pbtxt.read(source)
     config.name = endpoint
     _make_ensemble_version(repository / endpoint)
     contract = Contract.from_json((source.parent / CONTRACT).read_text(encoding="utf-8"))
@@ -134,7 +134,7 @@ def tune_machine(repository: Path, machine: str, instances: int, threads: int) -
     """
     written = []
     for path in sorted(repository.glob(f"*/{CONFIG}")):
-        config = pbtxt.parse(path.read_text(encoding="utf-8"))
+        config = pbtxt.read(path)
         if config.platform != "ensemble":
             target = path.parent / "configs" / f"{machine}.pbtxt"
             write_atomically(target, pbtxt.render(model_config.tune(config, instances, threads)))
@@ -147,7 +147,7 @@ def served_variant(repository: Path, endpoint: str = "rank") -> str:
     path = repository / endpoint / CONFIG
     if not path.is_file():
         raise RepositoryError(f"no endpoint '{endpoint}' in {repository}; run 'make repository'")
-    return str(pbtxt.parse(path.read_text(encoding="utf-8")).ensemble_scheduling.step[-2].model_name)
+    return str(pbtxt.read(path).ensemble_scheduling.step[-2].model_name)
 
 
 def version_numbers(folder: Path) -> list[int]:
@@ -173,7 +173,7 @@ def _compatible_versions(repository: Path, model: ServedModel) -> set[int]:
     path = repository / model.name / CONFIG
     if not path.is_file():
         return set()
-    present = pbtxt.parse(path.read_text(encoding="utf-8"))
+    present = pbtxt.read(path)
     same = list(present.input) == list(model.config.input) and list(present.output) == list(model.config.output)
     there = set(version_numbers(repository / model.name))
     return set(present.version_policy.specific.versions) & there if same else set()
@@ -184,7 +184,7 @@ def _write_step(repository: Path, model: ServedModel, versions: Iterable[int]) -
     folder = repository / model.name
     _replace(folder / CONTRACT, model.contract.to_json())
     for path in sorted(folder.glob("configs/*.pbtxt")):
-        tuned = pbtxt.parse(path.read_text(encoding="utf-8"))
+        tuned = pbtxt.read(path)
         _replace(path, pbtxt.render(model_config.with_tuning_of(config, tuned)))
     _replace(folder / CONFIG, pbtxt.render(config))
 
@@ -243,12 +243,22 @@ def _write_manifest(
 
 
 def read_manifest(repository: Path) -> dict[str, Any]:
-    """``models`` and ``ensembles`` by name, and ``libraries``; empty where there is no manifest."""
+    """``models`` and ``ensembles`` by name, and ``libraries``; empty where there is no manifest.
+
+    Raises:
+        RepositoryError: it is not JSON, or lacks one of the three.
+    """
     path = repository / MANIFEST
     if not path.is_file():
         return {"libraries": {}, "models": {}, "ensembles": {}}
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return manifest
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {name: dict(manifest[name]) for name in ("libraries", "models", "ensembles")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RepositoryError(
+            f"{path}: not the repository's manifest ({type(error).__name__}: {error}); remove it and run "
+            "'make repository'"
+        ) from error
 
 
 def _still_there(repository: Path, entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from builders.core.errors import BuilderError
@@ -51,7 +52,7 @@ def load_backbone(folder: Path) -> PreTrainedModel:
     """The encoder of a Hugging Face checkpoint folder: float32, eval mode, no pooler, scaled-dot-product attention.
 
     Raises:
-        CheckpointError: the folder holds no configuration or no weights.
+        CheckpointError: the folder holds no configuration or no weights, or transformers cannot load them.
     """
     for wanted in ("config.json", "model.safetensors"):
         if not (Path(folder) / wanted).is_file():
@@ -61,12 +62,18 @@ def load_backbone(folder: Path) -> PreTrainedModel:
             )
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # it lists the pooler's weights, which no ranker uses
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of the library about its own attributes
-        model = AutoModel.from_pretrained(
-            folder, config=config, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
-        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of the library about its own attributes
+            model = AutoModel.from_pretrained(
+                folder, config=config, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: transformers cannot load it ({type(error).__name__}: {error}); wanted a Hugging Face "
+            "checkpoint folder of an encoder; copy it anew from where it is from"
+        ) from error
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model.eval()

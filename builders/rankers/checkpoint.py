@@ -102,10 +102,15 @@ def network_from_checkpoint(network: type[N], folder: Path | None, name: str) ->
         name: for messages.
 
     Raises:
-        CheckpointError: as :func:`load_checkpoint` and :func:`load_weights`.
+        CheckpointError: as :func:`load_checkpoint` and :func:`load_weights`; or the network does not take its settings.
     """
     checkpoint = load_checkpoint(folder, name)
-    made = network(checkpoint.features, **checkpoint.config)
+    try:
+        made = network(checkpoint.features, **checkpoint.config)
+    except TypeError as error:
+        raise CheckpointError(
+            f"{folder}: {CONFIG} does not fit {network.__name__} ({error}); train {name} anew"
+        ) from error
     load_weights(made, checkpoint, folder)
     return made
 

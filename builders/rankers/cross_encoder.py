@@ -205,12 +205,19 @@ def _merged(network: nn.Module, checkpoint: Path, backbone: Path) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of transformers about its own attributes
             return PeftModel.from_pretrained(network, str(checkpoint)).merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError, KeyError) as error:
-        rank = json.loads((checkpoint / ADAPTER_CONFIG).read_text()).get("r")
+    except (RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
-            f"{checkpoint}: its adapter (rank {rank}) does not fit the backbone {backbone} ({_first_fault(error)}); "
+            f"{checkpoint}: its adapter ({_rank(checkpoint)}) does not fit the backbone {backbone} "
+            f"({_first_fault(error)}); "
             "run 'make train' for this backbone, or leave the checkpoint out"
         ) from error
+
+
+def _rank(checkpoint: Path) -> str:
+    try:
+        return f"rank {json.loads((checkpoint / ADAPTER_CONFIG).read_text()).get('r')}"
+    except ValueError:
+        return f"{ADAPTER_CONFIG} is not JSON"
 
 
 def _first_fault(error: Exception) -> str:

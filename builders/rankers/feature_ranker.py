@@ -52,9 +52,9 @@ from builders.core.contract import (
     length_buckets,
 )
 from builders.core.files import fingerprint, sha256
-from builders.data.beir import Product, Request
-from builders.features.checks import check_module
-from builders.features.encoder import Feature, FeatureEncoder, FeatureError, Source
+from builders.data.beir import DatasetError, Product, Request
+from builders.features.checks import check_module, feature_faults_as
+from builders.features.encoder import Feature, FeatureEncoder, Source
 from builders.features.preprocessing import limits
 from builders.features.text import load_tokenizer_file
 from builders.rankers.backbone import packaged_backbone, weight_files
@@ -207,7 +207,7 @@ class FeatureRanker(Ranker):
         return self._weights
 
     def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
-        """A record an item. Raises: FeatureError naming item and field."""
+        """A record an item. Raises: DatasetError naming ranker, item and field."""
         for product in products:
             yield product.item_id, self._record(product)
 
@@ -215,7 +215,9 @@ class FeatureRanker(Ranker):
         """A record a user; nothing where no feature reads one."""
         if self._reads("user"):
             for user_id, fields in users.items():
-                yield user_id, self.encoder.user_record(fields)
+                with feature_faults_as(DatasetError, f"{self.name}: user '{user_id}'"):
+                    record = self.encoder.user_record(fields)
+                yield user_id, record
 
     def sample(self, request: Request, products: Sequence[Product]) -> dict[str, Sample]:
         """By the encoder that serving uses, from raw fields instead of the store."""
@@ -231,12 +233,13 @@ class FeatureRanker(Ranker):
     def tensors(self, request: Request, products: Sequence[Product]) -> Sample:
         """Name => array of every declared feature."""
         records = [self._record(product) for product in products]
-        of_request = self.encoder.request_tensors(
-            query=request.query,
-            history=request.history,
-            user=None if request.user is None else self.encoder.user_record(request.user),
-            context=request.context,
-        )
+        with feature_faults_as(DatasetError, f"{self.name}: a request's user or context"):
+            of_request = self.encoder.request_tensors(
+                query=request.query,
+                history=request.history,
+                user=None if request.user is None else self.encoder.user_record(request.user),
+                context=request.context,
+            )
         return {**of_request, **self.encoder.candidate_tensors(records)}
 
     def score(self, request: Request, products: Sequence[Product]) -> np.ndarray:
@@ -262,16 +265,12 @@ class FeatureRanker(Ranker):
         self._tokenizer_file = beside / file if file else None  # an absolute path stays what it is
         tokenizer = load_tokenizer_file(self._tokenizer_file) if self._tokenizer_file else None
         fallback_field = getattr(self.module, "fallback_field", "")
-        try:
+        with feature_faults_as(ContractError, self.name):
             return FeatureEncoder(self.features, tokenizer, fallback_field=fallback_field, length_bucket=LENGTH_BUCKET)
-        except FeatureError as error:
-            raise ContractError(f"{self.name}: {error}") from error
 
     def _record(self, product: Product) -> bytes:
-        try:
+        with feature_faults_as(DatasetError, f"{self.name}: item '{product.item_id}'"):
             return self.encoder.item_record(product.raw_fields)
-        except FeatureError as error:
-            raise FeatureError(f"item '{product.item_id}': {error}") from error
 
     def _scorer(self, inputs: tuple[Tensor, ...], module: nn.Module) -> Contract:
         meaning = getattr(self.module, "score_meaning", "higher is better; comparable within one response only")

@@ -5,14 +5,19 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from builders.core.contract import ContractError
+from builders.core.errors import BuilderError
 from builders.core.files import fingerprint
 from builders.core.recipe import Recipe, RecipeError, load_recipe
 from builders.core.workspace import REPOSITORY_ROOT
+from builders.features.checks import feature_faults_as
+from builders.features.encoder import FeatureError
 from builders.rankers.base import Ranker
 from builders.rankers.feature_ranker import FeatureRanker
 
@@ -22,15 +27,16 @@ def load_ranker(recipe: Recipe) -> Ranker:
 
     Raises:
         RecipeError: the file or the class is not there, or the class is neither a Ranker nor a torch.nn.Module.
-        ContractError: a module whose declared features no network could take.
+        ContractError: a module whose declared features cannot be, or no network could take.
     """
     loaded = import_from(recipe, recipe.module)
     checkpoint = recipe.path(recipe.checkpoint) if recipe.checkpoint else None
     backbone = recipe.path(recipe.backbone) if recipe.backbone else None
-    if isinstance(loaded, type) and issubclass(loaded, Ranker):
-        return loaded(checkpoint=checkpoint, backbone=backbone)  # type: ignore[call-arg]
-    if isinstance(loaded, type) and issubclass(loaded, nn.Module):
-        return FeatureRanker.load(recipe.ranker, loaded, checkpoint, backbone)
+    with feature_faults_as(ContractError, f"recipe of {recipe.ranker}"):
+        if isinstance(loaded, type) and issubclass(loaded, Ranker):
+            return loaded(checkpoint=checkpoint, backbone=backbone)  # type: ignore[call-arg]
+        if isinstance(loaded, type) and issubclass(loaded, nn.Module):
+            return FeatureRanker.load(recipe.ranker, loaded, checkpoint, backbone)
     raise RecipeError(
         f"recipe of {recipe.ranker}: '{recipe.module}' is no class derived from torch.nn.Module or "
         "builders.rankers.base.Ranker"
@@ -38,12 +44,18 @@ def load_ranker(recipe: Recipe) -> Ranker:
 
 
 def import_from(recipe: Recipe, reference: str) -> Any:
-    """What ``<file>:<name>`` of a recipe refers to. Raises: RecipeError."""
+    """What ``<file>:<name>`` of a recipe refers to.
+
+    Raises:
+        RecipeError: no such file or name, or Python cannot import it.
+        ContractError: it declares a feature that cannot be.
+    """
     file_name, name = reference.rsplit(":", 1)
     path = recipe.path(file_name)
     if not path.is_file():
         raise RecipeError(f"recipe of {recipe.ranker}: module '{path}' is not there; wanted <file>.py:<name>")
-    found = getattr(_import_file(path), name, None)
+    with feature_faults_as(ContractError, f"recipe of {recipe.ranker}: '{path}'"):
+        found = getattr(_imported(recipe, path), name, None)
     if found is None:
         raise RecipeError(f"recipe of {recipe.ranker}: '{path}' has no '{name}'")
     return found
@@ -54,6 +66,19 @@ def load_teacher(name: str) -> Ranker:
     """The ranker of a recipe, by its name or path. Raises: RecipeError."""
     path = Path(name) if name.endswith(".toml") else REPOSITORY_ROOT / "recipes" / f"{name}.toml"
     return load_ranker(load_recipe(path))
+
+
+def _imported(recipe: Recipe, path: Path) -> Any:
+    try:
+        return _import_file(path)
+    except (BuilderError, FeatureError):
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        [*_, last] = traceback.extract_tb(error.__traceback__)
+        raise RecipeError(
+            f"recipe of {recipe.ranker}: '{path}' cannot be imported ({type(error).__name__}: {error}; "
+            f"{last.filename}:{last.lineno}); 'python {path}' shows where"
+        ) from error
 
 
 def _import_file(path: Path) -> Any:

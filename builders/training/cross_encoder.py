@@ -28,14 +28,16 @@ from sklearn.metrics import ndcg_score
 from torch import Tensor
 
 from builders.compress.schedule import rate_factor
-from builders.core.errors import BuilderError
-from builders.core.recipe import Recipe
+from builders.core.errors import told_in_one_line
+from builders.core.recipe import Recipe, load_recipe
+from builders.core.training_settings import CrossEncoderSettings, TrainerSettings
 from builders.data.beir import GAINS, JudgedQueries, Product, load_judged
 from builders.features.text import Tokenizer, encode_pairs, item_text, load_tokenizer
 from builders.rankers.backbone import packaged_backbone
 from builders.rankers.cross_encoder import ADAPTER_CONFIG, CrossEncoder, save_head
 from builders.rankers.losses import listnet, pairwise
 from builders.rankers.two_tower import TwoTower
+from builders.training.errors import TrainingError
 from builders.training.pseudo_queries import pseudo_queries
 
 console = Console()
@@ -47,47 +49,6 @@ TEACHER_SCALE = 20.0
 SOURCE_BONUS = 1.0
 """Added to the teacher's logit of the product that a pseudo-query was made from."""
 ROWS_PER_PASS = 32
-
-
-class TrainingError(BuilderError):
-    """Training cannot start; the message says what was found, what was wanted and what to run next."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingRecipe:
-    """Hyper-parameters; judge them by cross-validation over training queries (``--cross-validate``).
-
-    Attributes:
-        lora_rank: of every linear layer's update; its scale (alpha) is twice the rank.
-        pseudo_queries: made-up queries to distil from; 0 skips distilling.
-        distill_batch, tune_batch: lists a step.
-        distill_learning_rate, tune_learning_rate: highest learning rate of the LoRA matrices in each stage; the
-            head's is ``head_rate_factor`` times it.
-        tune_epochs: passes over the judged training queries; 0 skips tuning.
-        candidates: judged candidates drawn a query and pass, at most half of them Exact if others are there.
-        threads: of torch; the weights depend on it in their last digits.
-    """
-
-    seed: int = 0
-    lora_rank: int = 16
-    pseudo_queries: int = 1200
-    distill_batch: int = 12
-    tune_batch: int = 4
-    distill_learning_rate: float = 5e-4
-    tune_learning_rate: float = 3e-4
-    head_rate_factor: float = 4.0
-    tune_epochs: int = 2
-    candidates: int = 16
-    folds: int = 4
-    threads: int = 2
-
-    @classmethod
-    def from_mapping(cls, fields: Mapping[str, Any]) -> TrainingRecipe:
-        """From a recipe's ``[training]`` table. Raises: TrainingError for a field that is not known."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise TrainingError(f"[training]: unknown {', '.join(unknown)}; wanted some of {', '.join(sorted(known))}")
-        return cls(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +66,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def train_from_recipe(recipe: Recipe, data: Path) -> Path:
     """The trainer of ``recipes/cross_encoder.toml``. Raises: as :func:`train_cross_encoder`."""
-    assert recipe.checkpoint is not None
+    if recipe.checkpoint is None:
+        raise TrainingError(f'{recipe.ranker}: no checkpoint in the recipe; add checkpoint = "checkpoints/..."')
     backbone = recipe.path(recipe.backbone) if recipe.backbone else None
     return train_cross_encoder(data, recipe.path(recipe.checkpoint), recipe.training, backbone)
 
 
 def train_cross_encoder(
-    data: Path, out: Path, recipe: Mapping[str, Any] | TrainingRecipe, backbone: Path | None = None
+    data: Path, out: Path, recipe: Mapping[str, Any] | TrainerSettings, backbone: Path | None = None
 ) -> Path:
     """Trains on ``data``'s training queries and writes adapter and head into ``out``.
 
@@ -127,7 +89,7 @@ def train_cross_encoder(
     Raises:
         DatasetError, TrainingError, CheckpointError, TokenizerError.
     """
-    settings = recipe if isinstance(recipe, TrainingRecipe) else TrainingRecipe.from_mapping(recipe)
+    settings = CrossEncoderSettings.of(recipe)
     folder = backbone or packaged_backbone()
     judged = _training_queries(data)
     console.print(f"training on {len(judged.queries)} judged queries: {settings}")
@@ -138,13 +100,13 @@ def train_cross_encoder(
 
 
 def cross_validate(
-    data: Path, recipe: Mapping[str, Any] | TrainingRecipe, backbone: Path | None = None
+    data: Path, recipe: Mapping[str, Any] | TrainerSettings, backbone: Path | None = None
 ) -> dict[str, float]:
     """NDCG@10 of each training query under a model tuned without its fold; how hyper-parameters were chosen.
 
     Distilling reads no judgements, so it is done once and every fold starts from it.
     """
-    settings = recipe if isinstance(recipe, TrainingRecipe) else TrainingRecipe.from_mapping(recipe)
+    settings = CrossEncoderSettings.of(recipe)
     folder = backbone or packaged_backbone()
     judged = _training_queries(data)
     model = _seeded_model(folder, settings)
@@ -160,7 +122,7 @@ def cross_validate(
 
 
 # ---------------------------------------------------------------- model
-def _seeded_model(folder: Path, settings: TrainingRecipe) -> CrossEncoder:
+def _seeded_model(folder: Path, settings: CrossEncoderSettings) -> CrossEncoder:
     """The zero-shot cross-encoder with a LoRA adapter that changes nothing yet; the rest of the backbone is frozen."""
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -203,7 +165,7 @@ def _training_queries(data: Path) -> JudgedQueries:
     return judged
 
 
-def _teacher_lists(judged: JudgedQueries, folder: Path, settings: TrainingRecipe) -> list[CandidateList]:
+def _teacher_lists(judged: JudgedQueries, folder: Path, settings: CrossEncoderSettings) -> list[CandidateList]:
     """Pseudo-queries over the whole corpus, with the two-tower's opinion as targets."""
     if not settings.pseudo_queries:
         return []
@@ -245,7 +207,7 @@ def _text(product: Product) -> str:
 
 
 # ---------------------------------------------------------------- the two stages
-def _distill(model: CrossEncoder, lists: list[CandidateList], folder: Path, settings: TrainingRecipe) -> None:
+def _distill(model: CrossEncoder, lists: list[CandidateList], folder: Path, settings: CrossEncoderSettings) -> None:
     order = random.Random(settings.seed).sample(lists, len(lists))
     _fit(
         model,
@@ -258,7 +220,7 @@ def _distill(model: CrossEncoder, lists: list[CandidateList], folder: Path, sett
     )
 
 
-def _tune(model: CrossEncoder, judged: JudgedQueries, folder: Path, settings: TrainingRecipe) -> None:
+def _tune(model: CrossEncoder, judged: JudgedQueries, folder: Path, settings: CrossEncoderSettings) -> None:
     """Seeded anew, so that every fold and the whole start alike from the same distilled weights."""
     torch.manual_seed(settings.seed)  # dropout
     rng = random.Random(settings.seed)
@@ -272,7 +234,7 @@ def _fit(
     steps: Sequence[Sequence[CandidateList]],
     loss: Loss,
     folder: Path,
-    settings: TrainingRecipe,
+    settings: CrossEncoderSettings,
     learning_rate: float,
     title: str,
 ) -> None:
@@ -367,8 +329,6 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 def main() -> None:
     """``python -m builders.training.cross_encoder``: the recipe's training, or its cross-validation."""
-    import tomllib
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with judged queries in BEIR's layout")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/cross_encoder"))
@@ -376,13 +336,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="in place of the recipe's")
     parser.add_argument("--cross-validate", action="store_true", help="judge the hyper-parameters, write nothing")
     options = parser.parse_args()
-    fields = tomllib.loads(options.recipe.read_text())["training"]
-    fields |= {"seed": options.seed} if options.seed is not None else {}
+    settings = CrossEncoderSettings.of(load_recipe(options.recipe).training)
+    if options.seed is not None:
+        settings = CrossEncoderSettings.of({**settings.model_dump(), "seed": options.seed})
     if options.cross_validate:
-        cross_validate(options.data, fields)
+        cross_validate(options.data, settings)
     else:
-        train_cross_encoder(options.data, options.out, fields)
+        train_cross_encoder(options.data, options.out, settings)
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_one_line():
+        main()

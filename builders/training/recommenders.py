@@ -38,63 +38,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from builders.compress.schedule import rate_factor
-from builders.core.errors import BuilderError
+from builders.core.contract import ContractError
+from builders.core.errors import told_in_one_line
 from builders.core.recipe import Recipe, load_recipe
+from builders.core.training_settings import RecommenderSettings
 from builders.data.purchase_log import Example, PurchaseLog, purchase_log, training_examples, validation_log
+from builders.features.checks import feature_faults_as
 from builders.rankers.checkpoint import save_checkpoint
 from builders.rankers.feature_ranker import Broadcasting, FeatureRanker
 from builders.rankers.load import import_from
 from builders.rankers.losses import softmax_loss
+from builders.training.errors import TrainingError, network_made_of
 
 console = Console()
-
-LOSSES = ("softmax", "logistic")
-
-
-class TrainingError(BuilderError):
-    """Training cannot start; the message says what was found, what was wanted and what to run next."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSettings:
-    """Hyper-parameters; choose them by ``python -m builders.training.recommenders RECIPE``, on the validation cut.
-
-    Attributes:
-        epochs, examples: how often so many examples are drawn.
-        half_life_days: an example so much older is drawn half as often.
-        batch: examples a step.
-        learning_rate, weight_decay: AdamW's highest learning rate and decay.
-        loss: "softmax": cross-entropy of each positive among the candidates, divided by the root of the number of
-            positives; "logistic": of each candidate by itself.
-        negatives: drawn uniformly, anew for each step; 0 = all items known before the cut.
-        user_dropout: probability that an example's user is hidden, so that an unknown user's row is trained.
-        threads: of torch; the weights depend on it in their last digits.
-        network: what the network's ``for_log`` takes.
-    """
-
-    seed: int = 0
-    epochs: int = 10
-    examples: int = 3000
-    half_life_days: float = 21.0
-    batch: int = 128
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    loss: str = "softmax"
-    negatives: int = 0
-    user_dropout: float = 0.1
-    threads: int = 2
-    network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def from_mapping(cls, fields: Mapping[str, Any]) -> TrainingSettings:
-        """From a recipe's ``[training]`` table. Raises: TrainingError for a field or loss that is not known."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise TrainingError(f"[training]: unknown {', '.join(unknown)}; wanted some of {', '.join(sorted(known))}")
-        settings = cls(**fields)
-        if settings.loss not in LOSSES:
-            raise TrainingError(f"[training]: loss '{settings.loss}', wanted one of {', '.join(LOSSES)}")
-        return settings
 
 
 def train_interactions(recipe: Recipe, data: Path) -> Path:
@@ -124,11 +80,13 @@ def train_interactions(recipe: Recipe, data: Path) -> Path:
 
 def trained_network(recipe: Recipe, log: PurchaseLog) -> nn.Module:
     """A recipe's network after training on what lies before the log's cut, in eval mode; the same from run to run."""
-    settings = TrainingSettings.from_mapping(recipe.training)
+    settings = RecommenderSettings.of(recipe.training)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    network: nn.Module = import_from(recipe, recipe.module).for_log(log, settings.network)
-    examples = encode_examples(FeatureRanker(recipe.ranker, network), log, settings)
+    with feature_faults_as(ContractError, f"recipe of {recipe.ranker}"):
+        with network_made_of(recipe):
+            network: nn.Module = import_from(recipe, recipe.module).for_log(log, settings.network)
+        examples = encode_examples(FeatureRanker(recipe.ranker, network), log, settings)
     _fit(network, examples, settings, recipe.ranker)
     return network.eval()
 
@@ -165,7 +123,7 @@ class EncodedExamples:
         return (self.requests[self.histories[0]] != 0).sum(dim=1)
 
 
-def encode_examples(ranker: FeatureRanker, log: PurchaseLog, settings: TrainingSettings) -> EncodedExamples:
+def encode_examples(ranker: FeatureRanker, log: PurchaseLog, settings: RecommenderSettings) -> EncodedExamples:
     """Every training example of the log by the ranker's own encoder. Raises: TrainingError if there is none."""
     examples = training_examples(log)
     if not examples:
@@ -208,7 +166,7 @@ def _rows(item_ids: Sequence[str], row_of: Mapping[str, int]) -> Tensor:
 
 
 # ---------------------------------------------------------------- learning
-def _fit(network: nn.Module, examples: EncodedExamples, settings: TrainingSettings, title: str) -> None:
+def _fit(network: nn.Module, examples: EncodedExamples, settings: RecommenderSettings, title: str) -> None:
     """AdamW, linear warm-up and decay, gradients clipped to norm 1."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     steps = settings.epochs * -(-settings.examples // settings.batch)
@@ -236,7 +194,7 @@ def _check_finite(network: nn.Module, title: str) -> None:
         )
 
 
-def _batches(examples: EncodedExamples, settings: TrainingSettings) -> Iterator[Tensor]:
+def _batches(examples: EncodedExamples, settings: RecommenderSettings) -> Iterator[Tensor]:
     """int64 [batch] numbers of examples, those with histories of like length together."""
     drawn = torch.multinomial(examples.weights, settings.examples, replacement=True)
     batches = drawn[examples.lengths[drawn].argsort(stable=True)].split(settings.batch)
@@ -244,7 +202,7 @@ def _batches(examples: EncodedExamples, settings: TrainingSettings) -> Iterator[
         yield batches[number]
 
 
-def _batch_loss(network: nn.Module, examples: EncodedExamples, drawn: Tensor, settings: TrainingSettings) -> Tensor:
+def _batch_loss(network: nn.Module, examples: EncodedExamples, drawn: Tensor, settings: RecommenderSettings) -> Tensor:
     """Mean over the drawn examples."""
     candidates = _drawn_candidates(examples, drawn, settings)
     requests = _requests(examples, drawn, settings)
@@ -274,7 +232,7 @@ def _scores(network: Any, requests: Sequence[Tensor], candidates: Sequence[Tenso
     return vectorized
 
 
-def _requests(examples: EncodedExamples, drawn: Tensor, settings: TrainingSettings) -> list[Tensor]:
+def _requests(examples: EncodedExamples, drawn: Tensor, settings: RecommenderSettings) -> list[Tensor]:
     """[rows, ...] of each per-request feature, in declared order."""
     hidden = torch.rand(len(drawn)) < settings.user_dropout
     longest = max(int(examples.lengths[drawn].max()), 1)
@@ -287,7 +245,7 @@ def _requests(examples: EncodedExamples, drawn: Tensor, settings: TrainingSettin
     return tensors
 
 
-def _drawn_candidates(examples: EncodedExamples, drawn: Tensor, settings: TrainingSettings) -> Tensor:
+def _drawn_candidates(examples: EncodedExamples, drawn: Tensor, settings: RecommenderSettings) -> Tensor:
     """int64 [candidates] rows of items: every positive of the batch and the drawn negatives, or all items."""
     items = len(examples.candidates[0])
     if not settings.negatives or settings.negatives >= items:
@@ -308,7 +266,7 @@ def _labels(examples: EncodedExamples, number: int, candidates: Tensor) -> tuple
     return kept, quantities > 0, quantities
 
 
-def _loss(network: Any, scores: Tensor, bought: Tensor, quantities: Tensor, settings: TrainingSettings) -> Tensor:
+def _loss(network: Any, scores: Tensor, bought: Tensor, quantities: Tensor, settings: RecommenderSettings) -> Tensor:
     """Scalar of one example."""
     if hasattr(network, "training_loss"):
         own: Tensor = network.training_loss(scores, bought, quantities)
@@ -334,4 +292,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_one_line():
+        main()

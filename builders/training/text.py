@@ -16,9 +16,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from builders.compress.schedule import rate_factor
 from builders.core.recipe import Recipe
+from builders.core.training_settings import IntentSettings, MatcherSettings, TextSettings
 from builders.data.beir import GAINS, JudgedQueries, Product, load_judged
 from builders.data.categories import category_lists, labels_of, titled_categories
 from builders.features.encoder import ABSENT, FeatureEncoder
@@ -40,8 +41,9 @@ from builders.rankers.intent import Intent, intent_features
 from builders.rankers.layers.text_matcher import TextMatcher
 from builders.rankers.layers.word_embeddings import FROZEN
 from builders.rankers.load import import_from
+from builders.rankers.losses import listnet, pairwise
 from builders.rankers.two_tower import BATCH, TwoTower
-from builders.training.cross_encoder import TrainingError, listnet, pairwise
+from builders.training.errors import TrainingError, network_made_of
 from builders.training.pseudo_queries import PseudoQuery, pseudo_queries
 
 console = Console()
@@ -53,68 +55,6 @@ SOURCE_BONUS = 1.0
 LEAST_IMPORTANCE = 0.1
 
 
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """What both trainings have.
-
-    Attributes:
-        network: arguments of the network's constructor that are not its defaults.
-        threads: of torch; the weights depend on it in their last digits.
-    """
-
-    seed: int = 0
-    network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    threads: int = 2
-    weight_decay: float = 0.01
-
-    @classmethod
-    def from_mapping(cls, fields: Mapping[str, Any]) -> Self:
-        """From a recipe's ``[training]`` table. Raises: TrainingError for a field that is not known."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise TrainingError(f"[training]: unknown {', '.join(unknown)}; wanted some of {', '.join(sorted(known))}")
-        return cls(**fields)
-
-
-@dataclasses.dataclass(frozen=True)
-class MatcherSettings(_Settings):
-    """Hyper-parameters of a text ranker.
-
-    Attributes:
-        pseudo_query_sets: each makes one query a product, with a seed of its own.
-        distill_epochs: passes, each over one set, in turn; 0 skips distilling.
-        distill_batch, tune_batch: lists a step.
-        distill_learning_rate, tune_learning_rate: highest learning rate of each stage.
-        tune_epochs: passes over the judged training queries; 0 skips tuning.
-        candidates: judged candidates drawn a query and pass.
-    """
-
-    pseudo_query_sets: int = 2
-    distill_epochs: int = 5
-    distill_batch: int = 32
-    distill_learning_rate: float = 2e-3
-    tune_epochs: int = 2
-    tune_batch: int = 4
-    tune_learning_rate: float = 3e-4
-    candidates: int = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class IntentSettings(_Settings):
-    """Hyper-parameters of the category classifier.
-
-    Attributes:
-        epochs: passes over the titles; the judged training queries come ``query_repeats`` times in each.
-        title_words: a title is cut to so many of its first words at most, a new number each time, as queries are short.
-    """
-
-    epochs: int = 12
-    batch: int = 64
-    learning_rate: float = 4e-3
-    query_repeats: int = 10
-    title_words: int = 8
-
-
 # ---------------------------------------------------------------- rankers
 def train_text_ranker(recipe: Recipe, data: Path) -> Path:
     """Train the recipe's :class:`TextMatcher` on ``data``'s corpus and training queries; write its checkpoint.
@@ -122,7 +62,7 @@ def train_text_ranker(recipe: Recipe, data: Path) -> Path:
     Raises:
         DatasetError, TrainingError, CheckpointError, RecipeError.
     """
-    settings = MatcherSettings.from_mapping(recipe.training)
+    settings = MatcherSettings.of(recipe.training)
     judged = _training_queries(data)
     network = seeded_matcher(recipe, judged, settings)
     if settings.distill_epochs:
@@ -140,7 +80,8 @@ def seeded_matcher(recipe: Recipe, judged: JudgedQueries, settings: MatcherSetti
     if not (isinstance(made, type) and issubclass(made, TextMatcher)):
         raise TrainingError(f"recipe of {recipe.ranker}: '{recipe.module}' is no TextMatcher; name another trainer")
     _seed(settings)
-    network = made.untrained(dict(settings.network), _backbone(recipe))
+    with network_made_of(recipe):
+        network = made.untrained(dict(settings.network), _backbone(recipe))
     _weigh_words(network.words.importance, network.encoder(), judged.products.values())
     return network
 
@@ -270,9 +211,10 @@ def train_intent(recipe: Recipe, data: Path) -> Path:
     Raises:
         DatasetError, TrainingError, CheckpointError.
     """
-    settings = IntentSettings.from_mapping(recipe.training)
+    settings = IntentSettings.of(recipe.training)
     judged = _training_queries(data)
-    network = fit_intent(judged, settings, _backbone(recipe))
+    with network_made_of(recipe):
+        network = fit_intent(judged, settings, _backbone(recipe))
     return _save(network, recipe, settings)
 
 
@@ -324,7 +266,7 @@ def _backbone(recipe: Recipe) -> Path | None:
     return recipe.path(recipe.backbone) if recipe.backbone else None
 
 
-def _seed(settings: _Settings) -> None:
+def _seed(settings: TextSettings) -> None:
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
 
@@ -367,7 +309,7 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
-def _save(network: TextMatcher | Intent, recipe: Recipe, settings: _Settings) -> Path:
+def _save(network: TextMatcher | Intent, recipe: Recipe, settings: TextSettings) -> Path:
     if recipe.checkpoint is None:
         raise TrainingError(f"recipe of {recipe.ranker}: no checkpoint, wanted the folder to write into")
     out = recipe.path(recipe.checkpoint)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders.core.recipe import Recipe, load_recipe
+from builders.core.training_settings import RecommenderSettings
 from builders.core.workspace import REPOSITORY_ROOT
 from builders.data.purchase_log import PurchaseLog, purchase_log
 from builders.data.purchases import PURCHASES, purchases_schema
@@ -56,4 +57,6 @@ def small_recipe(ranker: str, **training: Any) -> Recipe:
     """The kit's, but trained for a few steps on one thread."""
     recipe = load_recipe(REPOSITORY_ROOT / "recipes" / f"{ranker}.toml")
     quick = {"epochs": 1, "examples": 64, "batch": 16, "threads": 1, **training}
-    return recipe.model_copy(update={"training": {**recipe.training, **quick}})
+    return recipe.model_copy(
+        update={"training": RecommenderSettings.of({**RecommenderSettings.of(recipe.training).model_dump(), **quick})}
+    )

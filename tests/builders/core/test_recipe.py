@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from builders.core.recipe import Gate, Recipe, RecipeError, Serving, Variant, load_recipe, load_recipes
+from builders.core.contract import ContractError
+from builders.core.recipe import Gate, Recipe, RecipeError, Serving, Variant, load_each, load_recipe, load_recipes
+from builders.core.training_settings import MatcherSettings, RecommenderSettings
 from builders.core.workspace import REPOSITORY_ROOT
 from builders.rankers.load import load_ranker
 
@@ -53,7 +55,11 @@ def test_a_short_recipe_is_filled_with_defaults(tmp_path: Path) -> None:
             "steps.0.int8.method: Input should be",
         ),
         ('name = "fp32_onnx"', 'name = "a_onnx"\nsteps = [{step = "int4"}]', "steps.0: Input tag 'int4' found"),
-        ('name = "fp32_onnx"', 'name = "a_onnx"\nfp4 = true', "variants.0.fp4: Extra inputs are not permitted"),
+        (
+            'name = "fp32_onnx"',
+            'name = "a_onnx"\nfp4 = true',
+            "variants.0.fp4: unknown field; wanted one of name, steps, experimental, gate",
+        ),
         ('[[variants]]\nname = "fp32_onnx"', "variants = []", "variants: Tuple should have at least 1 item"),
         ("[[variants]]", "[gate]\nmin_fidelity_ndcg = 1.5\n[[variants]]", "gate.min_fidelity_ndcg: Input should be"),
         ("[[variants]]", "[serving]\nthreads = 0\n[[variants]]", "serving.threads: Input should be greater"),
@@ -122,7 +128,7 @@ def test_a_name_says_the_runtime_and_steps_part_into_network_and_graph() -> None
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     broken = GOOD.replace('name = "fp32_onnx"', 'name = "fp32"').replace('ranker = "cross_encoder"', "colour = 1")
-    with pytest.raises(RecipeError, match=r"recipe\.toml: .*ranker.*; .*variants\.0\.name.*; colour"):
+    with pytest.raises(RecipeError, match=r"recipe\.toml: .*ranker.*; .*variants\.0\.name.*; colour: unknown field"):
         load_recipe(written(tmp_path, broken))
 
 
@@ -149,3 +155,199 @@ def test_a_module_that_gives_no_ranker_is_refused(tmp_path: Path, module: str, c
     recipe: Recipe = load_recipe(written(tmp_path, GOOD)).model_copy(update=changes)
     with pytest.raises(RecipeError, match=complaint):
         load_ranker(recipe)
+
+
+# ---------------------------------------------------------------- names
+@pytest.mark.parametrize(
+    ("added", "complaint"),
+    [
+        (
+            '[[variants]]\nname = "b_onnx"\nexperimantal = true',
+            "variants.1.experimantal: unknown field; did you mean 'experimental'?",
+        ),
+        (
+            '[[variants]]\nname = "b_onnx"\nruntime = "onnx"',
+            "variants.1.runtime: derived, not set (What serves it: the end of its name); leave it out",
+        ),
+        (
+            '[[variants]]\nname = "b_onnx"\nsteps = [{step = "distil_l"}]',
+            "variants.1.steps.0: Input tag 'distil_l' found",
+        ),
+        ('[[variants]]\nname = "b_onnx"\nsteps = [{step = "distil_l"}]', "unknown step; did you mean 'distill'?"),
+        (
+            '[[variants]]\nname = "b_onnx"\nsteps = [{step = "distill", learning_rat = 1}]',
+            "variants.1.steps.0.distill.learning_rat: unknown field; did you mean 'learning_rate'?",
+        ),
+        (
+            '[[variants]]\nname = "b_onnx"\nsteps = [{step = "distill", teachers = [{wieght = 1}]}]',
+            "variants.1.steps.0.distill.teachers.0.wieght: unknown field; did you mean 'weight'?",
+        ),
+        ("[servin]\nthreads = 1", "servin: unknown field; did you mean 'serving'?"),
+        (
+            "[postprocess.rules]\nin_stok_only = true",
+            "postprocess.rules.in_stok_only: unknown field; did you mean 'in_stock_only'?",
+        ),
+    ],
+)
+def test_an_unknown_field_is_refused_with_the_nearest_known_one(tmp_path: Path, added: str, complaint: str) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe(written(tmp_path, f"{GOOD}\n{added}\n"))
+    assert complaint in str(refusal.value)
+
+
+def test_a_derived_field_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"recipe\.toml: root: derived, not set: it is where the recipe lies: .*; leave"
+    ):
+        load_recipe(written(tmp_path, f'root = "/elsewhere"\n{GOOD}'))
+
+
+OLD = f"""
+ranker = "ncf"
+module = "builders/rankers/ncf.py:NCF"
+trainer = "{REPOSITORY_ROOT}/builders/training/recommenders.py:train_interactions"
+[[variants]]
+name = "fp32_onnx"
+[[variants]]
+name = "b_onnx"
+trial = true
+steps = [{{ step = "factorise", rank = 12 }}, {{ step = "distil", rate = 1e-3 }}]
+[training]
+passes = 3
+rate = 1e-2
+"""
+
+
+def test_names_until_0_1_are_read_each_with_a_warning_that_names_file_and_name_of_now(tmp_path: Path) -> None:
+    with pytest.warns(FutureWarning) as warned:
+        recipe = load_recipe(written(tmp_path, OLD))
+    assert recipe.variants[1].experimental
+    assert [step.model_dump(include={"step", "learning_rate"}) for step in recipe.variants[1].steps] == [
+        {"step": "low_rank"},
+        {"step": "distill", "learning_rate": 1e-3},
+    ]
+    assert recipe.training == RecommenderSettings(epochs=3, learning_rate=1e-2)
+    assert {str(each.message).removeprefix(f"{tmp_path}/recipe.toml: ") for each in warned} == {
+        f"{told}; the old name goes with 0.3"
+        for told in (
+            "variants.1.trial is now called 'experimental'",
+            "variants.1.steps.0: step 'factorise' is now called 'low_rank'",
+            "variants.1.steps.1: step 'distil' is now called 'distill'",
+            "variants.1.steps.1.rate is now called 'learning_rate'",
+            "training.passes is now called 'epochs'",
+            "training.rate is now called 'learning_rate'",
+        )
+    }
+
+
+def test_the_matchers_training_is_read_under_its_names_until_0_1(tmp_path: Path) -> None:
+    table = "distil_epochs = 1\ndistil_batch = 2\ndistil_rate = 0.5\ntune_rate = 0.25"
+    trainer = f'trainer = "{REPOSITORY_ROOT}/builders/training/text.py:train_text_ranker"'
+    with pytest.warns(FutureWarning, match="distil_batch is now called 'distill_batch'"):
+        recipe = load_recipe(written(tmp_path, f"{trainer}\n{GOOD}\n[training]\n{table}"))
+    wanted = MatcherSettings(distill_epochs=1, distill_batch=2, distill_learning_rate=0.5, tune_learning_rate=0.25)
+    assert recipe.training == wanted
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("old", "both", "complaint"),
+    [
+        (
+            "trial = true",
+            "trial = true\nexperimental = false",
+            "variants.1.trial: is the name of 'experimental' until 0.1",
+        ),
+        ("passes = 3", "passes = 3\nepochs = 3", "training.passes: is the name of 'epochs' until 0.1, and both stand"),
+        ("rate = 1e-3", "rate = 1e-3, learning_rate = 1e-3", "variants.1.steps.1.rate: is the name of 'learning_rate'"),
+    ],
+)
+def test_both_spellings_at_once_are_refused(tmp_path: Path, old: str, both: str, complaint: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(complaint)):
+        load_recipe(written(tmp_path, OLD.replace(old, both)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_kits_recipes_use_the_names_of_now() -> None:
+    assert load_recipes()
+
+
+# ---------------------------------------------------------------- training
+def test_faults_of_the_training_table_are_told_with_all_the_others(tmp_path: Path) -> None:
+    text = GOOD.replace('name = "fp32_onnx"', 'name = "fp32"')
+    trainer = f'trainer = "{REPOSITORY_ROOT}/builders/training/cross_encoder.py:train_from_recipe"'
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe(written(tmp_path, f"{trainer}\n{text}\n[training]\nlora_rnk = 1\ntune_epochs = -1\n"))
+    for complaint in (
+        "variants.0.name: String should match pattern",
+        "training.lora_rnk: unknown field; did you mean 'lora_rank'?",
+        "training.tune_epochs: Input should be greater than or equal to 0",
+    ):
+        assert complaint in str(refusal.value)
+
+
+def test_a_trainer_of_the_users_own_has_a_free_table(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, f'trainer = "mine.py:train"\n{GOOD}\n[training]\nrate = 2\nanything = 1\n'))
+    assert recipe.training == {"rate": 2, "anything": 1}
+
+
+def test_a_training_table_that_no_trainer_reads_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="training: nothing reads it, there is no 'trainer'"):
+        load_recipe(written(tmp_path, f"{GOOD}\n[training]\nepochs = 2\n"))
+
+
+# ---------------------------------------------------------------- several recipes
+def test_two_recipes_of_one_ranker_are_refused_with_both_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.toml").write_text(GOOD, encoding="utf-8")
+    found = r"b\.toml: ranker 'cross_encoder' is also that of .*a\.toml; .* give one of the two another"
+    with pytest.raises(RecipeError, match=found):
+        load_recipes(tmp_path)
+    with pytest.raises(RecipeError, match=found):
+        load_each([tmp_path / "a.toml", tmp_path / "b.toml"])
+
+
+def test_a_folder_named_as_a_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"cannot be read .*wanted a recipe's TOML file"):
+        load_recipe(tmp_path)
+
+
+# ---------------------------------------------------------------- a module whose features cannot be
+MODULE = """
+import torch
+from builders.features import dense, sparse
+FEATURE = {feature}
+class Mine(torch.nn.Module):
+    features = [FEATURE]
+    {extra}
+    def forward(self, price):
+        return price
+"""
+
+
+@pytest.mark.parametrize(
+    ("feature", "extra", "complaint"),
+    [
+        ('dense("price", [])', "", r"recipe of mine: '.*mine\.py': feature 'price': fields \[\], wanted at least one"),
+        (
+            'dense("price", ["price"])',
+            'def __init__(self):\n        super().__init__()\n        self.features = [dense("price", ["a"], std=[0])]',
+            "recipe of mine: feature 'price': std .* wanted all above 0",
+        ),
+    ],
+)
+def test_a_declaration_that_cannot_be_names_the_recipe(
+    tmp_path: Path, feature: str, extra: str, complaint: str
+) -> None:
+    (tmp_path / "mine.py").write_text(MODULE.format(feature=feature, extra=extra), encoding="utf-8")
+    text = 'ranker = "mine"\nmodule = "mine.py:Mine"\n[[variants]]\nname = "fp32_onnx"\n'
+    with pytest.raises(ContractError, match=complaint):
+        load_ranker(load_recipe(written(tmp_path, text)))
+
+
+def test_a_module_that_python_cannot_import_is_refused_with_the_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import os\nimport not_installed_anywhere\n", encoding="utf-8")
+    text = 'ranker = "mine"\nmodule = "mine.py:Mine"\n[[variants]]\nname = "fp32_onnx"\n'
+    found = r"recipe of mine: '.*mine\.py' cannot be imported \(ModuleNotFoundError: No module .*mine\.py:2\)"
+    with pytest.raises(RecipeError, match=found):
+        load_ranker(load_recipe(written(tmp_path, text)))

@@ -59,3 +59,9 @@ def test_a_tensorrt_version_names_its_reader() -> None:
 
 def test_every_release_names_the_page_that_says_so() -> None:
     assert all(reader.source.startswith("https://") for reader in (*SERVING, TENSORRT_8))
+
+
+def test_a_file_that_is_no_onnx_is_refused_with_what_to_run(tmp_path: Path) -> None:
+    (tmp_path / "ranker.onnx").write_bytes(b"\xff" * 40)
+    with pytest.raises(VersionError, match=r"ranker\.onnx: not an ONNX file .*run 'make export'"):
+        check_onnx_versions(tmp_path / "ranker.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from builders.core.contract import ContractError
+from builders.data.beir import DatasetError, Product, Request
 from builders.features.encoder import dense, multi_hot, sparse, tokens
 from builders.rankers.feature_ranker import FeatureRanker
 
@@ -102,3 +104,32 @@ def test_a_bag_beyond_its_table_is_named() -> None:
 
     with pytest.raises(ContractError, match="'path' at its highest ids \\[9, 9, 9\\]"):
         FeatureRanker("mine", Bagged())
+
+
+UNPRICED = Product("p1", "mug", price=math.nan)
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda ranker: [*ranker.item_features([UNPRICED])], "mine: item 'p1': field 'price'"),
+        (lambda ranker: ranker.score(Request("mug"), [UNPRICED]), "mine: item 'p1': field 'price'"),
+    ],
+)
+def test_a_raw_field_that_no_feature_takes_names_ranker_and_item(make: Any, complaint: str) -> None:
+    with pytest.raises(DatasetError, match=complaint):
+        make(FeatureRanker("mine", Good()))
+
+
+def test_a_users_raw_field_that_no_feature_takes_names_ranker_and_user() -> None:
+    class OfUsers(Good):
+        features = (*Good.features, dense("age", ["age"], "user"))
+
+        def forward(self, numbers: Any, made_by: Any, age: Any) -> Any:
+            return super().forward(numbers, made_by) + age
+
+    ranker = FeatureRanker("mine", OfUsers())
+    with pytest.raises(DatasetError, match="mine: user 'u1': field 'age': found 'old', wanted a finite number"):
+        [*ranker.user_features({"u1": {"age": "old"}})]
+    with pytest.raises(DatasetError, match="mine: a request's user or context: field 'age'"):
+        ranker.score(Request("mug", user={"age": "old"}), [Product("p1", "mug")])

@@ -15,6 +15,7 @@ from builders.features.encoder import (
     Feature,
     FeatureEncoder,
     FeatureError,
+    bag,
     dense,
     history,
     multi_hot,
@@ -211,3 +212,24 @@ def test_two_features_of_one_name_are_refused() -> None:
 def test_raw_fields_are_a_json_object(text: str, found: str) -> None:
     with pytest.raises(FeatureError, match=f"context: {found}"):
         parse_fields(text, "context")
+
+
+# ---------------------------------------------------------------- names until 0.1
+def test_bag_and_buckets_are_read_with_a_warning_that_names_the_names_of_now() -> None:
+    with pytest.warns(FutureWarning, match="bag is now called multi_hot"):
+        assert bag("x", "a", "item", 3) == multi_hot("x", "a", "item", 3)
+    with pytest.warns(FutureWarning, match="'buckets' is now called 'oov_buckets'"):
+        assert sparse("x", ["a"], buckets=4) == sparse("x", ["a"], oov_buckets=4)
+    with pytest.warns(FutureWarning, match="'buckets' is now called 'oov_buckets'"):
+        assert history("x", 3, ["a"], buckets=4) == history("x", 3, ["a"], oov_buckets=4)
+
+
+def test_buckets_under_both_names_are_refused() -> None:
+    with pytest.raises(FeatureError, match=r"'buckets' is the name of 'oov_buckets' until 0\.1, and both are given"):
+        sparse("x", ["a"], buckets=4, oov_buckets=5)
+
+
+def test_features_kept_under_the_names_until_0_1_load_as_those_of_now() -> None:
+    encoder = FeatureEncoder([multi_hot("x", "a", "item", 3, vocabularies=[("b",)], oov_buckets=4)])
+    old = encoder.to_json().replace("oov_buckets", "buckets").replace("multi_hot", "bag")
+    assert FeatureEncoder.from_json(old).features == encoder.features

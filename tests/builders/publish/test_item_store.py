@@ -87,3 +87,9 @@ def test_the_longest_id_is_kept(tmp_path: Path) -> None:
     with ItemStore(tmp_path) as store:
         store.put("mugs", "1", [("x" * 511, b"found")])
     assert stored(tmp_path, "mugs@1", "x" * 511) == [b"found"]
+
+
+def test_a_folder_whose_files_are_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.mdb").write_bytes(b"no LMDB" * 2000)
+    with pytest.raises(ItemStoreError, match=r"item store .*: LMDB cannot open it \(.*run 'make repository'"):
+        ItemStore(tmp_path)

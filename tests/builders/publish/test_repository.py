@@ -22,6 +22,7 @@ from builders.publish.repository import (
     ServedModel,
     promote,
     publish_models,
+    read_manifest,
     served_variant,
     tune_machine,
     version_numbers,
@@ -325,3 +326,18 @@ def test_a_publish_that_changes_tensors_is_mended_by_the_next_wherever_it_is_kil
         publish(repository, new)
         assert_can_be_loaded(repository)
         assert pinned(repository) == {"tiny": 4}
+
+
+def test_a_configuration_that_cannot_be_read_is_refused_by_its_path(repository: Path) -> None:
+    (repository / "rank").mkdir(parents=True)
+    (repository / "rank" / "config.pbtxt").write_text("name: 'rank'\nflavour: 3\n")
+    with pytest.raises(pbtxt.ConfigError, match=r"rank/config\.pbtxt: not a model configuration .*flavour.*'make repo"):
+        served_variant(repository)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"models": {}}'])
+def test_a_manifest_that_is_none_is_refused_with_what_to_do(repository: Path, text: str) -> None:
+    repository.mkdir()
+    (repository / "manifest.json").write_text(text)
+    with pytest.raises(RepositoryError, match=r"manifest\.json: not the repository's manifest .*'make repository'"):
+        read_manifest(repository)

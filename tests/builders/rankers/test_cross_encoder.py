@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from builders.features.text import encode_pairs, load_tokenizer
 from builders.rankers.backbone import CheckpointError, packaged_backbone
-from builders.rankers.cross_encoder import ADAPTER_FILE, HEAD_FILE, CrossEncoder
+from builders.rankers.cross_encoder import ADAPTER_CONFIG, ADAPTER_FILE, HEAD_FILE, CrossEncoder
 from tests.support.tiny_bert import write_tiny_bert
 
 CHECKPOINT = Path(__file__).resolve().parents[3] / "checkpoints" / "cross_encoder"
@@ -143,4 +144,19 @@ def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
     write_tiny_bert(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
+        CrossEncoder.from_checkpoint(None, tmp_path)
+
+
+def test_an_adapter_configuration_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(CHECKPOINT, tmp_path / "broken")
+    (tmp_path / "broken" / ADAPTER_CONFIG).write_text("{")
+    with pytest.raises(CheckpointError, match=r"its adapter \(adapter_config\.json is not JSON\)"):
+        CrossEncoder.from_checkpoint(tmp_path / "broken")
+
+
+@pytest.mark.parametrize(("file", "content"), [("config.json", "{"), ("model.safetensors", "no weights")])
+def test_a_backbone_that_transformers_cannot_load_is_refused(tmp_path: Path, file: str, content: str) -> None:
+    write_tiny_bert(tmp_path)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(CheckpointError, match=r"transformers cannot load it .*copy it anew"):
         CrossEncoder.from_checkpoint(None, tmp_path)

@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from builders.core.recipe import RecipeError, load_recipe
+from builders.core.training_settings import CrossEncoderSettings
+from builders.core.workspace import REPOSITORY_ROOT
 from builders.data.beir import JudgedQueries, Product, is_test_query, write_judged
 from builders.features.text import load_tokenizer
 from builders.rankers.cross_encoder import ADAPTER_CONFIG, ADAPTER_FILE, HEAD_FILE, CrossEncoder
 from builders.rankers.two_tower import TwoTower
 from builders.training.cross_encoder import (
     TrainingError,
-    TrainingRecipe,
     cross_validate,
     listnet,
     pairwise,
     train_cross_encoder,
+    train_from_recipe,
 )
 from builders.training.pseudo_queries import pseudo_queries
 from tests.support.tiny_bert import write_tiny_bert
@@ -84,8 +87,16 @@ def test_data_without_training_queries_is_refused(judged: JudgedQueries, backbon
 
 
 def test_unknown_field_of_the_recipe_is_named() -> None:
-    with pytest.raises(TrainingError, match="unknown learning_speed; wanted some of candidates"):
-        TrainingRecipe.from_mapping({"learning_speed": 1})
+    with pytest.raises(
+        RecipeError, match=r"^training\.learning_speed: unknown field; did you mean '\w*learning_rate'\?$"
+    ):
+        CrossEncoderSettings.of({"learning_speed": 1})
+
+
+def test_a_recipe_without_a_checkpoint_folder_is_refused(tmp_path: Path) -> None:
+    recipe = load_recipe(REPOSITORY_ROOT / "recipes" / "cross_encoder.toml").model_copy(update={"checkpoint": None})
+    with pytest.raises(TrainingError, match="cross_encoder: no checkpoint in the recipe; add checkpoint"):
+        train_from_recipe(recipe, tmp_path)
 
 
 def test_listnet_is_zero_where_scores_equal_the_targets_up_to_a_constant() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from builders.core.recipe import RecipeError
+from builders.core.training_settings import RecommenderSettings
 from builders.core.workspace import REPOSITORY_ROOT
 from builders.data.purchase_log import training_examples
 from builders.rankers.din import DIN
@@ -16,7 +18,6 @@ from builders.rankers.ncf import NCF
 from builders.training.recommenders import (
     EncodedExamples,
     TrainingError,
-    TrainingSettings,
     _batches,
     _drawn_candidates,
     _labels,
@@ -39,14 +40,18 @@ def ranker() -> FeatureRanker:
 
 @pytest.fixture(scope="module")
 def encoded(ranker: FeatureRanker) -> EncodedExamples:
-    return encode_examples(ranker, generated_log(), TrainingSettings(half_life_days=30))
+    return encode_examples(ranker, generated_log(), RecommenderSettings(half_life_days=30))
 
 
 def test_an_unknown_setting_or_loss_is_refused_by_name() -> None:
-    with pytest.raises(TrainingError, match=r"unknown epochs; wanted some of batch, examples"):
-        TrainingSettings.from_mapping({"epochs": 3})
-    with pytest.raises(TrainingError, match="loss 'hinge', wanted one of softmax, logistic"):
-        TrainingSettings.from_mapping({"loss": "hinge"})
+    with pytest.raises(RecipeError) as refusal:
+        RecommenderSettings.of({"epoch": 3, "loss": "hinge", "stones": 1})
+    assert str(refusal.value) == (
+        "training.loss: Input should be 'softmax' or 'logistic'; "
+        "training.epoch: unknown field; did you mean 'epochs'?; "
+        "training.stones: unknown field; wanted one of seed, threads, epochs, examples, half_life_days, batch, "
+        "learning_rate, weight_decay, loss, negatives, user_dropout, network"
+    )
 
 
 def test_labels_are_over_items_that_the_customer_had_not_bought(encoded: EncodedExamples) -> None:
@@ -63,7 +68,7 @@ def test_labels_are_over_items_that_the_customer_had_not_bought(encoded: Encoded
 
 def test_drawn_candidates_hold_every_positive_of_the_batch(encoded: EncodedExamples) -> None:
     drawn = torch.arange(5)
-    candidates = set(_drawn_candidates(encoded, drawn, TrainingSettings(negatives=10)).tolist())
+    candidates = set(_drawn_candidates(encoded, drawn, RecommenderSettings(negatives=10)).tolist())
     positives = {row for number in range(5) for row in encoded.positives[number].tolist()}
     assert positives <= candidates and len(candidates) <= len(positives) + 10
 
@@ -71,7 +76,7 @@ def test_drawn_candidates_hold_every_positive_of_the_batch(encoded: EncodedExamp
 def test_an_older_example_is_drawn_less(encoded: EncodedExamples) -> None:
     ages = torch.tensor([example.age_days for example in training_examples(generated_log())])
     torch.testing.assert_close(encoded.weights, 0.5 ** (ages / 30))
-    settings = TrainingSettings(examples=4000, batch=100, half_life_days=30)
+    settings = RecommenderSettings(examples=4000, batch=100, half_life_days=30)
     torch.manual_seed(0)
     drawn = torch.cat(list(_batches(encoded, settings)))
     assert ages[drawn].mean() < ages.mean() / 2
@@ -80,7 +85,7 @@ def test_an_older_example_is_drawn_less(encoded: EncodedExamples) -> None:
 def test_a_hidden_user_is_an_unknown_one(encoded: EncodedExamples, ranker: FeatureRanker) -> None:
     names = [feature.name for feature in ranker.features if not feature.per_candidate]
     shown, hidden = (
-        dict(zip(names, _requests(encoded, torch.arange(4), TrainingSettings(user_dropout=share)), strict=True))
+        dict(zip(names, _requests(encoded, torch.arange(4), RecommenderSettings(user_dropout=share)), strict=True))
         for share in (0.0, 1.0)
     )
     assert (shown["user_id"] > 1).all() and (hidden["user_id"] == 0).all()
@@ -90,9 +95,9 @@ def test_a_hidden_user_is_an_unknown_one(encoded: EncodedExamples, ranker: Featu
 def test_a_batch_scores_as_one_request_after_the_other(encoded: EncodedExamples) -> None:
     network = DIN.for_log(generated_log(), {}).eval()
     ranker, drawn = FeatureRanker("din", network), torch.arange(3)
-    examples = encode_examples(ranker, generated_log(), TrainingSettings())
+    examples = encode_examples(ranker, generated_log(), RecommenderSettings())
     with torch.no_grad():
-        together = _scores(network, _requests(examples, drawn, TrainingSettings()), examples.candidates)
+        together = _scores(network, _requests(examples, drawn, RecommenderSettings()), examples.candidates)
         alone = [network(examples.requests["history"][row : row + 1], *examples.candidates) for row in range(3)]
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-4)
 
@@ -113,8 +118,10 @@ def test_one_seed_gives_the_same_weights_and_another_gives_others(loss: str) -> 
 
 
 def test_a_diverged_training_is_refused() -> None:
-    with pytest.raises(TrainingError, match=r"ncf: training diverged, .* are not finite; lower \[training\] rate"):
-        trained_network(small_recipe("ncf", rate=float("inf")), generated_log())
+    with pytest.raises(
+        TrainingError, match=r"ncf: training diverged, .* are not finite; lower \[training\] learning_rate"
+    ):
+        trained_network(small_recipe("ncf", learning_rate=float("inf")), generated_log())
 
 
 def test_customers_with_one_basket_each_teach_nothing(tmp_path: Path) -> None:
@@ -136,3 +143,9 @@ def test_the_written_checkpoint_loads_as_a_ranker(tmp_path: Path) -> None:
 def test_a_recipe_without_a_checkpoint_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="ncf: no checkpoint in the recipe"):
         train_interactions(small_recipe("ncf").model_copy(update={"checkpoint": None}), tmp_path)
+
+
+def test_a_network_setting_that_the_network_does_not_take_names_the_recipe() -> None:
+    found = r"recipe of ncf: \[training\.network\] does not fit '.*ncf\.py:NCF' \(.*'factor'"
+    with pytest.raises(TrainingError, match=found):
+        trained_network(small_recipe("ncf", network={"factor": 3}), generated_log())

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from builders.core.recipe import Recipe, Variant, load_recipe
+from builders.core.recipe import Recipe, RecipeError, Variant, load_recipe
+from builders.core.training_settings import IntentSettings, MatcherSettings
 from builders.core.workspace import REPOSITORY_ROOT
 from builders.data.beir import JudgedQueries, Product, Request, is_test_query, write_judged
 from builders.rankers.checkpoint import CONFIG, FEATURES, WEIGHTS
 from builders.rankers.feature_ranker import FeatureRanker
 from builders.rankers.intent import Intent
 from builders.rankers.text_cnn import TextCnn
-from builders.training.cross_encoder import TrainingError
-from builders.training.text import IntentSettings, MatcherSettings, train_intent, train_text_ranker
+from builders.training.errors import TrainingError
+from builders.training.text import train_intent, train_text_ranker
 from tests.support.tiny_bert import write_tiny_bert
 
 COLORS, THINGS = ("red", "blue", "green"), ("shoe", "tent", "mug", "lamp")
@@ -134,8 +135,10 @@ def test_data_without_training_queries_is_refused(
 
 @pytest.mark.parametrize("settings", [MatcherSettings, IntentSettings])
 def test_unknown_field_of_the_recipe_is_named(settings: type[MatcherSettings | IntentSettings]) -> None:
-    with pytest.raises(TrainingError, match="unknown learning_speed; wanted some of"):
-        settings.from_mapping({"learning_speed": 1})
+    with pytest.raises(
+        RecipeError, match=r"^training\.learning_speed: unknown field; did you mean '\w*learning_rate'\?$"
+    ):
+        settings.of({"learning_speed": 1})
 
 
 def test_a_recipe_of_another_kind_of_network_is_refused(data: Path, backbone: Path, tmp_path: Path) -> None:

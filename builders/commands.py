@@ -1,0 +1,294 @@
+"""What the verbs of ``python -m builders`` do; their arguments are told in ``builders/__main__.py``."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from builders.build import build_ranker
+from builders.core.contract import client_contracts
+from builders.core.files import write_atomically
+from builders.core.recipe import Recipe, RecipeError, Variant, load_each, load_recipe, load_recipes
+from builders.core.workspace import PROJECT, REPOSITORY_ROOT
+from builders.data.beir import read_corpus, read_users
+from builders.data.evaluation import evaluation_data
+from builders.data.find import DatasetError, DataSource, find_data, load_judged
+from builders.evaluate.choose import chosen_variant, run_choose
+from builders.evaluate.judge import BuiltRanker
+from builders.evaluate.metrics import GateFailed
+from builders.evaluate.slices import slice_quality, slice_table
+from builders.publish import endpoints
+from builders.publish.repository import promote, tune_machine
+from builders.rankers.load import import_from, load_ranker
+
+CLIENT_CONTRACTS = REPOSITORY_ROOT / "clients" / "tritonrank_client" / "contracts.json"
+"""What the client knows of the endpoints; generated and committed, as the served models' own contracts are."""
+
+console = Console()
+say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+"""A line as it is: figures in brackets are no markup."""
+
+
+def data(data: Path | None) -> None:
+    """Say which data there is."""
+    source = find_data(data)
+    judged = load_judged(source.folder)
+    console.print(source.note)
+    pairs = sum(map(len, judged.judgements.values()))
+    test = len(judged.subset("test").queries)
+    console.print(
+        f"{len(judged.products)} products, {len(judged.queries)} queries ({test} for test), {pairs} judged pairs"
+    )
+
+
+def train(recipes: list[Path] | None, data: Path | None) -> None:
+    """Run the recipes' trainers. Raises: RecipeError, and what a trainer raises."""
+    folder = _data(data).folder
+    for recipe in _recipes(recipes):
+        if recipe.trainer is None:
+            console.print(f"{recipe.ranker}: nothing to train")
+            continue
+        if recipe.checkpoint is None:
+            raise RecipeError(f"recipe of {recipe.ranker}: a trainer, but no checkpoint (a folder) to write")
+        import_from(recipe, recipe.trainer)(recipe, folder)
+
+
+def export(recipes: list[Path] | None, data: Path | None) -> None:
+    """Make and gate variants, publish nothing."""
+    _built(recipes, data)
+
+
+def engines(recipes: list[Path] | None, require_tensorrt: bool, data: Path | None) -> None:
+    """Build, gate and publish TensorRT engines."""
+    from builders.engines.of_recipe import build_plans
+
+    folder = _data(data).folder
+    chosen = [recipe for recipe in _recipes(recipes) if any(each.runtime.needs_gpu for each in recipe.variants)]
+    plans = build_plans(chosen, folder, say, require=require_tensorrt)
+    if plans:
+        _publish(recipes or None, data, None, plans=plans)
+
+
+def bisect(
+    variant: str,
+    recipe: Path | None,
+    data: Path | None,
+) -> None:
+    """Print where a variant departs from FP32, and the exclusions."""
+    from builders.engines.of_recipe import bisect_variant
+
+    owner, chosen = _variant(variant, recipe)
+    say(bisect_variant(owner, chosen, evaluation_data(owner.data, _data(data).folder), say))
+
+
+def quality(recipes: list[Path] | None, data: Path | None) -> None:
+    """Print quality and parity, and the worst slices."""
+    slices = []
+    table = Table("variant", "queries", "NDCG@10", "largest difference from torch", "gate")
+    for built in _built(recipes, data):
+        for variant in built.variants:
+            difference = max(variant.figures["max_abs_difference_from_torch_by_query"].values())
+            table.add_row(
+                built.recipe.model_name(variant.variant),
+                str(variant.figures["queries"]),
+                f"{variant.figures['ndcg_at_10']:.4f}",
+                f"{difference:.1e}",
+                "passed" if variant.passed else "FAILED",
+            )
+        ndcg = built.variants[0].figures["ndcg_at_10_by_query"]
+        rows = slice_quality(built.data, ndcg, built.recipe.judged_slices)
+        slices.append(slice_table(rows, f"{built.recipe.model_name(built.recipe.variants[0])}: NDCG@10 by slice"))
+    console.print(table, *slices)
+
+
+def recommend_quality(recipes: list[Path] | None, data: Path | None) -> None:
+    """Print the recommenders' figures over the whole catalogue."""
+    from builders.evaluate.full_catalogue import run
+
+    console.print(run(_data(data).folder, _recipes(recipes)).table())
+
+
+def explain(
+    ranker: str,
+    query: str,
+    history: list[str] | None,
+    items: list[str] | None,
+    out: Path | None,
+    data: Path | None,
+) -> None:
+    """Print what made a candidate's score."""
+    from builders.evaluate.explain.run import run_explain
+
+    run_explain(ranker, console, query=query, history=history or (), items=items or (), out=out, data=data)
+
+
+def gate_variant(
+    variant: str,
+    recipe: Path | None,
+    data: Path | None,
+    fidelity_lists: int | None,
+) -> None:
+    """Print a variant's figures beside its limits. Raises: GateFailed."""
+    from builders.evaluate.gate_report import gate_tables
+
+    owner, chosen = _variant(variant, recipe)
+    built = _built_ranker(owner, data, wanted=(chosen.name,), fidelity_lists=fidelity_lists).built(chosen)
+    console.print(*gate_tables(owner, built, evaluation_data(owner.data, find_data(data).folder)))
+    if not built.passed:
+        raise GateFailed(built.figures["gate"])
+
+
+def sensitivity(
+    variant: str,
+    recipe: Path | None,
+    data: Path | None,
+) -> None:
+    """Print layers by their cost."""
+    from builders.compress.sensitivity import sensitivity_table
+
+    owner, chosen = _variant(variant, recipe)
+    console.print(sensitivity_table(owner, chosen, evaluation_data(owner.data, _data(data).folder), say))
+
+
+def repository(
+    recipes: list[Path] | None,
+    data: Path | None,
+    published: list[str] | None,
+    fidelity_lists: int | None,
+) -> None:
+    """Build what is missing, and publish it."""
+    if published is None and not recipes:
+        published = list(endpoints.published_variants().values())
+    _publish(recipes, data, published, fidelity_lists=fidelity_lists)
+
+
+def build_recipe(
+    recipe: Path,
+    data: Path | None,
+    published: list[str] | None,
+    variant: list[str] | None,
+    force: bool,
+    fidelity_lists: int | None,
+) -> None:
+    """Build and publish one ranker. variant: also these, although experimental."""
+    _publish([recipe], data, published, wanted=tuple(variant or ()), force=force, fidelity_lists=fidelity_lists)
+
+
+def publish(
+    variant: str | None,
+    force: bool,
+    recipe: Path | None,
+    data: Path | None,
+) -> None:
+    """Promote a variant, which is built and gated before where the repository lacks it. Raises: GateFailed."""
+    variant = variant or chosen_variant()
+    endpoint = endpoints.endpoint_of(variant)
+    if not (PROJECT.repository / f"{endpoint}_{variant}").is_dir():
+        owner, chosen = _variant(variant, recipe)
+        built = _built_ranker(owner, data, wanted=(chosen.name,))
+        if not built.built(chosen).passed and not force:
+            raise GateFailed(built.built(chosen).figures["gate"])
+        endpoints.fill_item_store([built], say)
+        endpoints.publish_rankers([built], {}, _data_note(data), say, forced=[variant] if force else [])
+        endpoint = endpoints.endpoint_of(variant)
+    promote(PROJECT.repository, endpoint, f"{endpoint}_{variant}")
+    console.print(f"{endpoint} = {variant}; a running server takes it up when it loads '{endpoint}' anew")
+
+
+def choose(
+    slo_p99_ms: float,
+    min_ndcg_ratio: float,
+    recipe: Path | None,
+    max_size_mb: float | None,
+    min_rate: float | None,
+) -> bool:
+    """Print the choice and why each other variant fell out; False where none keeps every limit."""
+    choice, lines = run_choose(recipe, slo_p99_ms, min_ndcg_ratio, max_size_mb, min_rate)
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    return choice.chosen is not None
+
+
+def add_items(corpus: Path, recipes: list[Path] | None, attributes_only: bool) -> None:
+    """Fill the item store from a corpus."""
+    products = list(read_corpus(corpus).values())
+    chosen = [] if attributes_only else [each for each in _recipes(recipes) if recipes or each.data == "judged"]
+    endpoints.add_items([load_ranker(recipe) for recipe in chosen], products)
+    console.print(
+        f"{len(products)} items are {'up to date' if attributes_only else 'rankable'} from the next request on"
+    )
+
+
+def add_users(users: Path, recipes: list[Path] | None) -> None:
+    """Fill the item store with users."""
+    found = read_users(users)
+    chosen = [recipe for recipe in _recipes(recipes) if recipes or recipe.data == "purchases"]
+    endpoints.add_users([load_ranker(recipe) for recipe in chosen], found)
+    console.print(f"{len(found)} users are known from the next request on")
+
+
+def tune(machine: str, instances: int, threads: int) -> None:
+    """Write a machine's configurations."""
+    written = tune_machine(PROJECT.repository, machine, instances, threads)
+    console.print(f"{len(written)} configurations for '{machine}': {instances} instances of {threads} threads")
+
+
+def _data(option: Path | None) -> DataSource:
+    source = find_data(option)
+    console.print(source.note)
+    return source
+
+
+def _recipes(paths: list[Path] | None) -> list[Recipe]:
+    return list((load_each(paths) if paths else load_recipes()).values())
+
+
+def _built(recipes: list[Path] | None, data: Path | None, **choice: Any) -> list[BuiltRanker]:
+    """Of the kit's own recipes those whose data is there; a recipe that the user names must have its data."""
+    source = _data(data)
+    built = []
+    for recipe in _recipes(recipes):
+        try:
+            judged = evaluation_data(recipe.data, source.folder)
+        except DatasetError as error:
+            if recipes:
+                raise
+            console.print(f"{recipe.ranker}: skipped, {error}", style="yellow")
+            continue
+        built.append(build_ranker(recipe, judged, say, **choice))
+    return built
+
+
+def _built_ranker(recipe: Recipe, data: Path | None, **choice: Any) -> BuiltRanker:
+    judged = evaluation_data(recipe.data, _data(data).folder)
+    return build_ranker(recipe, judged, say, **choice)
+
+
+def _variant(name: str, recipe: Path | None) -> tuple[Recipe, Variant]:
+    """The recipe that has this variant, the given one or one of the kit's. Raises: RecipeError."""
+    recipes = [load_recipe(recipe)] if recipe else load_recipes().values()
+    known = {owner.model_name(variant): (owner, variant) for owner in recipes for variant in owner.variants}
+    if name not in known:
+        raise RecipeError(
+            f"no variant '{name}' in {recipe or 'recipes/'}; wanted one of {', '.join(known)}"
+            f"{'' if recipe else ', or --recipe with the path of your own'}"
+        )
+    return known[name]
+
+
+def _publish(
+    recipes: list[Path] | None, data: Path | None, published: list[str] | None, *, force: bool = False, **choice: Any
+) -> None:
+    rankers = _built(recipes, data, **choice)
+    endpoints.fill_item_store(rankers, say)
+    wanted = endpoints.by_endpoint(rankers, published or [])
+    failed = [one.recipe.model_name(each.variant) for one in rankers for each in one.variants if not each.passed]
+    endpoints.publish_rankers(rankers, wanted, _data_note(data), say, forced=failed if force else [])
+    write_atomically(CLIENT_CONTRACTS, client_contracts())
+
+
+def _data_note(data: Path | None) -> str:
+    return find_data(data).kind

@@ -1,0 +1,176 @@
+"""One root of errors in each package, told in one line: no ``__main__`` lists what it expects."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import builders
+import builders.__main__
+import perf
+import perf.__main__
+import server
+import server.__main__
+from builders.core.contract import ContractError
+from builders.core.errors import BuilderError
+from builders.core.recipe import RecipeError
+from builders.engines.build import TensorRTMissing
+from builders.engines.gpu import GpuMissing
+from builders.evaluate.metrics import GateFailed
+from perf.errors import PerfError
+from server.errors import EnvironmentUnfit, ServerError
+
+ROOT = Path(__file__).parents[1]
+ROOTS = {"builders": BuilderError, "perf": PerfError, "server": ServerError}
+SERVED_TOO = {"builders.features.encoder.FeatureError"}
+"""Its file is copied beside served models and cannot import the builders; they translate it where they call it."""
+CAUGHT_WITHIN = {ROOT / "builders/features/encoder.py", ROOT / "server/plans.py"}
+"""Files that run by themselves, without their package."""
+
+
+def modules(package: ModuleType) -> Iterator[ModuleType]:
+    yield package
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        yield importlib.import_module(found.name)
+
+
+def defined(package: ModuleType) -> list[type[BaseException]]:
+    """Exceptions that a package defines; a name with an underscore never leaves its module."""
+    return [
+        each
+        for module in modules(package)
+        for each in vars(module).values()
+        if inspect.isclass(each)
+        and issubclass(each, BaseException)
+        and each.__module__ == module.__name__
+        and not each.__name__.startswith("_")
+    ]
+
+
+@pytest.mark.parametrize("package", [builders, perf, server], ids=lambda package: package.__name__)
+def test_every_error_of_a_package_derives_from_its_one_root_and_says_what_it_is(package: ModuleType) -> None:
+    found = defined(package)
+    root = ROOTS[package.__name__]
+    assert root in found
+    strangers = {f"{each.__module__}.{each.__qualname__}" for each in found if not issubclass(each, root)}
+    assert strangers <= SERVED_TOO
+    assert [each.__name__ for each in found if "__doc__" not in vars(each) or not each.__doc__] == []
+
+
+@pytest.mark.parametrize("package", ROOTS)
+def test_no_main_names_the_classes_that_it_expects(package: str) -> None:
+    """It names the root at most, which another module gives it."""
+    tree = ast.parse((ROOT / package / "__main__.py").read_text(encoding="utf-8"))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    errors = {each.__name__ for each in defined(importlib.import_module(package))}
+    caught = {
+        name.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler) and node.type is not None
+        for name in ast.walk(node.type)
+        if isinstance(name, ast.Name)
+    }
+    assert caught & errors <= {ROOTS[package].__name__}
+    assert names & errors <= {ROOTS[package].__name__}
+
+
+def raises_of(path: Path) -> Iterator[str]:
+    """Built-in errors that a file raises by name, but within pydantic's validators, which tell them themselves."""
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef) or any(
+            "validator" in ast.unparse(one) for one in function.decorator_list
+        ):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                name = ast.unparse(node.exc.func)
+                if name in {"ValueError", "RuntimeError", "KeyError", "Exception"}:
+                    yield f"{path.relative_to(ROOT)}:{node.lineno} {name}"
+
+
+@pytest.mark.parametrize("package", ROOTS)
+def test_no_bare_error_is_raised_where_a_user_can_cause_it(package: str) -> None:
+    files = set((ROOT / package).rglob("*.py")) - CAUGHT_WITHIN
+    assert [found for path in sorted(files) for found in raises_of(path)] == []
+
+
+def test_a_bare_error_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "a.py").write_text(
+        "def f():\n    raise ValueError('x')\n@model_validator()\ndef g():\n    raise ValueError('y')\n"
+    )
+    assert [*raises_of(tmp_path / "a.py")] == ["a.py:2 ValueError"]
+
+
+# ---------------------------------------------------------------- how they are told
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ContractError("first\n  second"), 1),
+        (RecipeError("first\n  second"), 2),
+        (GateFailed("first\n  second"), 3),
+        (TensorRTMissing("first\n  second"), 4),
+        (GpuMissing("first\n  second"), 4),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
+)
+def test_the_builders_tell_an_error_in_one_line_and_exit_with_its_code(
+    error: BuilderError, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def verb() -> None:
+        raise error
+
+    monkeypatch.setattr(builders.__main__, "app", verb)
+    with pytest.raises(SystemExit) as ended:
+        builders.__main__.main()
+    assert ended.value.code == code
+    assert capsys.readouterr().err == "error: first second\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(PerfError("a\nb"), 1), (GpuMissing("a\nb"), 4), (EnvironmentUnfit("a\nb"), 4)]
+)
+def test_perf_tells_its_own_errors_and_those_of_what_it_drives_alike(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def verb() -> None:
+        raise error
+
+    monkeypatch.setattr(perf.__main__, "app", verb)
+    with pytest.raises(SystemExit) as ended:
+        perf.__main__.main()
+    assert ended.value.code == code
+    assert capsys.readouterr().err == "error: a b\n"
+
+
+def test_what_nobody_raises_on_purpose_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def verb() -> None:
+        raise KeyError("a mistake of ours")
+
+    for main in (builders.__main__, perf.__main__):
+        monkeypatch.setattr(main, "app", verb)
+        with pytest.raises(KeyError):
+            main.main()
+
+
+def test_the_server_tells_a_missing_repository_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "server", "--repository", str(tmp_path / "nothing")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+
+
+def test_a_recipe_that_is_not_there_ends_the_builders_with_code_2() -> None:
+    command = [sys.executable, "-m", "builders", "gate", "a_fp32_onnx", "--recipe", "nowhere.toml"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "error: no recipe at 'nowhere.toml'; 'ls recipes' shows those of the kit\n"
