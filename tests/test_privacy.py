@@ -22,15 +22,14 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from builders.core.contract import MAX_QUERY_BYTES
-from builders.core.workspace import REPOSITORY_ROOT
+from builders.core.workspace import REPOSITORY_ROOT, SERVED_CODE
 from builders.data.find import JudgedQueries
 from server import TritonServer
 from tests.support.endpoint import Array, integers, send, texts
 from tests.support.repositories import VECTOR_CONFIG, infer, write_model
 
 HANDLES_REQUESTS = (
-    "model_repository/*.py",
-    "model_repository/*/*.py",
+    "served/**/*.py",
     "backends/**/*.py",
     "builders/features/encoder.py",
 )
@@ -110,9 +109,8 @@ def _identifier(node: ast.AST) -> str:
 
 
 def sources(patterns: tuple[str, ...]) -> list[Path]:
-    """Nothing built: version folders are copies."""
     found = {path for pattern in patterns for path in REPOSITORY_ROOT.glob(pattern)} - {ITS_OUTPUT_IS_THE_ANSWER}
-    return sorted(path for path in found if not any(part.isdigit() for part in path.parts))
+    return sorted(found)
 
 
 def each(*patterns: str) -> pytest.MarkDecorator:
@@ -296,7 +294,7 @@ def test_an_unforeseen_failure_that_quotes_the_request_is_not_written(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_model(tmp_path / "models", "leaky", VECTOR_CONFIG, LEAKY_MODEL.format(marker=MARKER))
-    shutil.copy(REPOSITORY_ROOT / "model_repository" / "served.py", folder / "1")
+    shutil.copy(SERVED_CODE / "served.py", folder / "1")
     with (
         TritonServer(tmp_path / "models", load=["leaky"], grpc_port=0, http_port=0, metrics_port=0) as server,
         grpc.InferenceServerClient(server.grpc_url) as client,

@@ -14,7 +14,7 @@ from builders.compress.chain import Say, libraries
 from builders.core.contract import ENDPOINTS, Contract
 from builders.core.files import sha256
 from builders.core.recipe import Recipe, RecipeError
-from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Workspace
+from builders.core.workspace import PROJECT, SERVED_CODE, Workspace
 from builders.data.beir import Product
 from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.export.onnx import OPSET
@@ -32,8 +32,6 @@ from builders.publish.repository import Ensemble, RepositoryError, ServedModel, 
 from builders.rankers.base import Ranker
 from builders.rankers.feature_ranker import FeatureRanker
 
-SERVED_CODE = REPOSITORY_ROOT / "model_repository"
-"""The hand-written ``model.py`` files and what they share."""
 DEFAULT_PUBLISHED = {"rank": "two_tower_fp32_onnx", "recommend": "sasrec_fp32_onnx"}
 """Of the kit's own rankers the best on what may judge them; the quicker one where there is no telling."""
 SIMILAR_BY = "two_tower"
@@ -143,6 +141,22 @@ def add_users(
                 store.put(parameters["user_features"], parameters["item_features_version"], ranker.user_features(users))
 
 
+def served_files(code: str) -> dict[str, Path]:
+    """Name in a version folder => file: ``model.py`` of ``served/<code>``, what lies beside it, and ``served.py``.
+
+    Raises:
+        RepositoryError: there is no ``served/<code>/model.py``.
+    """
+    folder = SERVED_CODE / code
+    if not (folder / "model.py").is_file():
+        known = ", ".join(sorted(path.parent.name for path in SERVED_CODE.glob("*/model.py")))
+        raise RepositoryError(
+            f"no {folder / 'model.py'}; wanted the code of one of {known}, or write it (CONTRIBUTING.md)"
+        )
+    written = {path.name: path for path in sorted(folder.glob("*.py"))}
+    return {**written, "served.py": SERVED_CODE / "served.py"}
+
+
 # ---------------------------------------------------------------- endpoints
 def _aliases(ensembles: Mapping[str, Ensemble], published: Mapping[str, str], workspace: Workspace) -> list[Ensemble]:
     """``rank``, ``recommend``: the named variants, and those served now whose models are written anew."""
@@ -219,7 +233,5 @@ def _similar(ranker: Ranker) -> ServedModel:
 def _python_model(
     code: str, contract: Contract, files: Mapping[str, Path | str], built_from: Mapping[str, Any]
 ) -> ServedModel:
-    """The hand-written ``model.py`` (and what lies beside it) of ``model_repository/<code>``, under any name."""
-    written = {path.name: path for path in sorted((SERVED_CODE / code).glob("*.py"))}
-    served = {**written, "served.py": SERVED_CODE / "served.py"}
-    return ServedModel(model_config.python_config(contract), contract, {**served, **files}, built_from)
+    """A model whose code is that of ``served/<code>``, under any name."""
+    return ServedModel(model_config.python_config(contract), contract, {**served_files(code), **files}, built_from)

@@ -1,4 +1,4 @@
-"""The only writer of generated files in ``model_repository/``.
+"""The only writer of ``model_repository/``, of which nothing is written by hand.
 
 A version folder is complete in itself and never changed: it is filled under a name that Triton ignores and renamed to
 the next number. ``config.pbtxt`` is replaced by rename, the ensembles' last. Between any two steps of

@@ -16,9 +16,9 @@ from tritonrank_client import ContractMismatch, InvalidRequest, RankClient, Rule
 from builders.core import contract
 from builders.core.contract import Contract, Tensor
 from builders.core.recipe import RuleDefaults
-from builders.core.workspace import REPOSITORY_ROOT
 from builders.data.beir import Product
 from builders.publish import model_config
+from builders.publish.endpoints import served_files
 from builders.publish.item_store import ItemStore
 from builders.publish.postprocessing import (
     ATTRIBUTES_TABLE,
@@ -33,7 +33,6 @@ from tests.support.repositories import python_model
 
 pytestmark = pytest.mark.server
 
-SERVED_CODE = REPOSITORY_ROOT / "model_repository"
 KEY = b"sixteen secrets!"
 SCORER = Contract(
     "scorer",
@@ -65,7 +64,7 @@ RECIPE_RULES = RuleDefaults(in_stock_only=True, pins={"1": 1})
 
 
 def served_model(code: str, model: Contract) -> ServedModel:
-    files = {path.name: path for path in (*(SERVED_CODE / code).glob("*.py"), SERVED_CODE / "served.py")}
+    files = served_files(code)
     return ServedModel(model_config.python_config(model), model, files)
 
 

@@ -21,9 +21,10 @@ from tritonclient.utils import InferenceServerException
 
 from builders.core.contract import UNSCORED, Contract
 from builders.core.recipe import RuleDefaults
-from builders.core.workspace import REPOSITORY_ROOT
+from builders.core.workspace import SERVED_CODE
 from builders.data.beir import Product
 from builders.publish import model_config
+from builders.publish.endpoints import served_files
 from builders.publish.item_store import ItemStore
 from builders.publish.postprocessing import (
     ATTRIBUTES_TABLE,
@@ -38,7 +39,6 @@ from tests.support.endpoint import Array, integers, metric, send, texts
 pytestmark = pytest.mark.server
 
 ANY_PORTS = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
-SERVED_CODE = REPOSITORY_ROOT / "model_repository"
 IDS = ["a", "b", "c", "d", "e", "f"]
 SCORES = [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
 """Of IDS: without a rule their order is the alphabet's."""
@@ -61,8 +61,8 @@ CONTRACTS = (
 
 
 def write_repository(folder: Path, code: str, *contracts: Contract) -> None:
-    """The hand-written model of ``model_repository/<code>`` once for each contract."""
-    files = {path.name: path for path in (*(SERVED_CODE / code).glob("*.py"), SERVED_CODE / "served.py")}
+    """The hand-written model of ``served/<code>`` once for each contract."""
+    files = served_files(code)
     models = [ServedModel(model_config.python_config(contract), contract, files) for contract in contracts]
     publish_models(folder, models, [], {})
 
