@@ -28,7 +28,14 @@ from builders.publish.postprocessing import (
     postprocess_contract,
     similar_contract,
 )
-from builders.publish.repository import Ensemble, RepositoryError, ServedModel, publish_models, served_variant
+from builders.publish.repository import (
+    Ensemble,
+    RepositoryError,
+    ServedModel,
+    publish_models,
+    published_names,
+    served_variant,
+)
 from builders.rankers.base import Ranker
 from builders.rankers.feature_ranker import FeatureRanker
 
@@ -97,9 +104,10 @@ def by_endpoint(rankers: Sequence[BuiltRanker], variants: Sequence[str]) -> dict
     return found
 
 
-def endpoint_of(variant: str, workspace: Workspace = PROJECT) -> str:
-    """The endpoint under which the variant is published; ``rank`` where it is not."""
-    return next((name for name in ENDPOINTS if (workspace.repository / f"{name}_{variant}").is_dir()), "rank")
+def endpoint_of(variant: str, workspace: Workspace = PROJECT) -> str | None:
+    """The endpoint under which the variant is published; None where it is not."""
+    published = published_names(workspace.repository)
+    return next((name for name in ENDPOINTS if f"{name}_{variant}" in published), None)
 
 
 def fill_item_store(rankers: Sequence[BuiltRanker], say: Say = print, workspace: Workspace = PROJECT) -> None:
