@@ -14,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from builders.core.contract import UNSCORED
 from builders.core.recipe import load_recipes
-from builders.core.workspace import PROJECT, Workspace
+from builders.core.workspace import Workspace
 from builders.data.beir import Request
 from builders.data.find import JudgedQueries, Product
 from builders.publish import pbtxt
@@ -24,6 +24,7 @@ from builders.rankers.base import Ranker
 from builders.rankers.load import load_ranker
 from server import ModelsNotReady, TritonServer
 from tests.support.endpoint import Array, integers, rank, send, texts
+from tests.support.kit import WORKSPACE
 
 pytestmark = pytest.mark.server
 
@@ -54,9 +55,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, ranker: Ranker, products
 
 def copy_with_long_queues(endpoint: str, target: Path) -> None:
     """The endpoint and its steps as published, but with queues that hold every request of these tests."""
-    config = pbtxt.parse((PROJECT.repository / endpoint / "config.pbtxt").read_text())
+    config = pbtxt.parse((WORKSPACE.repository / endpoint / "config.pbtxt").read_text())
     for name in (endpoint, *(step.model_name for step in config.ensemble_scheduling.step)):
-        shutil.copytree(PROJECT.repository / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(WORKSPACE.repository / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         path = target / name / "config.pbtxt"
         config = pbtxt.parse(path.read_text())
         if config.HasField("dynamic_batching"):
@@ -152,7 +153,7 @@ def reasons_for_refusing(kit: list[str], store: Path) -> dict[str, str]:
     assert ENDPOINT in kit
     with (
         pytest.raises(ModelsNotReady) as refusal,
-        TritonServer(PROJECT.repository, [ENDPOINT], store=store, **ANY_PORTS),
+        TritonServer(WORKSPACE.repository, [ENDPOINT], store=store, **ANY_PORTS),
     ):
         pytest.fail("served with a store that it cannot use")
     return refusal.value.reasons

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 from pathlib import Path
 
@@ -32,7 +31,9 @@ from builders.core.recipe import Recipe, Serving, load_recipes
 from builders.core.workspace import REPOSITORY_ROOT
 from builders.publish import model_config, pbtxt
 from builders.publish.postprocessing import postprocess_contract
+from builders.publish.repository import read_manifest
 from builders.rankers.base import Graph
+from tests.support.kit import WORKSPACE
 
 SERVING = Serving(instances=3, threads=2, max_queue_size=7)
 SCORER = Graph(
@@ -244,18 +245,21 @@ def first_version(text: str) -> str:
 
 @pytest.mark.skipif(not (REPOSITORY_ROOT / ".git").exists(), reason="no git checkout")
 def test_the_committed_files_are_what_a_build_writes(kit: list[str]) -> None:
-    repository = REPOSITORY_ROOT / "model_repository"
-    manifest = json.loads((repository / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_manifest(WORKSPACE.repository)
     assert set(kit) <= {*manifest["ensembles"], *manifest["models"]}
+    steps = {step for endpoint in kit for step in manifest["ensembles"].get(endpoint, {})}
     stale = []
-    for model in (*manifest["models"], *manifest["ensembles"]):
-        config, contract = f"model_repository/{model}/config.pbtxt", f"model_repository/{model}/contract.json"
-        built = first_version((REPOSITORY_ROOT / config).read_text(encoding="utf-8"))
-        if in_git(config) is None or first_version(in_git(config) or "") != built:
+    for model in sorted({*kit, *steps}):
+        config, contract = f"{model}/config.pbtxt", f"{model}/contract.json"
+        built = first_version((WORKSPACE.repository / config).read_text(encoding="utf-8"))
+        if first_version(in_git(f"model_repository/{config}") or "") != built:
             stale.append(config)
-        if in_git(contract) != (REPOSITORY_ROOT / contract).read_text(encoding="utf-8"):
+        if in_git(f"model_repository/{contract}") != (WORKSPACE.repository / contract).read_text(encoding="utf-8"):
             stale.append(contract)
-    assert not stale, "a build writes these otherwise than git has them: 'git add' what 'make repository' wrote"
+    assert not stale, (
+        "a build writes these otherwise than git has them: commit what 'make repository' writes; what fails its gate "
+        f"here, from {WORKSPACE.repository}"
+    )
 
 
 @pytest.mark.skipif(not (REPOSITORY_ROOT / ".git").exists(), reason="no git checkout")
