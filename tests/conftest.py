@@ -20,6 +20,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # some tests import openvino themselves
 
 
+READY_TIMEOUT_S = 600
+"""A busy machine takes minutes for the whole kit."""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def developers_folders() -> Iterator[Untouched]:
     """Fails the run at its end where tests wrote to what ``make`` built for whoever works here."""
@@ -49,6 +53,12 @@ def kit() -> list[str]:
 def served_kit(kit: list[str]) -> Iterator[TritonServer]:
     """The real server with every endpoint of the kit, on free ports."""
     with TritonServer(
-        WORKSPACE.repository, load=kit, store=WORKSPACE.item_store, grpc_port=0, http_port=0, metrics_port=0
+        WORKSPACE.repository,
+        load=kit,
+        store=WORKSPACE.item_store,
+        grpc_port=0,
+        http_port=0,
+        metrics_port=0,
+        ready_timeout_s=READY_TIMEOUT_S,
     ) as server:
         yield server

@@ -19,7 +19,7 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from builders.core.contract import UNSCORED, Contract
+from builders.core.contract import ITEM_IDS, KNOWN, SCORE, TOP_K, UNSCORED, Contract
 from builders.core.recipe import RuleDefaults
 from builders.core.workspace import SERVED_CODE
 from builders.data.beir import Product
@@ -115,9 +115,9 @@ def arrange(
 ) -> tuple[list[str], list[float]]:
     score = floats(scores)[0]
     tensors = {
-        "item_ids": texts(*ids),
-        "score": (score.reshape(len(ids), -1), "FP32"),
-        "known": flags(*(known or [True] * len(ids))),
+        ITEM_IDS.name: texts(*ids),
+        SCORE.name: (score.reshape(len(ids), -1), "FP32"),
+        KNOWN.name: flags(*(known or [True] * len(ids))),
     }
     return send(client, model, **{**tensors, **further})
 
@@ -127,7 +127,7 @@ def order(client: grpc.InferenceServerClient, model: str = "postprocess", **furt
 
 
 def top(count: int) -> dict[str, Array]:
-    return {"top_k": integers([count])}
+    return {TOP_K.name: integers([count])}
 
 
 # ---------------------------------------------------------------- scores
@@ -414,7 +414,7 @@ BAD: dict[str, tuple[dict[str, Array], str]] = {
         "pinned_positions[1]: 2 a second time, wanted distinct positions",
     ),
     "a negative limit": ({"max_per_brand": integers([-1])}, "max_per_brand: -1, wanted 0 (no limit) or more"),
-    "a negative top_k": ({"top_k": integers([-1])}, "top_k: [-1], wanted one number >= 0 (0 = all)"),
+    "a negative top_k": ({TOP_K.name: integers([-1])}, "top_k: [-1], wanted one number >= 0 (0 = all)"),
 }
 
 

@@ -14,11 +14,16 @@ from tritonclient.grpc import model_config_pb2 as triton
 from builders.core.contract import (
     ATTENTION_MASK,
     INPUT_IDS,
+    ITEM_IDS,
+    KNOWN,
     MAX_CANDIDATES,
     MAX_ROWS_PER_RUN,
+    QUERY,
     RANK,
+    RANKED_IDS,
     RULE_INPUTS,
     SCORE,
+    SCORES,
     USER_ID,
     Contract,
     ContractError,
@@ -156,6 +161,11 @@ def test_an_endpoint_has_the_tensors_of_rank_and_top_k_is_optional() -> None:
     assert [one.name for one in config.input if one.optional] == [one.name for one in RANK.inputs if one.optional]
 
 
+def same(*tensors: Tensor) -> dict[str, str]:
+    """A mapping that gives each tensor its own name."""
+    return {tensor.name: tensor.name for tensor in tensors}
+
+
 def test_an_endpoint_pins_each_step_to_its_version() -> None:
     steps = endpoint().ensemble_scheduling.step
     assert [(step.model_name, step.model_version) for step in steps] == [("first", 4), ("second", 2)]
@@ -163,11 +173,11 @@ def test_an_endpoint_pins_each_step_to_its_version() -> None:
 
 def test_an_endpoint_joins_steps_by_name_and_leaves_out_what_nobody_reads() -> None:
     first, second = endpoint().ensemble_scheduling.step
-    assert dict(first.input_map) == {"query": "query", "item_ids": "item_ids"}
-    assert dict(first.output_map) == {"known": "known"}
-    assert set(second.input_map) == {"item_ids", "known", *(one.name for one in RANK.inputs if one.optional)}
+    assert dict(first.input_map) == same(QUERY, ITEM_IDS)
+    assert dict(first.output_map) == same(KNOWN)
+    assert set(second.input_map) == {ITEM_IDS.name, KNOWN.name, *(one.name for one in RANK.inputs if one.optional)}
     assert all(name == tensor for name, tensor in second.input_map.items())
-    assert dict(second.output_map) == {"ranked_ids": "ranked_ids", "scores": "scores"}
+    assert dict(second.output_map) == same(RANKED_IDS, SCORES)
 
 
 def test_an_endpoint_takes_the_optional_inputs_that_a_step_reads() -> None:
@@ -177,7 +187,7 @@ def test_an_endpoint_takes_the_optional_inputs_that_a_step_reads() -> None:
 
 
 def test_what_a_step_makes_of_an_input_may_keep_its_name() -> None:
-    ids = Tensor("query", "INT32", ("length",), "its words' ids")
+    ids = Tensor(QUERY.name, "INT32", ("length",), "its words' ids")
     score = Tensor("score", "FP32", ("candidates",), "")
     steps = [
         Contract("first", (RANK.inputs[0],), (ids,)),
@@ -187,10 +197,10 @@ def test_what_a_step_makes_of_an_input_may_keep_its_name() -> None:
     contract = model_config.endpoint_contract("rank_x", RANK, steps)
     config = model_config.ensemble_config(contract, [(model_config.python_config(step), 1) for step in steps])
     first, second, third = reparsed(config).ensemble_scheduling.step
-    assert dict(first.input_map) == {"query": "query"}
-    assert dict(first.output_map) == {"query": "first_query"}
-    assert dict(second.input_map) == {"query": "first_query"}
-    assert dict(third.input_map) == {"score": "score", "item_ids": "item_ids"}
+    assert dict(first.input_map) == same(QUERY)
+    assert dict(first.output_map) == {QUERY.name: f"first_{QUERY.name}"}
+    assert dict(second.input_map) == {QUERY.name: f"first_{QUERY.name}"}
+    assert dict(third.input_map) == same(SCORE, ITEM_IDS)
 
 
 def test_a_feature_with_the_name_of_an_endpoints_input_is_refused() -> None:

@@ -32,7 +32,7 @@ from builders.publish.repository import (
     version_numbers,
 )
 from server import TritonServer
-from tests.support.repositories import infer, texts
+from tests.support.endpoint import rank
 from tests.support.tiny_models import CONTRACT, ensembles, publish, tiny_model
 
 ANY_PORTS = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
@@ -254,8 +254,7 @@ def test_publishing_one_recipe_leaves_anothers_endpoint_as_it_was(
         grpc.InferenceServerClient(server.grpc_url) as client,
     ):
         for endpoint, wanted in (("rank_first", [8]), ("rank_second", [11])):
-            answer = infer(client, endpoint, query=texts("mug"), item_ids=texts("a"))
-            assert answer.as_numpy("scores").tolist() == wanted
+            assert rank(client, endpoint, "mug", ["a"])[1] == wanted
 
 
 def test_an_endpoint_whose_step_got_other_tensors_is_published_no_more(
@@ -389,8 +388,7 @@ def test_triton_serves_the_last_good_version_after_a_kill(
     for repository in (half_written, both_listed):
         with TritonServer(repository, ["rank", "rank_tiny"], **ANY_PORTS) as server:
             client = grpc.InferenceServerClient(server.grpc_url)
-            answer = infer(client, "rank", query=texts("mug"), item_ids=texts("a", "b"))
-            assert answer.as_numpy("scores").tolist() == [3, 3]
+            assert rank(client, "rank", "mug", ["a", "b"]) == (["a", "b"], [3, 3])
 
 
 def test_a_publish_that_changes_tensors_is_mended_by_the_next_wherever_it_is_killed(
