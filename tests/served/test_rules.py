@@ -302,27 +302,27 @@ def test_pins_stand_and_a_brand_exceeds_its_limit_only_where_nothing_else_is_lef
     brands = [generator.choice(["x", "y", "z", None]) for _ in range(count)]
     scores = np.array([generator.randint(0, 5) for _ in range(count)], np.float32)
     pinned = generator.sample(range(count), generator.randint(0, min(3, count)))
-    workspace = dict(zip(pinned, generator.sample(range(1, count + 1), len(pinned)), strict=True))
+    places = dict(zip(pinned, generator.sample(range(1, count + 1), len(pinned)), strict=True))
     limit, k = generator.randint(1, 3), generator.randint(1, count)
     attributes = [{"brand": brand} if brand else {} for brand in brands]
-    rules = rules_py.Rules(pins=workspace, max_per_brand=limit)
+    rules = rules_py.Rules(pins=places, max_per_brand=limit)
 
     whole = rules_py.arranged(scores, UNSCORED, rules, attributes, count)[0].tolist()
     first = rules_py.arranged(scores, UNSCORED, rules, attributes, k)[0].tolist()
 
     assert sorted(whole) == list(range(count))
-    assert [whole[place - 1] for place in workspace.values()] == pinned
-    assert all(first[place - 1] == row for row, place in workspace.items() if place <= k)
+    assert [whole[place - 1] for place in places.values()] == pinned
+    assert all(first[place - 1] == row for row, place in places.items() if place <= k)
     assert len(first) == k
     shown = collections.Counter(brands[row] for row in first)
-    movable = [row for row in range(count) if row not in first and row not in workspace]
+    movable = [row for row in range(count) if row not in first and row not in places]
     for brand in {"x", "y", "z"}:
-        pins_of_brand = sum(brands[row] == brand for row in first if row in workspace)
+        pins_of_brand = sum(brands[row] == brand for row in first if row in places)
         if shown[brand] > max(
             limit, pins_of_brand
         ):  # then every item that was left out would have been too many as well
             assert all(brands[row] is not None and shown[brands[row]] >= limit for row in movable)
-    free = [row for row in first if row not in workspace and brands[row] is None]
+    free = [row for row in first if row not in places and brands[row] is None]
     assert free == sorted(free, key=lambda row: (-scores[row], row))
 
 

@@ -76,7 +76,7 @@ def test_the_nearest_items_are_numpys_without_the_item_itself(
     found, scores = similar(client, item_id, count)
 
     assert scores == pytest.approx(list(wanted.values())[:count], abs=1e-6)
-    assert [wanted[other] for other in found] == pytest.approx(scores, abs=1e-6)  # nearer ones may change workspace
+    assert [wanted[other] for other in found] == pytest.approx(scores, abs=1e-6)  # nearer ones may change places
     assert len(set(found)) == count
 
 
