@@ -29,6 +29,7 @@ WORKDIR /opt/tritonrank
 COPY builders builders
 COPY recipes recipes
 COPY checkpoints checkpoints
+COPY served served
 RUN python3 -m builders --help
 
 USER 1000:1000

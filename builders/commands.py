@@ -187,14 +187,14 @@ def publish(
     """Promote a variant, which is built and gated before where the repository lacks it. Raises: GateFailed."""
     variant = variant or chosen_variant()
     endpoint = endpoints.endpoint_of(variant)
-    if not (PROJECT.repository / f"{endpoint}_{variant}").is_dir():
+    if endpoint is None:
         owner, chosen = _variant(variant, recipe)
         built = _built_ranker(owner, data, wanted=(chosen.name,))
         if not built.built(chosen).passed and not force:
             raise GateFailed(built.built(chosen).figures["gate"])
         endpoints.fill_item_store([built], say)
         endpoints.publish_rankers([built], {}, _data_note(data), say, forced=[variant] if force else [])
-        endpoint = endpoints.endpoint_of(variant)
+        endpoint = built.ranker.endpoint.name
     promote(PROJECT.repository, endpoint, f"{endpoint}_{variant}")
     console.print(f"{endpoint} = {variant}; a running server takes it up when it loads '{endpoint}' anew")
 

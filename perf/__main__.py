@@ -58,7 +58,7 @@ def sweep(
     chosen = sweeps.load_sweep(sweep)
     if endpoint:
         chosen = chosen.model_copy(update={"endpoints": tuple(endpoint)})
-    endpoints = published_endpoints(load_recipes())
+    endpoints = published_endpoints(load_recipes(), say=console.print)
     found = sweeps.run_sweep(chosen, load_judged(find_data(data).folder), endpoints, console=console)
     console.print(perf_table(found), steps_table(found))
     for path in sweeps.write_perf(found):
@@ -84,7 +84,7 @@ def bench(
     from perf.served_quality import load_rankers
 
     recipes = load_recipes()
-    endpoints = published_endpoints(recipes)
+    endpoints = published_endpoints(recipes, say=console.print)
     folder = find_data(data).folder
     judged = load_judged(folder)
     run_bench(_parts(part or []), judged, endpoints, load_rankers(recipes, endpoints), folder=folder, console=console)

@@ -81,7 +81,7 @@ def _serve_and_judge(
 ) -> ServedQuality:
     """All figures, or those of a few queries where the full ones are stored."""
     recipes = load_recipes()
-    endpoints = published_endpoints(recipes, workspace)
+    endpoints = published_endpoints(recipes, workspace, say=console.print)
     with console.status("loading the PyTorch rankers to compare with"):
         rankers = load_rankers(recipes, endpoints)
     names = [RANK, *(endpoint.name for endpoint in endpoints)]

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from builders.core.runtimes import ONNX, OPENVINO
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries, Request
 from builders.publish import pbtxt
-from builders.publish.repository import CONFIG, served_variant
+from builders.publish.repository import CONFIG, left_out, published_names, served_variant
 from perf.errors import PerfError
 from server import TritonServer
 
@@ -68,12 +68,16 @@ class Endpoint:
 
 
 def published_endpoints(
-    recipes: Mapping[str, Recipe], workspace: Workspace = PROJECT, data: str | None = "judged"
+    recipes: Mapping[str, Recipe],
+    workspace: Workspace = PROJECT,
+    data: str | None = "judged",
+    say: Callable[[str], object] = print,
 ) -> list[Endpoint]:
-    """The variants of the recipes that ``workspace.repository`` serves, in the order of the recipes.
+    """The variants of the recipes that were published in ``workspace.repository``, in the order of the recipes.
 
     Args:
         data: only of recipes that are judged on this; None = all.
+        say: told in one line which others have a configuration there, from git, and are left out.
 
     Raises:
         PerfError: there is none.
@@ -85,7 +89,10 @@ def published_endpoints(
         for kind in ENDPOINTS
         if data in (None, recipe.data)
     ]
-    published = [endpoint for endpoint in endpoints if (workspace.repository / endpoint.name / CONFIG).is_file()]
+    names = published_names(workspace.repository)
+    published = [endpoint for endpoint in endpoints if endpoint.name in names]
+    if line := left_out(workspace.repository, [endpoint.name for endpoint in endpoints]):
+        say(line)
     if not published:
         raise PerfError(
             f"{workspace.repository}: no endpoint of {', '.join(recipes) or 'any recipe'}; run 'make repository'"

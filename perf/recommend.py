@@ -30,7 +30,7 @@ def run_recommend(
     source = find_data(data)
     console.print(source.note, style="bold red" if source.generated else "")
     recipes = load_recipes()
-    endpoints = published_endpoints(recipes, workspace, DATA)
+    endpoints = published_endpoints(recipes, workspace, DATA, console.print)
     judged = evaluation_data(DATA, source.folder)
     with serving([RECOMMEND.name, *(endpoint.name for endpoint in endpoints)], workspace) as server:
         found = measure_served_quality(

@@ -37,7 +37,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     models = parser.add_mutually_exclusive_group()
     models.add_argument("--load", action="append", metavar="MODEL", help=f"model to load; repeatable ({DEFAULT_MODEL})")
-    models.add_argument("--all", action="store_true", help="load every model of the repository")
+    models.add_argument("--all", action="store_true", help="load every model that was published in the repository")
     parser.add_argument("--config-name", help="use <model>/configs/<CONFIG_NAME>.pbtxt where a model has it")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--grpc-port", type=int, default=8001, help="0 picks a free one (%(default)s)")

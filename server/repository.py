@@ -1,11 +1,14 @@
-"""Reads a model repository's folders; writes nothing. Knows nothing of what is inside a config.pbtxt."""
+"""Reads a model repository's folders and its manifest; writes nothing. Knows nothing of what is in a config.pbtxt."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from server.errors import RepositoryError
+
+MANIFEST = "manifest.json"
 
 
 def model_names(repository: Path) -> list[str]:
@@ -18,9 +21,35 @@ def model_names(repository: Path) -> list[str]:
     return names
 
 
+def published_names(repository: Path) -> tuple[list[str], list[str]]:
+    """Return the models that can be served, and those that have a configuration but were not published here.
+
+    Where there is a manifest.json, what it names was published; git brings configurations of other variants, too, which
+    name versions that are not there. A repository without a manifest is not of our builders: all of it is served.
+    """
+    names, path = model_names(repository), repository / MANIFEST
+    if not path.is_file():
+        return names, []
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        published = {*manifest["models"], *manifest["ensembles"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RepositoryError(f"{path} cannot be read ({error}); run 'make repository' to write it anew.") from error
+    if published.isdisjoint(names):
+        raise RepositoryError(f"model repository {repository}: nothing was published; run 'make repository'.")
+    return [name for name in names if name in published], [name for name in names if name not in published]
+
+
 def check_models_exist(repository: Path, wanted: Sequence[str]) -> None:
-    """Raise RepositoryError where a wanted model is not in the repository."""
-    present = model_names(repository)
+    """Raise RepositoryError where a wanted model is not in the repository, or was not published in it."""
+    present, unpublished = published_names(repository)
+    refused = [name for name in wanted if name in unpublished]
+    if refused:
+        raise RepositoryError(
+            f"model repository {repository}: {', '.join(refused)} was not published on this machine: it failed its "
+            "gate here, or was not built. 'python -m builders gate VARIANT' says which; 'make repository' publishes "
+            "what passes."
+        )
     missing = [name for name in wanted if name not in present]
     if missing:
         raise RepositoryError(

@@ -18,7 +18,7 @@ from server.errors import ModelsNotReady, ServerNotReady
 from server.plans import servable_repository
 from server.ports import port_to_bind
 from server.process import GuardedProcess
-from server.repository import check_models_exist, model_names
+from server.repository import check_models_exist, published_names
 from server.triton_log import reasons_in
 
 DEFAULT_REPOSITORY = REPOSITORY_ROOT / "model_repository"
@@ -38,7 +38,7 @@ class TritonServer:
     """A running tritonserver; a context manager that starts it, waits until it is ready, and stops it.
 
     repository     Triton model repository; where its TensorRT plans are not for this machine, see server/plans.py
-    load           models to load, with what they depend on; None loads all
+    load           models to load, with what they depend on; None loads all that were published
     store          item-store folder, told to the models as $TRITONRANK_ITEM_STORE
     config_name    <model>/configs/<config_name>.pbtxt takes the place of config.pbtxt where it exists
     host, *_port   where HTTP, gRPC and metrics listen; port 0 picks a free one
@@ -181,11 +181,17 @@ class TritonServer:
         return next(filter(None, map(self.environment.version_of, TENSORRT_PACKAGES)), None)
 
     def _check_repository(self) -> None:
-        if self.models is None:
-            self._wanted = model_names(self._served)
-        else:
+        if self.models is not None:
             check_models_exist(self._served, self.models)
             self._wanted = self.models
+            return
+        self._wanted, unpublished = published_names(self._served)
+        if unpublished:
+            _LOGGER.warning(
+                "left out, not published on this machine: %s (failed the gate here, or not built; "
+                "'python -m builders gate VARIANT' says which)",
+                ", ".join(unpublished),
+            )
 
     def _check_environment(self) -> None:
         if not self.run_self_test or self_test.has_passed(self.environment):
@@ -218,12 +224,11 @@ class TritonServer:
             )
 
     def _command(self) -> list[str]:
-        models = ["*"] if self.models is None else self.models
         return [
             str(self.environment.tritonserver),
             f"--model-repository={self._served}",
             "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in models),
+            *(f"--load-model={model}" for model in self._wanted),
             *([f"--model-config-name={self.config_name}"] if self.config_name else []),
             # Stays up when a model fails, so that the repository index can be asked which one and why.
             "--exit-on-error=false",

@@ -10,13 +10,26 @@ from collections.abc import Iterator
 import pytest
 
 from builders.core.recipe import load_recipes
-from builders.core.workspace import PROJECT
+from builders.core.workspace import REPOSITORY_ROOT
 from builders.data.find import JudgedQueries, find_data, load_judged
 from perf.endpoints import published_endpoints
 from server import TritonServer
+from tests.support.kit import WORKSPACE, Untouched
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # some tests import openvino themselves
+
+
+READY_TIMEOUT_S = 600
+"""A busy machine takes minutes for the whole kit."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def developers_folders() -> Iterator[Untouched]:
+    """Fails the run at its end where tests wrote to what ``make`` built for whoever works here."""
+    folders = Untouched()
+    yield folders
+    assert not folders.touched(), "written while the tests ran; tests build in a folder of their own"
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +40,12 @@ def judged() -> JudgedQueries:
 
 @pytest.fixture(scope="session")
 def kit() -> list[str]:
-    """Builds what is missing, as ``make repository`` does; gives the endpoints, ``rank`` first.
+    """Builds what is missing of the tests' own kit, see tests/support/kit.py; gives the endpoints, ``rank`` first.
 
     A recipe whose data is not there has none.
     """
-    command = [sys.executable, "-m", "builders", "repository", "--fidelity-lists", "100"]  # as make demo
-    subprocess.run(command, check=True, cwd=PROJECT.repository.parent)
-    endpoints = published_endpoints(load_recipes(), data=None)
+    subprocess.run([sys.executable, "-m", "tests.support.kit"], check=True, cwd=REPOSITORY_ROOT)
+    endpoints = published_endpoints(load_recipes(), WORKSPACE, data=None)
     return [*{endpoint.kind: None for endpoint in endpoints}, *(endpoint.name for endpoint in endpoints), "similar"]
 
 
@@ -41,6 +53,12 @@ def kit() -> list[str]:
 def served_kit(kit: list[str]) -> Iterator[TritonServer]:
     """The real server with every endpoint of the kit, on free ports."""
     with TritonServer(
-        PROJECT.repository, load=kit, store=PROJECT.item_store, grpc_port=0, http_port=0, metrics_port=0
+        WORKSPACE.repository,
+        load=kit,
+        store=WORKSPACE.item_store,
+        grpc_port=0,
+        http_port=0,
+        metrics_port=0,
+        ready_timeout_s=READY_TIMEOUT_S,
     ) as server:
         yield server

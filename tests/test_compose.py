@@ -118,12 +118,12 @@ def mounts(service: str) -> dict[str, tuple[str, str]]:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """Name => labels of what the real server exports after one request, started with the container's options."""
-    (counter,) = set(re.findall(r'"(tritonrank_\w+)"', (ROOT / "model_repository" / "served.py").read_text()))
+    (counter,) = set(re.findall(r'"(tritonrank_\w+)"', (ROOT / "served" / "served.py").read_text()))
     repository = tmp_path_factory.mktemp("models")
     step = write_model(
         repository, "step", 'backend: "python"' + VECTORS, COUNTS_UNKNOWN_ITEMS.replace("{name}", counter)
     )
-    shutil.copy(ROOT / "model_repository" / "served.py", step / "1")
+    shutil.copy(ROOT / "served" / "served.py", step / "1")
     write_model(repository, "rank", VECTORS + ENSEMBLE)
     options = [word for word in stages()["server"].command("ENTRYPOINT") if word.startswith("--metrics-")]
     with TritonServer(

@@ -161,9 +161,7 @@ def test_an_image_holds_all_of_the_kit_that_its_programs_import(name: str) -> No
 
 
 def test_the_gpu_server_installs_what_the_served_models_import_at_the_pip_only_servers_pins() -> None:
-    repository = ROOT / "model_repository"
-    served = [*repository.glob("*.py"), *repository.glob("*/model.py")]
-    imported = {name for path in served for name in imports_of(path)}
+    imported = {name for path in programs_of("served") for name in imports_of(path)}
     third_party = imported - sys.stdlib_module_names - {"served", "features", "rules"}
 
     assert installed_into_the_container() == third_party - OF_THE_CONTAINER

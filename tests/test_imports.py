@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = {"builders", "clients", "tritonrank_client", "perf", "server", "backends", "model_repository", "tests"}
+ROOMS = {"builders", "clients", "tritonrank_client", "perf", "server", "backends", "deploy", "tests"}
 TORCH = {"torch", "transformers", "peft"}
 STANDARD_LIBRARY = set(sys.stdlib_module_names)
 
@@ -40,9 +40,8 @@ def _executed_on_import(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def sources(*patterns: str) -> list[Path]:
-    """Tracked or not, but nothing built: version folders are copies."""
-    found = {path for pattern in patterns for path in ROOT.glob(pattern)}
-    return sorted(path for path in found if not any(part.isdigit() for part in path.relative_to(ROOT).parts))
+    """Tracked or not."""
+    return sorted({path for pattern in patterns for path in ROOT.glob(pattern)})
 
 
 def each(*patterns: str) -> pytest.MarkDecorator:
@@ -73,8 +72,8 @@ def test_importing_the_builders_needs_no_gpu_library(path: Path) -> None:
     assert not imported(path, top_level_only=True) & {"tensorrt", "pycuda", "cuda", "modelopt"}
 
 
-@each("model_repository/*.py", "model_repository/*/model.py", "backends/**/*.py")
-def test_served_code_knows_neither_builders_nor_clients_nor_torch(path: Path) -> None:
+@each("served/**/*.py", "backends/**/*.py")
+def test_what_triton_runs_knows_nothing_else_of_ours_nor_torch(path: Path) -> None:
     assert not imported(path) & (ROOMS | TORCH)
 
 
@@ -94,7 +93,7 @@ def test_perf_drives_what_users_drive(path: Path) -> None:
     assert imported(path) & ROOMS <= {"perf", "builders", "clients", "tritonrank_client", "server"}
 
 
-@each("builders/**/*.py", "clients/**/*.py", "server/*.py", "backends/**/*.py", "model_repository/*.py")
+@each("builders/**/*.py", "clients/**/*.py", "server/*.py", "backends/**/*.py", "served/**/*.py")
 def test_nothing_imports_its_tests(path: Path) -> None:
     assert "tests" not in imported(path)
 

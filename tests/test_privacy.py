@@ -21,16 +21,15 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from builders.core.contract import MAX_QUERY_BYTES
-from builders.core.workspace import REPOSITORY_ROOT
+from builders.core.contract import HISTORY, ITEM_FIELDS, ITEM_IDS, MAX_QUERY_BYTES, QUERY, TOP_K
+from builders.core.workspace import REPOSITORY_ROOT, SERVED_CODE
 from builders.data.find import JudgedQueries
 from server import TritonServer
 from tests.support.endpoint import Array, integers, send, texts
 from tests.support.repositories import VECTOR_CONFIG, infer, write_model
 
 HANDLES_REQUESTS = (
-    "model_repository/*.py",
-    "model_repository/*/*.py",
+    "served/**/*.py",
     "backends/**/*.py",
     "builders/features/encoder.py",
 )
@@ -38,8 +37,8 @@ OTHERS = ("clients/**/*.py", "server/*.py")
 ITS_OUTPUT_IS_THE_ANSWER = REPOSITORY_ROOT / "clients" / "tritonrank_client" / "_command.py"
 """Prints to whoever typed the query."""
 
-HARMLESS = {"model_name", "where"}
-"""A model's name; a file and line of the code."""
+HARMLESS = {"model_name", "where", "FutureWarning"}
+"""A model's name; a file and line of the code; a warning's category."""
 ASKED = re.compile(
     r"(quer(y|ies)|texts?|histor(y|ies)|events?|users?(_ids?)?|contexts?|item_(ids|fields)|fields|requests?|tensors?|"
     r"inputs?|payload|body|arrays?)$"
@@ -110,9 +109,8 @@ def _identifier(node: ast.AST) -> str:
 
 
 def sources(patterns: tuple[str, ...]) -> list[Path]:
-    """Nothing built: version folders are copies."""
     found = {path for pattern in patterns for path in REPOSITORY_ROOT.glob(pattern)} - {ITS_OUTPUT_IS_THE_ANSWER}
-    return sorted(path for path in found if not any(part.isdigit() for part in path.parts))
+    return sorted(found)
 
 
 def each(*patterns: str) -> pytest.MarkDecorator:
@@ -221,17 +219,17 @@ def assert_unwritten(server: TritonServer, capture: pytest.CaptureFixture[str]) 
         assert not lines, f"{place} holds what was asked: {lines[0]}"
 
 
-GOOD = {"query": texts(f"red {MARKER} mug"), "item_ids": texts("a", MARKER)}
+GOOD = {QUERY.name: texts(f"red {MARKER} mug"), ITEM_IDS.name: texts("a", MARKER)}
 ASKED_BADLY: dict[str, dict[str, Array]] = {
-    "a query too long": {"query": texts(MARKER * MAX_QUERY_BYTES)},
-    "a query that is not UTF-8": {"query": texts(MARKER.encode() + b"\xff")},
-    "two queries": {"query": texts(MARKER, MARKER)},
-    "an item twice": {"item_ids": texts(MARKER, MARKER)},
-    "an id too long": {"item_ids": texts(MARKER * 100)},
-    "an id that is not UTF-8": {"item_ids": texts(MARKER.encode() + b"\xff")},
-    "another dtype": {"query": integers([1])},
+    "a query too long": {QUERY.name: texts(MARKER * MAX_QUERY_BYTES)},
+    "a query that is not UTF-8": {QUERY.name: texts(MARKER.encode() + b"\xff")},
+    "two queries": {QUERY.name: texts(MARKER, MARKER)},
+    "an item twice": {ITEM_IDS.name: texts(MARKER, MARKER)},
+    "an id too long": {ITEM_IDS.name: texts(MARKER * 100)},
+    "an id that is not UTF-8": {ITEM_IDS.name: texts(MARKER.encode() + b"\xff")},
+    "another dtype": {QUERY.name: integers([1])},
     "an unknown input": {MARKER: texts(MARKER)},
-    "a negative top_k": {"top_k": integers([-1])},
+    "a negative top_k": {TOP_K.name: integers([-1])},
 }
 
 
@@ -243,7 +241,7 @@ def test_a_good_query_is_not_written(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     known = next(iter(judged.products))
-    ids, _ = send(client, "rank", **{**GOOD, "item_ids": texts(known, MARKER)})
+    ids, _ = send(client, "rank", **{**GOOD, ITEM_IDS.name: texts(known, MARKER)})
     assert ids == [known, MARKER]
     assert_unwritten(served_kit, capfd)
 
@@ -269,12 +267,12 @@ def test_users_histories_and_contexts_are_not_written(
 ) -> None:
     if "recommend" not in kit:
         pytest.skip("no purchases here, so no ranker of histories is served")
-    asked = {"history": texts(MARKER), "item_ids": texts("a"), **_optional(client, "recommend", context)}
+    asked = {HISTORY.name: texts(MARKER), ITEM_IDS.name: texts("a"), **_optional(client, "recommend", context)}
     if _is_object(context):
         send(client, "recommend", **asked)
     else:
         with pytest.raises(InferenceServerException):
-            send(client, "recommend", **{**asked, "item_fields": texts(context)})
+            send(client, "recommend", **{**asked, ITEM_FIELDS.name: texts(context)})
     assert_unwritten(served_kit, capfd)
 
 
@@ -296,7 +294,7 @@ def test_an_unforeseen_failure_that_quotes_the_request_is_not_written(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_model(tmp_path / "models", "leaky", VECTOR_CONFIG, LEAKY_MODEL.format(marker=MARKER))
-    shutil.copy(REPOSITORY_ROOT / "model_repository" / "served.py", folder / "1")
+    shutil.copy(SERVED_CODE / "served.py", folder / "1")
     with (
         TritonServer(tmp_path / "models", load=["leaky"], grpc_port=0, http_port=0, metrics_port=0) as server,
         grpc.InferenceServerClient(server.grpc_url) as client,

@@ -1,6 +1,7 @@
 """The README's commands, run as a reader would type them.
 
-A block of commands is run when the comment ``<!-- tested -->`` stands before it.
+A block of commands is run when the comment ``<!-- tested -->`` stands before it. As a reader's own, they write to the
+folders that ``make`` writes for whoever works here; no other test may.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.support.kit import Untouched
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -62,7 +65,8 @@ def test_no_tested_command_runs_the_tests_or_never_ends() -> None:
 @pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_works(command: str) -> None:
+def test_a_command_of_the_readme_works(command: str, developers_folders: Untouched) -> None:
+    assert developers_folders.touched() == []
     ran = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=ROOT,
@@ -74,4 +78,5 @@ def test_a_command_of_the_readme_works(command: str) -> None:
         timeout=TIMEOUT_S,
         check=False,
     )
+    developers_folders.look()
     assert ran.returncode == 0, f"{command}\n{ran.stdout[-4000:]}"

@@ -232,7 +232,7 @@ MAX_PER_BRAND = Tensor(
     "max_per_brand", "INT32", (1,), "items of one brand among the first top_k; 0 = no limit", optional=True
 )
 RULE_INPUTS = (IN_STOCK_ONLY, BOOSTED, BOOST_AMOUNTS, PINNED_IDS, PINNED_POSITIONS, MAX_PER_BRAND)
-"""Each absent = what the recipe says; see ``model_repository/postprocess/rules.py`` for the order of application."""
+"""Each absent = what the recipe says; see ``served/postprocess/rules.py`` for the order of application."""
 
 # ---------------------------------------------------------------- tensors of similar items
 ITEM_ID = Tensor("item_id", "BYTES", (1,), f"id of an item of the store, UTF-8, 1 to {MAX_ITEM_ID_BYTES} bytes")

@@ -164,7 +164,7 @@ class Machine(Settings):
 
 class RuleDefaults(Settings):
     """Business rules of every request that does not bring its own; their order of application is in
-    ``model_repository/postprocess/rules.py``.
+    ``served/postprocess/rules.py``.
 
     Attributes:
         in_stock_only: leave items out whose attribute ``in_stock`` is false.

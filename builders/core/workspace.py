@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
+SERVED_CODE = REPOSITORY_ROOT / "served"
+"""The code that Triton runs, written by hand; publishing copies it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Contracts of the pre-processing models of text rankers: what ``model_repository/*_preprocess/model.py`` must know."""
+"""Contracts of the pre-processing models of text rankers: what ``served/*_preprocess/model.py`` must know."""
 
 from __future__ import annotations
 

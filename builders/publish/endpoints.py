@@ -16,7 +16,7 @@ from builders.core.files import sha256
 from builders.core.recipe import Recipe, RecipeError
 from builders.core.runtimes import runtime_of
 from builders.core.versions import libraries
-from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Workspace
+from builders.core.workspace import PROJECT, SERVED_CODE, Workspace
 from builders.data.beir import Product
 from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.export.onnx import OPSET
@@ -29,12 +29,17 @@ from builders.publish.postprocessing import (
     postprocess_contract,
     similar_contract,
 )
-from builders.publish.repository import Ensemble, RepositoryError, ServedModel, publish_models, served_variant
+from builders.publish.repository import (
+    Ensemble,
+    RepositoryError,
+    ServedModel,
+    publish_models,
+    published_names,
+    served_variant,
+)
 from builders.rankers.base import Ranker
 from builders.rankers.feature_ranker import FeatureRanker
 
-SERVED_CODE = REPOSITORY_ROOT / "model_repository"
-"""The hand-written ``model.py`` files and what they share."""
 DEFAULT_PUBLISHED = {"rank": "two_tower_fp32_onnx", "recommend": "sasrec_fp32_onnx"}
 """Of the kit's own rankers the best on what may judge them; the quicker one where there is no telling."""
 SIMILAR_BY = "two_tower"
@@ -100,9 +105,10 @@ def by_endpoint(rankers: Sequence[BuiltRanker], variants: Sequence[str]) -> dict
     return found
 
 
-def endpoint_of(variant: str, workspace: Workspace = PROJECT) -> str:
-    """The endpoint under which the variant is published; ``rank`` where it is not."""
-    return next((name for name in ENDPOINTS if (workspace.repository / f"{name}_{variant}").is_dir()), "rank")
+def endpoint_of(variant: str, workspace: Workspace = PROJECT) -> str | None:
+    """The endpoint under which the variant is published; None where it is not."""
+    published = published_names(workspace.repository)
+    return next((name for name in ENDPOINTS if f"{name}_{variant}" in published), None)
 
 
 def fill_item_store(rankers: Sequence[BuiltRanker], say: Say = print, workspace: Workspace = PROJECT) -> None:
@@ -142,6 +148,22 @@ def add_users(
             parameters = ranker.preprocess.parameters
             if parameters.get("user_features"):
                 store.put(parameters["user_features"], parameters["item_features_version"], ranker.user_features(users))
+
+
+def served_files(code: str) -> dict[str, Path]:
+    """Name in a version folder => file: ``model.py`` of ``served/<code>``, what lies beside it, and ``served.py``.
+
+    Raises:
+        RepositoryError: there is no ``served/<code>/model.py``.
+    """
+    folder = SERVED_CODE / code
+    if not (folder / "model.py").is_file():
+        known = ", ".join(sorted(path.parent.name for path in SERVED_CODE.glob("*/model.py")))
+        raise RepositoryError(
+            f"no {folder / 'model.py'}; wanted the code of one of {known}, or write it (CONTRIBUTING.md)"
+        )
+    written = {path.name: path for path in sorted(folder.glob("*.py"))}
+    return {**written, "served.py": SERVED_CODE / "served.py"}
 
 
 # ---------------------------------------------------------------- endpoints
@@ -220,7 +242,5 @@ def _similar(ranker: Ranker) -> ServedModel:
 def _python_model(
     code: str, contract: Contract, files: Mapping[str, Path | str], built_from: Mapping[str, Any]
 ) -> ServedModel:
-    """The hand-written ``model.py`` (and what lies beside it) of ``model_repository/<code>``, under any name."""
-    written = {path.name: path for path in sorted((SERVED_CODE / code).glob("*.py"))}
-    served = {**written, "served.py": SERVED_CODE / "served.py"}
-    return ServedModel(model_config.python_config(contract), contract, {**served, **files}, built_from)
+    """A model whose code is that of ``served/<code>``, under any name."""
+    return ServedModel(model_config.python_config(contract), contract, {**served_files(code), **files}, built_from)

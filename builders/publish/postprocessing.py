@@ -1,6 +1,6 @@
 """Contracts of ``postprocess`` and ``similar``, and the items' attributes that business rules read.
 
-What the rules do and in which order is in ``model_repository/postprocess/rules.py``.
+What the rules do and in which order is in ``served/postprocess/rules.py``.
 """
 
 from __future__ import annotations

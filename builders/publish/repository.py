@@ -1,4 +1,4 @@
-"""The only writer of generated files in ``model_repository/``.
+"""The only writer of ``model_repository/``, of which nothing is written by hand.
 
 A version folder is complete in itself and never changed: it is filled under a name that Triton ignores and renamed to
 the next number. ``config.pbtxt`` is replaced by rename, the ensembles' last. Between any two steps of
@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ def publish_models(
         libraries: name => version, for the manifest.
 
     Returns:
-        Model name => version now served. A model whose files did not change keeps its version.
+        Model name => version now served. A model whose files did not change keeps its version. Versions that endpoints
+        of earlier builds name stay loaded, unless the model's tensors changed: then those endpoints leave the manifest.
     """
     for name in [*(model.name for model in models), *(ensemble.name for ensemble in ensembles)]:
         _remove_unfinished(repository / name)
@@ -85,8 +86,9 @@ def publish_models(
         _write_step(repository, model, {versions[model.name], *_compatible_versions(repository, model)})
     for ensemble in ensembles:
         _write_ensemble(repository, ensemble, {model.name: model.config for model in models}, versions)
+    written = {ensemble.name for ensemble in ensembles}
     for model in models:
-        _write_step(repository, model, {versions[model.name]})
+        _write_step(repository, model, {versions[model.name], *_versions_of_others(repository, model, written)})
         _drop_old_versions(repository / model.name)
     _write_manifest(repository, models, ensembles, versions, libraries)
     return versions
@@ -112,18 +114,21 @@ def promote(repository: Path, endpoint: str, variant_ensemble: str) -> None:
     """Make ``endpoint`` (such as ``rank``) serve what ``variant_ensemble`` serves: one rename. Rolls back likewise.
 
     Raises:
-        RepositoryError: there is no such ensemble.
+        RepositoryError: no such ensemble is published here.
     """
-    source = repository / variant_ensemble / CONFIG
-    if not source.is_file():
-        known = ", ".join(sorted(path.parent.name for path in repository.glob(f"{endpoint}_*/{CONFIG}")))
+    manifest = read_manifest(repository)
+    if variant_ensemble not in manifest["ensembles"]:
+        known = ", ".join(sorted(name for name in manifest["ensembles"] if name.startswith(f"{endpoint}_")))
         raise RepositoryError(f"no ensemble '{variant_ensemble}' in {repository}; there are: {known or 'none'}")
+    source = repository / variant_ensemble / CONFIG
     config = pbtxt.read(source)
     config.name = endpoint
     _make_ensemble_version(repository / endpoint)
     contract = Contract.from_json((source.parent / CONTRACT).read_text(encoding="utf-8"))
     write_atomically(repository / endpoint / CONTRACT, dataclasses.replace(contract, name=endpoint).to_json())
     write_atomically(repository / endpoint / CONFIG, pbtxt.render(config))
+    manifest["ensembles"][endpoint] = manifest["ensembles"][variant_ensemble]
+    _replace(repository / MANIFEST, _manifest_text(manifest))
 
 
 def tune_machine(repository: Path, machine: str, instances: int, threads: int) -> list[Path]:
@@ -143,11 +148,36 @@ def tune_machine(repository: Path, machine: str, instances: int, threads: int) -
 
 
 def served_variant(repository: Path, endpoint: str = "rank") -> str:
-    """Name of the scorer that ``endpoint`` ends in, before post-processing. Raises: RepositoryError."""
-    path = repository / endpoint / CONFIG
-    if not path.is_file():
+    """Name of the scorer that ``endpoint`` ends in, before post-processing.
+
+    Raises:
+        RepositoryError: the endpoint was not published here.
+    """
+    if endpoint not in published_names(repository):
         raise RepositoryError(f"no endpoint '{endpoint}' in {repository}; run 'make repository'")
-    return str(pbtxt.read(path).ensemble_scheduling.step[-2].model_name)
+    return str(_config(repository, endpoint).ensemble_scheduling.step[-2].model_name)
+
+
+def published_names(repository: Path) -> frozenset[str]:
+    """Models and endpoints that builds on this machine published: what the manifest names.
+
+    Git brings configurations of every variant, also of those that fail their gate here: they name versions that this
+    repository does not hold.
+    """
+    manifest = read_manifest(repository)
+    return frozenset({*manifest["models"], *manifest["ensembles"]})
+
+
+def left_out(repository: Path, names: Iterable[str]) -> str:
+    """One line about those of ``names`` that have a configuration here and were not published; empty without any."""
+    published = published_names(repository)
+    unpublished = [name for name in names if (repository / name / CONFIG).is_file() and name not in published]
+    if not unpublished:
+        return ""
+    return (
+        f"left out, not published on this machine: {', '.join(unpublished)} (failed the gate here, or not built; "
+        "'python -m builders gate VARIANT' says which)"
+    )
 
 
 def version_numbers(folder: Path) -> list[int]:
@@ -177,6 +207,13 @@ def _compatible_versions(repository: Path, model: ServedModel) -> set[int]:
     same = list(present.input) == list(model.config.input) and list(present.output) == list(model.config.output)
     there = set(version_numbers(repository / model.name))
     return set(present.version_policy.specific.versions) & there if same else set()
+
+
+def _versions_of_others(repository: Path, model: ServedModel, written: Collection[str]) -> set[int]:
+    """Versions of the model that published endpoints name which are not written now, as far as they can be loaded."""
+    others = {name: steps for name, steps in read_manifest(repository)["ensembles"].items() if name not in written}
+    named = {steps[model.name] for steps in others.values() if model.name in steps}
+    return named & _compatible_versions(repository, model)
 
 
 def _write_step(repository: Path, model: ServedModel, versions: Iterable[int]) -> None:
@@ -218,7 +255,9 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def _drop_old_versions(folder: Path) -> None:
-    for number in version_numbers(folder)[:-KEPT_VERSIONS]:
+    """All but the newest, and those that the configuration names."""
+    named = set(_config(folder.parent, folder.name).version_policy.specific.versions)
+    for number in set(version_numbers(folder)[:-KEPT_VERSIONS]) - named:
         shutil.rmtree(folder / str(number))
 
 
@@ -235,11 +274,15 @@ def _write_manifest(
     manifest = {
         "libraries": dict(libraries),
         "models": _still_there(repository, before["models"]) | entries,
-        "ensembles": _still_there(repository, before["ensembles"]) | steps,
+        "ensembles": _still_served(repository, before["ensembles"]) | steps,
     }
     for unfinished in repository.glob(f".{MANIFEST}.*"):
         unfinished.unlink()
-    write_atomically(repository / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    write_atomically(repository / MANIFEST, _manifest_text(manifest))
+
+
+def _manifest_text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2) + "\n"
 
 
 def read_manifest(repository: Path) -> dict[str, Any]:
@@ -264,6 +307,25 @@ def read_manifest(repository: Path) -> dict[str, Any]:
 def _still_there(repository: Path, entries: Mapping[str, Any]) -> dict[str, Any]:
     """What earlier builds of other recipes published."""
     return {name: entry for name, entry in entries.items() if (repository / name / CONFIG).is_file()}
+
+
+def _still_served(repository: Path, ensembles: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """Earlier endpoints all of whose steps can be loaded in the versions that they name."""
+    return {
+        name: steps
+        for name, steps in _still_there(repository, ensembles).items()
+        if all(_loads(repository, step, version) for step, version in steps.items())
+    }
+
+
+def _loads(repository: Path, model: str, version: int) -> bool:
+    if not (repository / model / CONFIG).is_file() or version not in version_numbers(repository / model):
+        return False
+    return version in _config(repository, model).version_policy.specific.versions
+
+
+def _config(repository: Path, model: str) -> triton.ModelConfig:
+    return pbtxt.read(repository / model / CONFIG)
 
 
 def _manifest_entry(repository: Path, model: ServedModel, version: int) -> dict[str, Any]:

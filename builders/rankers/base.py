@@ -52,7 +52,7 @@ class Ranker(abc.ABC):
     endpoint: Contract = RANK
     """What a search service calls: one of ``builders.core.contract.ENDPOINTS``."""
     preprocess_code: str = ""
-    """Folder of ``model_repository/`` with the hand-written ``model.py``; empty = ``<name>_preprocess``."""
+    """Folder of ``served/`` with its ``model.py``; empty = ``<name>_preprocess``."""
 
     @property
     @abc.abstractmethod

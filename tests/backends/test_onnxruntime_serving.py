@@ -14,7 +14,7 @@ from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
 from server import TritonServer
-from tests.support.driving import infer, infer_together, stubs_of, waits_for
+from tests.support.driving import stubs_of, waits_for
 from tests.support.onnx_models import (
     CONFIG,
     VOCABULARY,
@@ -24,6 +24,7 @@ from tests.support.onnx_models import (
     save_summing_model,
     write_config,
 )
+from tests.support.repositories import infer, infer_together
 
 pytestmark = pytest.mark.server
 

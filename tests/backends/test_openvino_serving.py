@@ -15,7 +15,7 @@ from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
 from server import TritonServer
-from tests.support.driving import infer, infer_together, stubs_of, waits_for
+from tests.support.driving import stubs_of, waits_for
 from tests.support.onnx_models import (
     VOCABULARY,
     save_identity_model,
@@ -32,6 +32,7 @@ from tests.support.openvino_models import (
     save_dividing_model,
     save_ir,
 )
+from tests.support.repositories import infer, infer_together
 
 pytestmark = pytest.mark.server
 

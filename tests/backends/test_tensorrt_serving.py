@@ -11,10 +11,11 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from server import ModelsNotReady, TritonServer
-from tests.support.driving import infer, infer_together, waits_for
+from tests.support.driving import waits_for
 from tests.support.fake_gpu import write_drop_ins
 from tests.support.onnx_models import write_config
 from tests.support.plans import CONFIG, fake_plan
+from tests.support.repositories import infer, infer_together
 
 pytestmark = pytest.mark.server
 

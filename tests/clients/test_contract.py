@@ -24,13 +24,14 @@ from tritonrank_client import (
 from tritonrank_client._contract import ENDPOINTS, LIMITS, RANK
 
 from builders.core import contract as builders_contract
+from builders.core.contract import ITEM_IDS, RANKED_IDS, SCORES
 
 ROOT = Path(__file__).parents[2]
 
 
 def first_stage_order(request):
-    ids = request.inputs["item_ids"]
-    return {"ranked_ids": ids, "scores": -np.arange(len(ids), dtype=np.float32)}
+    ids = request.inputs[ITEM_IDS.name]
+    return {RANKED_IDS.name: ids, SCORES.name: -np.arange(len(ids), dtype=np.float32)}
 
 
 def test_the_copy_equals_the_builders_contracts():

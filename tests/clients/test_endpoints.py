@@ -6,6 +6,7 @@ added to every score; an empty history makes the lowest number the best.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import pytest
 from tritonrank_client import ContractMismatch, InvalidRequest, RankClient, Rules, Unavailable, hashed_id
 
 from builders.core import contract
-from builders.core.contract import Contract, Tensor
+from builders.core.contract import Contract
 from builders.core.recipe import RuleDefaults
-from builders.core.workspace import REPOSITORY_ROOT
 from builders.data.beir import Product
 from builders.publish import model_config
+from builders.publish.endpoints import served_files
 from builders.publish.item_store import ItemStore
 from builders.publish.postprocessing import (
     ATTRIBUTES_TABLE,
@@ -33,22 +34,25 @@ from tests.support.repositories import python_model
 
 pytestmark = pytest.mark.server
 
-SERVED_CODE = REPOSITORY_ROOT / "model_repository"
 KEY = b"sixteen secrets!"
 SCORER = Contract(
     "scorer",
     (
-        Tensor("query", "BYTES", (1,), "", optional=True),
+        dataclasses.replace(contract.QUERY, optional=True),
         contract.ITEM_IDS,
-        Tensor("history", "BYTES", ("events",), "", optional=True),
+        dataclasses.replace(contract.HISTORY, optional=True),
         contract.USER_ID,
     ),
-    (Tensor("score", "FP32", ("candidates", 1), ""), contract.KNOWN),
+    (dataclasses.replace(contract.SCORE, dims=("candidates", 1)), contract.KNOWN),
 )
+READ = [contract.ITEM_IDS.name, contract.HISTORY.name, contract.USER_ID.name]
 SCORER_PY = python_model(
-    {"score": "score.reshape(-1, 1)", "known": "np.array([item.isdigit() or item == user for item in ids])"},
-    body="""
-        ids, history, user = tensor("item_ids"), tensor("history"), tensor("user_id")
+    {
+        contract.SCORE.name: "score.reshape(-1, 1)",
+        contract.KNOWN.name: "np.array([item.isdigit() or item == user for item in ids])",
+    },
+    body=f"""
+        ids, history, user = map(tensor, {READ})
         user = None if user is None else user[0]
         score = np.array([int(item) if item.isdigit() else 1000 for item in ids], np.float32)
         if history is not None:
@@ -65,7 +69,7 @@ RECIPE_RULES = RuleDefaults(in_stock_only=True, pins={"1": 1})
 
 
 def served_model(code: str, model: Contract) -> ServedModel:
-    files = {path.name: path for path in (*(SERVED_CODE / code).glob("*.py"), SERVED_CODE / "served.py")}
+    files = served_files(code)
     return ServedModel(model_config.python_config(model), model, files)
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from tritonrank_client import MockTransport, RankClient, _command, _errors
 
+from builders.core.contract import ITEM_IDS, RANKED_IDS, SCORES
+
 README = (Path(__file__).parents[2] / "clients" / "README.md").read_text(encoding="utf-8")
 USAGES, FOR_A_USER, RULES, PRIVACY, FALLBACK, MOCKS = (
     block.partition("```")[0] for block in README.split("```python\n")[1:]
@@ -36,9 +38,9 @@ def test_the_usages_for_a_user_with_rules_and_with_a_key_run():
 
     def handler(request):
         requests.append(request)
-        ids = request.inputs.get("item_ids", np.array([b"B01"], dtype=object))
+        ids = request.inputs.get(ITEM_IDS.name, np.array([b"B01"], dtype=object))
         count = int(request.inputs.get("top_k", [len(ids)])[0])
-        return {"ranked_ids": ids[:count], "scores": -np.arange(len(ids), dtype=np.float32)[:count]}
+        return {RANKED_IDS.name: ids[:count], SCORES.name: -np.arange(len(ids), dtype=np.float32)[:count]}
 
     def client(url, **options):
         return RankClient(url, transport=MockTransport(handler), timeout_s=30, **options)

@@ -18,6 +18,8 @@ from tritonrank_client import (
 )
 from tritonrank_client._contract import LIMITS
 
+from builders.core.contract import CONTEXT, HISTORY, ITEM_FIELDS, ITEM_IDS, QUERY, RANKED_IDS, SCORES, TOP_K, USER_ID
+
 
 class Recorder:
     """A handler that keeps each request and answers in first-stage order."""
@@ -27,9 +29,9 @@ class Recorder:
 
     def __call__(self, request):
         self.requests.append(request)
-        ids = request.inputs["item_ids"]
+        ids = request.inputs[ITEM_IDS.name]
         count = int(request.inputs.get("top_k", np.zeros(1, np.int32))[0]) or len(ids)
-        return {"ranked_ids": ids[:count], "scores": -np.arange(len(ids), dtype=np.float32)[:count]}
+        return {RANKED_IDS.name: ids[:count], SCORES.name: -np.arange(len(ids), dtype=np.float32)[:count]}
 
 
 @pytest.fixture
@@ -47,16 +49,21 @@ def test_arrays_leave_in_the_contracts_names_dtypes_and_shapes(client, recorder)
 
     (request,) = recorder.requests
     assert request.model == "rank"
-    assert request.outputs == ("ranked_ids", "scores")
-    assert request.inputs["query"].dtype == object and request.inputs["query"].tolist() == ["rote Schühe".encode()]
-    assert request.inputs["item_ids"].dtype == object and request.inputs["item_ids"].tolist() == [b"a", "鞋".encode()]
-    assert request.inputs["top_k"].dtype == np.int32 and request.inputs["top_k"].tolist() == [1]
+    assert request.outputs == (RANKED_IDS.name, SCORES.name)
+    assert request.inputs[QUERY.name].dtype == object and request.inputs[QUERY.name].tolist() == [
+        "rote Schühe".encode()
+    ]
+    assert request.inputs[ITEM_IDS.name].dtype == object and request.inputs[ITEM_IDS.name].tolist() == [
+        b"a",
+        "鞋".encode(),
+    ]
+    assert request.inputs[TOP_K.name].dtype == np.int32 and request.inputs[TOP_K.name].tolist() == [1]
 
 
 def test_without_top_k_no_such_input_leaves(client, recorder):
     client.rank("shoes", ["a"])
 
-    assert list(recorder.requests[0].inputs) == ["query", "item_ids"]
+    assert list(recorder.requests[0].inputs) == [QUERY.name, ITEM_IDS.name]
 
 
 @pytest.fixture
@@ -191,8 +198,8 @@ def test_without_further_arguments_no_further_input_leaves(client, recorder):
 
     (request,) = recorder.requests
     assert request.model == "recommend"
-    assert list(request.inputs) == ["history", "item_ids"]
-    assert request.inputs["history"].shape == (0,) and request.inputs["history"].dtype == object
+    assert list(request.inputs) == [HISTORY.name, ITEM_IDS.name]
+    assert request.inputs[HISTORY.name].shape == (0,) and request.inputs[HISTORY.name].dtype == object
 
 
 def test_each_endpoint_asks_its_own_model(recorder):
@@ -218,20 +225,20 @@ def test_user_history_context_and_item_fields_leave_as_text(client, recorder):
 
     inputs = {name: array.tolist() for name, array in recorder.requests[0].inputs.items()}
     assert inputs == {
-        "query": [b"shoes"],
-        "item_ids": [b"a", "é".encode()],
-        "user_id": ["ü7".encode()],
-        "history": [b"x", b"x"],
-        "context": ['{"country": "Österreich", "hour": 7}'.encode()],
-        "item_fields": [b"", b'{"price": 1.5}'],
+        QUERY.name: [b"shoes"],
+        ITEM_IDS.name: [b"a", "é".encode()],
+        USER_ID.name: ["ü7".encode()],
+        HISTORY.name: [b"x", b"x"],
+        CONTEXT.name: ['{"country": "Österreich", "hour": 7}'.encode()],
+        ITEM_FIELDS.name: [b"", b'{"price": 1.5}'],
     }
     assert {name: array.tolist() for name, array in recorder.requests[1].inputs.items()} == {
-        "history": [b"h"],
-        "item_ids": [b"a"],
-        "top_k": [1],
-        "user_id": [b"u"],
-        "context": [b"{}"],
-        "item_fields": [b"{}"],
+        HISTORY.name: [b"h"],
+        ITEM_IDS.name: [b"a"],
+        TOP_K.name: [1],
+        USER_ID.name: [b"u"],
+        CONTEXT.name: [b"{}"],
+        ITEM_FIELDS.name: [b"{}"],
     }
 
 
@@ -239,13 +246,13 @@ def test_an_empty_history_of_rank_leaves_and_none_does_not(client, recorder):
     client.rank("shoes", ["a"], history=[])
     client.rank("shoes", ["a"])
 
-    assert recorder.requests[0].inputs["history"].shape == (0,)
-    assert "history" not in recorder.requests[1].inputs
+    assert recorder.requests[0].inputs[HISTORY.name].shape == (0,)
+    assert HISTORY.name not in recorder.requests[1].inputs
 
 
 def rule_arrays(recorder):
     inputs = recorder.requests[-1].inputs
-    return {name: array.tolist() for name, array in inputs.items() if name not in ("query", "item_ids")}
+    return {name: array.tolist() for name, array in inputs.items() if name not in (QUERY.name, ITEM_IDS.name)}
 
 
 def test_rules_leave_in_the_contracts_inputs(client, recorder):
@@ -287,7 +294,7 @@ def test_no_rule_leaves_nothing_and_an_empty_rule_leaves_empty(client, recorder)
 def test_similar_sends_one_item_and_a_number(client, recorder):
     def nearest(request):
         recorder.requests.append(request)
-        return {"ranked_ids": np.array([b"b"], dtype=object), "scores": np.ones(1, np.float32)}
+        return {RANKED_IDS.name: np.array([b"b"], dtype=object), SCORES.name: np.ones(1, np.float32)}
 
     client = RankClient("mock", similar_model="similar_2", timeout_s=30, transport=MockTransport(nearest))
     client.similar("é")
@@ -295,7 +302,7 @@ def test_similar_sends_one_item_and_a_number(client, recorder):
 
     assert [request.model for request in recorder.requests] == ["similar_2", "similar_2"]
     assert [request.inputs["item_id"].tolist() for request in recorder.requests] == [["é".encode()]] * 2
-    assert [request.inputs["top_k"].tolist() for request in recorder.requests] == [[10], [3]]
+    assert [request.inputs[TOP_K.name].tolist() for request in recorder.requests] == [[10], [3]]
 
 
 MANY = {f"a={number}": 1 for number in range(65)}
@@ -408,7 +415,7 @@ def test_with_a_key_the_users_id_leaves_hashed_and_all_else_as_it_is(recorder):
         hashed,
         None,
     ]
-    assert [request.inputs["history"].tolist() for request in recorder.requests[:2]] == [[b"h"], [b"h"]]
+    assert [request.inputs[HISTORY.name].tolist() for request in recorder.requests[:2]] == [[b"h"], [b"h"]]
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ import pytest
 from tritonrank_client import MockTransport, ModelSpec, RankClient, Rules, ServerError
 from tritonrank_client._contract import LIMITS, RANK
 
+from builders.core.contract import RANKED_IDS, SCORES
+
 RULES = ("in_stock_only", "boosted", "boost_amounts", "pinned_ids", "pinned_positions", "max_per_brand")
 WITHOUT_RULES = ModelSpec(tuple(tensor for tensor in RANK.inputs if tensor.name not in RULES), RANK.outputs)
 
 
 def answer(ids=(b"b", b"a"), scores=(2.5, -1.0), dtype=np.float32):
-    return {"ranked_ids": np.array(ids, dtype=object), "scores": np.array(scores, dtype=dtype)}
+    return {RANKED_IDS.name: np.array(ids, dtype=object), SCORES.name: np.array(scores, dtype=dtype)}
 
 
 def rank(outputs, served=WITHOUT_RULES, **options):
@@ -44,7 +46,7 @@ def test_the_servers_array_stays_writeable():
     outputs = answer()
     rank(outputs)
 
-    outputs["scores"][0] = 9
+    outputs[SCORES.name][0] = 9
 
 
 def test_items_without_a_score_are_told_apart():
@@ -56,18 +58,18 @@ def test_equal_scores_are_in_order():
 
 
 BROKEN = [
-    ({"scores": answer()["scores"]}, "found no output 'ranked_ids'"),
-    ({"ranked_ids": answer()["ranked_ids"]}, "found no output 'scores'"),
-    (answer(dtype=np.float64), "scores: found dtype float64, wanted float32 (FP32)"),
-    (answer(scores=[[2], [1]]), "scores: found shape [2, 1], wanted [any]"),
-    (answer(scores=[2, np.nan]), "scores[1]: found nan, wanted a finite number"),
-    (answer(scores=[np.inf, 1]), "scores[0]: found inf, wanted a finite number"),
-    (answer(scores=[1, 2]), "scores[1]: found 2.0 after 1.0, wanted the highest first"),
+    ({SCORES.name: answer()[SCORES.name]}, f"found no output '{RANKED_IDS.name}'"),
+    ({RANKED_IDS.name: answer()[RANKED_IDS.name]}, f"found no output '{SCORES.name}'"),
+    (answer(dtype=np.float64), f"{SCORES.name}: found dtype float64, wanted float32 (FP32)"),
+    (answer(scores=[[2], [1]]), f"{SCORES.name}: found shape [2, 1], wanted [any]"),
+    (answer(scores=[2, np.nan]), f"{SCORES.name}[1]: found nan, wanted a finite number"),
+    (answer(scores=[np.inf, 1]), f"{SCORES.name}[0]: found inf, wanted a finite number"),
+    (answer(scores=[1, 2]), f"{SCORES.name}[1]: found 2.0 after 1.0, wanted the highest first"),
     (answer(ids=[b"a"], scores=[1]), "found 1 ranked_ids and 1 scores, wanted 2 of each"),
     (answer(scores=[1]), "found 2 ranked_ids and 1 scores, wanted 2 of each"),
-    (answer(ids=[b"a", b"c"]), "ranked_ids: found 'c', wanted ids of the request"),
-    (answer(ids=[b"a", b"a"]), "ranked_ids: found 1 repeated ids, wanted distinct ones"),
-    (answer(ids=[b"a", b"\xff"]), "ranked_ids: found b'\\xff', wanted UTF-8"),
+    (answer(ids=[b"a", b"c"]), f"{RANKED_IDS.name}: found 'c', wanted ids of the request"),
+    (answer(ids=[b"a", b"a"]), f"{RANKED_IDS.name}: found 1 repeated ids, wanted distinct ones"),
+    (answer(ids=[b"a", b"\xff"]), f"{RANKED_IDS.name}: found b'\\xff', wanted UTF-8"),
 ]
 
 
@@ -125,7 +127,7 @@ def similar(outputs, top_k=2):
 def test_similar_items_are_others_than_the_one_asked_about():
     assert list(similar(answer(scores=[0.9, 0.1]))) == [("b", pytest.approx(0.9)), ("a", pytest.approx(0.1))]
     assert similar(ONE).ids == ("a",)
-    with pytest.raises(ServerError, match="ranked_ids: found 'x', wanted other items than the one asked about"):
+    with pytest.raises(ServerError, match=f"{RANKED_IDS.name}: found 'x', wanted other items than the one asked about"):
         similar(answer(ids=[b"x", b"a"]))
 
 

@@ -22,6 +22,7 @@ from tritonrank_client import (
 )
 from tritonrank_client._transport import translated
 
+from builders.core.contract import ITEM_IDS, QUERY
 from server import TritonServer
 from tests.support.small_model import write_model
 
@@ -152,7 +153,7 @@ def test_a_request_that_outlived_its_time_in_the_queue_is_an_overload(server):
     # The client's own deadline would come first: only a bare client can wait for the queue's.
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
         inputs = []
-        for name in ("query", "item_ids"):
+        for name in (QUERY.name, ITEM_IDS.name):
             inputs.append(tritonclient.grpc.InferInput(name, [1], "BYTES"))
             inputs[-1].set_data_from_numpy(np.array([b"1"], dtype=object))
         with pytest.raises(InferenceServerException) as caught:

@@ -31,7 +31,7 @@ from builders.rankers.load import load_ranker
 from perf.analyzer import Measurement, measure
 from perf.gpu_figures import Run, latency_of, sized, tensorrt_run
 from server import TritonServer
-from tests.support.driving import infer
+from tests.support.repositories import infer
 
 MODEL, ENSEMBLE = "cross_encoder_fp32_trt", "rank_cross_encoder_fp32_trt"
 LENGTHS, MAX_ROWS, USUAL_ROWS = (32, 64), 128, 40

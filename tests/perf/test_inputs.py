@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from builders.core.contract import CONTEXT, HISTORY, ITEM_IDS, QUERY, USER_ID
 from builders.data.beir import JudgedQueries, Request
 from perf.inputs import evenly_mixed, mean_candidates, requests_json
 from tests.support.figures import asked
@@ -11,8 +12,11 @@ def test_each_request_keeps_its_candidates_order_and_says_its_shape() -> None:
     requests = requests_json(asked({"q1": "red shoes", "q2": "鞋"}), {"q1": ["b", "a"], "q2": ["c"]})
     assert requests == {
         "data": [
-            {"query": {"content": ["red shoes"], "shape": [1]}, "item_ids": {"content": ["b", "a"], "shape": [2]}},
-            {"query": {"content": ["鞋"], "shape": [1]}, "item_ids": {"content": ["c"], "shape": [1]}},
+            {
+                QUERY.name: {"content": ["red shoes"], "shape": [1]},
+                ITEM_IDS.name: {"content": ["b", "a"], "shape": [2]},
+            },
+            {QUERY.name: {"content": ["鞋"], "shape": [1]}, ITEM_IDS.name: {"content": ["c"], "shape": [1]}},
         ]
     }
 
@@ -25,8 +29,8 @@ def test_a_request_without_a_query_sends_its_history_and_never_an_empty_list() -
     requests = {"u1": Request(history=("a", "b")), "u2": Request()}
     users = JudgedQueries({"u1": "", "u2": ""}, {}, {}, requests)
     [first, second] = requests_json(users, {"u1": ["x"], "u2": ["x"]})["data"]
-    assert first["history"] == {"content": ["a", "b"], "shape": [2]}
-    assert second["history"]["shape"] == [1]
+    assert first[HISTORY.name] == {"content": ["a", "b"], "shape": [2]}
+    assert second[HISTORY.name]["shape"] == [1]
     assert "query" not in first
 
 
@@ -35,16 +39,16 @@ def test_user_and_context_are_sent_to_an_endpoint_that_reads_them() -> None:
     users = JudgedQueries({"u1": "", "u2": ""}, {}, {}, asked_by)
     lists = {"u1": ["x"], "u2": ["x"]}
     [first, second] = requests_json(users, lists, reads=("history", "user_id", "context"))["data"]
-    assert first["user_id"] == {"content": ["u1"], "shape": [1]}
-    assert first["context"] == {"content": ['{"country": "DE"}'], "shape": [1]}
-    assert second["user_id"]["content"] == [""]
-    assert requests_json(users, lists)["data"][0].keys() == {"history", "item_ids"}
+    assert first[USER_ID.name] == {"content": ["u1"], "shape": [1]}
+    assert first[CONTEXT.name] == {"content": ['{"country": "DE"}'], "shape": [1]}
+    assert second[USER_ID.name]["content"] == [""]
+    assert requests_json(users, lists)["data"][0].keys() == {HISTORY.name, ITEM_IDS.name}
 
 
 def test_evenly_mixed_requests_have_the_mean_number_of_candidates_from_the_first_on() -> None:
     queries = {f"q{count}": "red" for count in range(1, 10)}
     requests = requests_json(asked(queries), {f"q{count}": ["x"] * count for count in range(1, 10)})
     mixed = evenly_mixed(requests)
-    counts = [request["item_ids"]["shape"][0] for request in mixed["data"]]
+    counts = [request[ITEM_IDS.name]["shape"][0] for request in mixed["data"]]
     assert sorted(counts) == list(range(1, 10))
     assert all(abs(sum(counts[:end]) / end - 5) <= 1 for end in range(1, 10))

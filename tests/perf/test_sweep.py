@@ -26,35 +26,7 @@ from perf.sweep import (
 )
 from server import TritonServer
 from tests.support.figures import asked, perf_report, small_endpoints
-
-MODEL_PY = """
-import numpy as np
-import triton_python_backend_utils as pb
-
-class TritonPythonModel:
-    def execute(self, requests):
-        return [self.answer(request) for request in requests]
-
-    def answer(self, request):
-        ids = pb.get_input_tensor_by_name(request, "item_ids").as_numpy()
-        return pb.InferenceResponse([pb.Tensor("ranked_ids", ids), pb.Tensor("scores", np.zeros(len(ids), np.float32))])
-"""
-TENSORS = """
-max_batch_size: 0
-input [ { name: "query" data_type: TYPE_STRING dims: [ 1 ] },
-        { name: "item_ids" data_type: TYPE_STRING dims: [ -1 ] } ]
-output [ { name: "ranked_ids" data_type: TYPE_STRING dims: [ -1 ] },
-         { name: "scores" data_type: TYPE_FP32 dims: [ -1 ] } ]
-"""
-ENSEMBLE = (
-    'platform: "ensemble"\n'
-    + TENSORS
-    + """
-ensemble_scheduling { step [ { model_name: "small" model_version: 1
-  input_map { key: "query" value: "query" } input_map { key: "item_ids" value: "item_ids" }
-  output_map { key: "ranked_ids" value: "ranked_ids" } output_map { key: "scores" value: "scores" } } ] }
-"""
-)
+from tests.support.small_repository import write_endpoint
 
 
 def measurement(requests_per_s: float, latency_ms: float = 10.0) -> Measurement:
@@ -116,10 +88,7 @@ def test_rank_is_compared_with_the_reference_of_what_it_serves() -> None:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[TritonServer]:
     """An ensemble `rank` of one Python model."""
-    for name, config in {"small": 'backend: "python"\n' + TENSORS, "rank": ENSEMBLE}.items():
-        (tmp_path / "models" / name / "1").mkdir(parents=True)
-        (tmp_path / "models" / name / "config.pbtxt").write_text(config)
-    (tmp_path / "models" / "small" / "1" / "model.py").write_text(MODEL_PY)
+    write_endpoint(tmp_path / "models", "rank", model="small")
     with TritonServer(tmp_path / "models", ["rank"], grpc_port=0, http_port=0, metrics_port=0) as server:
         yield server
 

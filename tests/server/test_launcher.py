@@ -163,6 +163,49 @@ def test_refuses_a_model_that_the_repository_does_not_hold(repository: Path) -> 
         TritonServer(repository, ["rank"], **ANY_PORTS).start()
 
 
+@pytest.fixture
+def with_unpublished(repository: Path) -> Path:
+    """A manifest that names `echo`, and beside it an ensemble of a version of `echo` that is not there."""
+    config = VECTOR_CONFIG.replace('backend: "python"', 'platform: "ensemble"') + (
+        """
+        ensemble_scheduling { step [{ model_name: "echo" model_version: 3
+            input_map { key: "x" value: "x" } output_map { key: "y" value: "y" } }] }
+        """
+    )
+    write_model(repository, "stranger", config)
+    (repository / "manifest.json").write_text(json.dumps({"models": {"echo": {}}, "ensembles": {}}))
+    return repository
+
+
+@pytest.mark.server
+def test_all_is_what_was_published_here_and_the_rest_is_named(
+    with_unpublished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TritonServer(with_unpublished, None, **ANY_PORTS) as server:
+        assert infer(grpc.InferenceServerClient(server.grpc_url), "echo", x=vector(1)).as_numpy("y").tolist() == [1]
+    assert "left out, not published on this machine: stranger (failed the gate here, or not built" in caplog.text
+
+
+def test_refuses_a_model_that_was_not_published_here(with_unpublished: Path) -> None:
+    refused = r"stranger was not published on this machine: .*'python -m builders gate VARIANT' says which"
+    with pytest.raises(RepositoryError, match=refused):
+        TritonServer(with_unpublished, ["echo", "stranger"], **ANY_PORTS).start()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "complaint"),
+    [
+        ("{", "cannot be read"),
+        ("{}", "cannot be read .*models"),
+        ('{"models": {}, "ensembles": {}}', "nothing was pub"),
+    ],
+)
+def test_refuses_a_manifest_that_says_nothing(repository: Path, manifest: str, complaint: str) -> None:
+    (repository / "manifest.json").write_text(manifest)
+    with pytest.raises(RepositoryError, match=f"{complaint}.*run 'make repository'"):
+        TritonServer(repository, None, **ANY_PORTS).start()
+
+
 def test_refuses_a_repository_that_is_missing_or_empty(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="no such folder; run 'make repository'"):
         TritonServer(tmp_path / "none", ["rank"], **ANY_PORTS).start()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import tritonclient.grpc as grpc
 
+from builders.core.contract import CONTEXT, HISTORY, ITEM_IDS, QUERY, RANKED_IDS, SCORES, TOP_K, USER_ID
 from builders.data.beir import Request
 from server import TritonServer
 
@@ -35,27 +36,27 @@ def send(client: grpc.InferenceServerClient, endpoint: str, **tensors: Array) ->
         inputs.append(grpc.InferInput(name, list(array.shape), dtype))
         inputs[-1].set_data_from_numpy(array)
     result = client.infer(endpoint, inputs, client_timeout=CLIENT_TIMEOUT_S)
-    ids = [item_id.decode() for item_id in result.as_numpy("ranked_ids").tolist()]
-    return ids, result.as_numpy("scores").tolist()
+    ids = [item_id.decode() for item_id in result.as_numpy(RANKED_IDS.name).tolist()]
+    return ids, result.as_numpy(SCORES.name).tolist()
 
 
 def rank(
     client: grpc.InferenceServerClient, endpoint: str, query: str, item_ids: Sequence[str], top_k: int | None = None
 ) -> tuple[list[str], list[float]]:
     """Ranked ids and scores of a well-formed request."""
-    limit = {} if top_k is None else {"top_k": integers([top_k])}
-    return send(client, endpoint, query=texts(query), item_ids=texts(*item_ids), **limit)
+    limit = {} if top_k is None else {TOP_K.name: integers([top_k])}
+    return send(client, endpoint, **{QUERY.name: texts(query), ITEM_IDS.name: texts(*item_ids), **limit})
 
 
 def ask(
     client: grpc.InferenceServerClient, endpoint: str, request: Request, item_ids: Sequence[str]
 ) -> tuple[list[str], list[float]]:
     """Ranked ids and scores for whatever the request holds and the endpoint reads."""
-    tensors = {"query": texts(request.query)} if request.query else {"history": texts(*request.history)}
-    held = {"user_id": request.user_id, "context": json.dumps(dict(request.context)) if request.context else ""}
+    tensors = {QUERY.name: texts(request.query)} if request.query else {HISTORY.name: texts(*request.history)}
+    held = {USER_ID.name: request.user_id, CONTEXT.name: json.dumps(dict(request.context)) if request.context else ""}
     reads = {tensor.name for tensor in client.get_model_metadata(endpoint).inputs}
     tensors |= {name: texts(value) for name, value in held.items() if value and name in reads}
-    return send(client, endpoint, **tensors, item_ids=texts(*item_ids))
+    return send(client, endpoint, **tensors, **{ITEM_IDS.name: texts(*item_ids)})
 
 
 def metric(server: TritonServer, name: str, model: str) -> float:

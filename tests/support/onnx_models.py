@@ -55,8 +55,8 @@ def save_always_failing_model(path: Path) -> None:
     beyond = numpy_helper.from_array(np.array(VOCABULARY, np.int64), "beyond")
     axes = numpy_helper.from_array(np.array([1], np.int64), "axes")
     nodes = [
-        helper.make_node("Add", ["tokens", "beyond"], ["workspace"]),
-        helper.make_node("Gather", ["table", "workspace"], ["weights"]),
+        helper.make_node("Add", ["tokens", "beyond"], ["places"]),
+        helper.make_node("Gather", ["table", "places"], ["weights"]),
         helper.make_node("ReduceSum", ["weights", "axes"], ["score"], keepdims=0),
     ]
     inputs = [tensor("tokens", TensorProto.INT64, ["rows", "length"])]

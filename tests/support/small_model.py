@@ -6,11 +6,13 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from builders.core.contract import ITEM_IDS, QUERY, RANKED_IDS, SCORES, TOP_K
+
 # Words of the query say what the model does:
 #   hold NAME   writes NAME.held into the folder of gates, then waits until NAME.open is there
 #   fail CODE   answers with that Triton error;  crash raises;  nan scores NaN;  timeout scores the request's own
 # Otherwise an item's score is its number, and 'unknown' has none.
-MODEL_PY = """
+MODEL_PY = f"""
 import json, os, time
 import numpy as np
 import triton_python_backend_utils as pb
@@ -23,19 +25,20 @@ class TritonPythonModel:
         return [self.answer(request) for request in requests]
 
     def answer(self, request):
-        word, _, rest = pb.get_input_tensor_by_name(request, "query").as_numpy()[0].decode().partition(" ")
+        word, _, rest = pb.get_input_tensor_by_name(request, "{QUERY.name}").as_numpy()[0].decode().partition(" ")
         if word == "fail":
             return pb.InferenceResponse(error=pb.TritonError("as asked", getattr(pb.TritonError, rest)))
         if word == "crash":
             raise RuntimeError("as asked")
         if word == "hold":
             self.hold(os.path.join(self.gates, rest))
-        ids = pb.get_input_tensor_by_name(request, "item_ids").as_numpy()
+        ids = pb.get_input_tensor_by_name(request, "{ITEM_IDS.name}").as_numpy()
         scores = np.array([self.score(word, item, request) for item in ids], dtype=np.float32)
-        top_k = pb.get_input_tensor_by_name(request, "top_k")
+        top_k = pb.get_input_tensor_by_name(request, "{TOP_K.name}")
         count = int(top_k.as_numpy()[0]) if top_k is not None else 0
         order = np.argsort(-scores, kind="stable")[:count or len(ids)]
-        return pb.InferenceResponse([pb.Tensor("ranked_ids", ids[order]), pb.Tensor("scores", scores[order])])
+        ranked, scores = pb.Tensor("{RANKED_IDS.name}", ids[order]), pb.Tensor("{SCORES.name}", scores[order])
+        return pb.InferenceResponse([ranked, scores])
 
     def hold(self, gate):
         open(gate + ".held", "w").close()
@@ -54,10 +57,10 @@ class TritonPythonModel:
 CONFIG_PBTXT = """
 backend: "python"
 max_batch_size: 0
-input [ { name: "query" data_type: TYPE_STRING dims: [ 1 ] },
-        { name: "item_ids" data_type: TYPE_STRING dims: [ -1 ] },
-        { name: "top_k" data_type: %(top_k_type)s dims: [ 1 ] optional: %(top_k_optional)s } ]
-output [ { name: "ranked_ids" data_type: TYPE_STRING dims: [ -1 ] },
+input [ { name: "%(query)s" data_type: TYPE_STRING dims: [ 1 ] },
+        { name: "%(item_ids)s" data_type: TYPE_STRING dims: [ -1 ] },
+        { name: "%(top_k)s" data_type: %(top_k_type)s dims: [ 1 ] optional: %(top_k_optional)s } ]
+output [ { name: "%(ranked_ids)s" data_type: TYPE_STRING dims: [ -1 ] },
          { name: "%(scores)s" data_type: TYPE_FP32 dims: [ -1 ] } ]
 parameters { key: "gates" value { string_value: "%(gates)s" } }
 %(more)s
@@ -93,6 +96,8 @@ def write_model(repository: Path, name: str, gates: Path, more: str = "", **chan
     folder = repository / name / "1"
     folder.mkdir(parents=True)
     (folder / "model.py").write_text(MODEL_PY)
-    as_agreed = {"top_k_type": "TYPE_INT32", "top_k_optional": "true", "scores": "scores"}
+    agreed = {"query": QUERY, "item_ids": ITEM_IDS, "top_k": TOP_K, "ranked_ids": RANKED_IDS, "scores": SCORES}
+    names = {key: tensor.name for key, tensor in agreed.items()}
+    as_agreed = {"top_k_type": "TYPE_INT32", "top_k_optional": "true", **names}
     config = CONFIG_PBTXT % {**as_agreed, **changes, "gates": gates, "more": more}
     (repository / name / "config.pbtxt").write_text(config)

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from builders.core.contract import ITEM_IDS, QUERY, RANKED_IDS, SCORES, Contract
 from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries
+from builders.publish import model_config, pbtxt
 from perf.inputs import requests_json, write_requests
 from perf.machine import this_machine
 from perf.pareto import Load, load_of, measure_missing
 from tests.support.repositories import python_model, write_model
 
 ENDPOINTS = ("rank_small_fp32_onnx", "rank_small_int8_onnx", "rank_small_bf16_openvino")
-TENSORS = """
-max_batch_size: 0
-input [ { name: "query" data_type: TYPE_STRING dims: [ 1 ] },
-        { name: "item_ids" data_type: TYPE_STRING dims: [ -1 ] } ]
-output [ { name: "ranked_ids" data_type: TYPE_STRING dims: [ -1 ] },
-         { name: "scores" data_type: TYPE_FP32 dims: [ -1 ] } ]
-"""
-ENSEMBLE = """
-platform: "ensemble"
-ensemble_scheduling {{ step [ {{ model_name: "{model}" model_version: 1
-  input_map {{ key: "query" value: "query" }} input_map {{ key: "item_ids" value: "item_ids" }}
-  output_map {{ key: "ranked_ids" value: "ranked_ids" }} output_map {{ key: "scores" value: "scores" }} }} ] }}
-"""
-CODE = python_model({"ranked_ids": "tensor('item_ids')", "scores": "np.zeros(len(tensor('item_ids')), np.float32)"})
+INTERFACE = Contract("small", (QUERY, ITEM_IDS), (RANKED_IDS, SCORES))
+_IDS = f"tensor('{ITEM_IDS.name}')"
+CODE = python_model({RANKED_IDS.name: _IDS, SCORES.name: f"np.zeros(len({_IDS}), np.float32)"})
 
 
-def write_endpoint(repository: Path, endpoint: str, code: str = CODE) -> None:
-    """An ensemble of one model."""
-    model = endpoint.removeprefix("rank_")
-    write_model(repository, model, 'backend: "python"\n' + TENSORS, code)
-    write_model(repository, endpoint, TENSORS + ENSEMBLE.format(model=model))
+def write_endpoint(repository: Path, endpoint: str, code: str = CODE, model: str = "") -> None:
+    """An ensemble of one model, which is called as the endpoint without ``rank_`` unless named."""
+    step = model_config.python_config(dataclasses.replace(INTERFACE, name=model or endpoint.removeprefix("rank_")))
+    ensemble = model_config.ensemble_config(dataclasses.replace(INTERFACE, name=endpoint), [(step, 1)])
+    write_model(repository, step.name, pbtxt.render(step), code)
+    write_model(repository, endpoint, pbtxt.render(ensemble))
 
 
 def small_load(folder: Path, names: Sequence[str] = ENDPOINTS, rounds: int = 1) -> Load:

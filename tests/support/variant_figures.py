@@ -1,4 +1,4 @@
-"""Artifact-up figures of variants."""
+"""Made-up figures of variants."""
 
 from __future__ import annotations
 

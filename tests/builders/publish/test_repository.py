@@ -14,21 +14,26 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as grpc
 
-from builders.core.contract import SCORES, Tensor
+from builders.core.contract import RANK, SCORES, Tensor
 from builders.core.files import sha256
-from builders.publish import pbtxt
+from builders.core.workspace import Workspace
+from builders.publish import model_config, pbtxt
+from builders.publish.endpoints import DEFAULT_PUBLISHED, endpoint_of, published_variants
 from builders.publish.repository import (
+    Ensemble,
     RepositoryError,
     ServedModel,
+    left_out,
     promote,
     publish_models,
+    published_names,
     read_manifest,
     served_variant,
     tune_machine,
     version_numbers,
 )
 from server import TritonServer
-from tests.support.repositories import infer, texts
+from tests.support.endpoint import rank
 from tests.support.tiny_models import CONTRACT, ensembles, publish, tiny_model
 
 ANY_PORTS = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
@@ -169,7 +174,8 @@ def test_rank_points_at_another_variant_by_replacing_its_configuration(two_varia
     promote(two_variants, "rank", "rank_second")
     assert pinned(two_variants) == {"second": 1}
     changed = {name for name, digest in tree(two_variants).items() if before.get(name) != digest}
-    assert changed == {"rank/config.pbtxt"}  # both variants have one contract, which keeps its name
+    assert changed == {"rank/config.pbtxt", "manifest.json"}  # both variants have one contract, which keeps its name
+    assert json.loads((two_variants / "manifest.json").read_text())["ensembles"]["rank"] == {"second": 1}
 
 
 def test_rank_rolls_back_likewise(two_variants: Path) -> None:
@@ -189,6 +195,77 @@ def test_rank_is_not_pointed_at_a_variant_that_is_not_there(two_variants: Path) 
 def test_the_served_variant_of_an_empty_repository_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=r"no endpoint 'rank' in .*; run 'make repository'"):
         served_variant(tmp_path)
+
+
+# ---------------------------------------------------------------- what git brings and what was published
+def as_git_brings_it(repository: Path, variant: str, of: str, version: int) -> str:
+    """An endpoint's configuration without its variant: made elsewhere, of a version that is not here."""
+    endpoint = f"rank_{variant}"
+    config = pbtxt.parse((repository / f"rank_{of}" / "config.pbtxt").read_text())
+    config.name = endpoint
+    config.ensemble_scheduling.step[0].model_version = version
+    (repository / endpoint).mkdir()
+    (repository / endpoint / "config.pbtxt").write_text(pbtxt.render(config))
+    return endpoint
+
+
+def test_a_configuration_alone_is_not_a_published_endpoint(two_variants: Path) -> None:
+    endpoint = as_git_brings_it(two_variants, "third", of="first", version=3)
+    assert published_names(two_variants) == {"first", "second", "rank", "rank_first", "rank_second"}
+    assert left_out(two_variants, ["rank_first", endpoint, "rank_fourth"]).startswith(
+        "left out, not published on this machine: rank_third (failed the gate here, or not built"
+    )
+    assert left_out(two_variants, ["rank_first", "rank_fourth"]) == ""
+    with pytest.raises(RepositoryError, match=r"no ensemble 'rank_third' in .*; there are: rank_first, rank_second"):
+        promote(two_variants, "rank", endpoint)
+
+
+def test_a_variant_that_only_git_knows_is_under_no_endpoint(two_variants: Path, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "build", two_variants, tmp_path / "store")
+    as_git_brings_it(two_variants, "third", of="first", version=3)
+    assert (endpoint_of("first", workspace), endpoint_of("third", workspace)) == ("rank", None)
+
+
+def test_rank_as_git_brings_it_serves_no_variant_yet(two_variants: Path, tmp_path: Path) -> None:
+    (two_variants / "manifest.json").unlink()
+    with pytest.raises(RepositoryError, match="no endpoint 'rank'"):
+        served_variant(two_variants)
+    workspace = Workspace(tmp_path / "build", two_variants, tmp_path / "store")
+    assert published_variants(workspace) == DEFAULT_PUBLISHED
+
+
+# ---------------------------------------------------------------- recipes side by side
+def of_recipe(name: str) -> list[Ensemble]:
+    """A recipe's endpoint of a step that all recipes share, as ``postprocess`` is."""
+    return [Ensemble(f"rank_{name}", ["shared"], model_config.endpoint_contract(f"rank_{name}", RANK, [CONTRACT]))]
+
+
+@pytest.mark.server
+def test_publishing_one_recipe_leaves_anothers_endpoint_as_it_was(
+    repository: Path, model: Callable[..., ServedModel]
+) -> None:
+    publish_models(repository, [model(8, name="shared")], of_recipe("first"), {})
+    for score in (9, 10, 11):  # more changes than versions are kept
+        publish_models(repository, [model(score, name="shared")], of_recipe("second"), {})
+    assert (pinned(repository, "rank_first"), pinned(repository, "rank_second")) == ({"shared": 1}, {"shared": 4})
+    assert policy(repository, "shared") == [1, 4]
+    assert published_names(repository) == {"shared", "rank_first", "rank_second"}
+    with (
+        TritonServer(repository, None, **ANY_PORTS) as server,
+        grpc.InferenceServerClient(server.grpc_url) as client,
+    ):
+        for endpoint, wanted in (("rank_first", [8]), ("rank_second", [11])):
+            assert rank(client, endpoint, "mug", ["a"])[1] == wanted
+
+
+def test_an_endpoint_whose_step_got_other_tensors_is_published_no_more(
+    repository: Path, model: Callable[..., ServedModel]
+) -> None:
+    publish_models(repository, [model(8, name="shared")], of_recipe("first"), {})
+    more = dataclasses.replace(CONTRACT, outputs=(*CONTRACT.outputs, Tensor("extra", "FP32", ("ranked",), "")))
+    publish_models(repository, [model(9, name="shared", contract=more)], of_recipe("second"), {})
+    assert policy(repository, "shared") == [2]
+    assert published_names(repository) == {"shared", "rank_second"}
 
 
 # ---------------------------------------------------------------- tuning
@@ -312,8 +389,7 @@ def test_triton_serves_the_last_good_version_after_a_kill(
     for repository in (half_written, both_listed):
         with TritonServer(repository, ["rank", "rank_tiny"], **ANY_PORTS) as server:
             client = grpc.InferenceServerClient(server.grpc_url)
-            answer = infer(client, "rank", query=texts("mug"), item_ids=texts("a", "b"))
-            assert answer.as_numpy("scores").tolist() == [3, 3]
+            assert rank(client, "rank", "mug", ["a", "b"]) == (["a", "b"], [3, 3])
 
 
 def test_a_publish_that_changes_tensors_is_mended_by_the_next_wherever_it_is_killed(

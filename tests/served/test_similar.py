@@ -11,8 +11,8 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from builders.core.contract import DEFAULT_SIMILAR, MAX_SIMILAR, Contract
-from builders.core.workspace import REPOSITORY_ROOT
 from builders.publish import model_config
+from builders.publish.endpoints import served_files
 from builders.publish.item_store import ItemStore
 from builders.publish.postprocessing import similar_contract
 from builders.publish.repository import ServedModel, publish_models
@@ -22,7 +22,6 @@ from tests.support.endpoint import Array, integers, metric, send, texts
 pytestmark = pytest.mark.server
 
 ANY_PORTS = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
-SERVED_CODE = REPOSITORY_ROOT / "model_repository"
 TABLE, VERSION, WIDTH = "two_tower", "v1", 16
 VECTORS = np.random.default_rng(0).normal(size=(2000, WIDTH)).astype("<f4")
 """Neither of length 1 nor in the order of their ids."""
@@ -30,7 +29,7 @@ IDS = [f"item {row}" for row in range(len(VECTORS))]
 
 
 def write_repository(folder: Path, contract: Contract) -> None:
-    files = {"model.py": SERVED_CODE / "similar" / "model.py", "served.py": SERVED_CODE / "served.py"}
+    files = served_files("similar")
     publish_models(folder, [ServedModel(model_config.python_config(contract), contract, files)], [], {})
 
 
@@ -77,7 +76,7 @@ def test_the_nearest_items_are_numpys_without_the_item_itself(
     found, scores = similar(client, item_id, count)
 
     assert scores == pytest.approx(list(wanted.values())[:count], abs=1e-6)
-    assert [wanted[other] for other in found] == pytest.approx(scores, abs=1e-6)  # nearer ones may change workspace
+    assert [wanted[other] for other in found] == pytest.approx(scores, abs=1e-6)  # nearer ones may change places
     assert len(set(found)) == count
 
 

@@ -11,7 +11,16 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from builders.core.contract import MAX_CANDIDATES, MAX_ITEM_ID_BYTES, MAX_QUERY_BYTES, RANK, UNSCORED
+from builders.core.contract import (
+    ITEM_IDS,
+    MAX_CANDIDATES,
+    MAX_ITEM_ID_BYTES,
+    MAX_QUERY_BYTES,
+    QUERY,
+    RANK,
+    TOP_K,
+    UNSCORED,
+)
 from builders.data.find import JudgedQueries
 from server import TritonServer
 from tests.support.endpoint import Array, integers, metric, rank, send, texts
@@ -19,35 +28,38 @@ from tests.support.endpoint import Array, integers, metric, rank, send, texts
 pytestmark = pytest.mark.server
 
 ENDPOINTS = ["rank", "rank_two_tower_fp32_onnx"]
-QUERY, ITEMS = texts("coffee mug"), texts("a", "b")
+GOOD_QUERY, ITEMS = texts("coffee mug"), texts("a", "b")
 
 REFUSED_BY_THE_KIT: dict[str, tuple[dict[str, Array], str]] = {
     "an empty query": (
-        {"query": texts("")},
-        "query: empty, wanted at least one character that is not white space",
+        {QUERY.name: texts("")},
+        f"{QUERY.name}: empty, wanted at least one character that is not white space",
     ),
     "a query of white space": (
-        {"query": texts(" \t\n\u3000")},
-        "query: empty, wanted at least one character that is not white space",
+        {QUERY.name: texts(" \t\n\u3000")},
+        f"{QUERY.name}: empty, wanted at least one character that is not white space",
     ),
     "a query of too many bytes": (
-        {"query": texts("杯" * 683)},
-        "query: 2049 bytes, wanted at most 2048",
+        {QUERY.name: texts("杯" * 683)},
+        f"{QUERY.name}: 2049 bytes, wanted at most 2048",
     ),
-    "a query that is not UTF-8": ({"query": texts(b"mug\xff")}, "query: not UTF-8 (byte 0xff at 3)"),
-    "no items": ({"item_ids": texts()}, "item_ids: 0 items, wanted 1 to 1024"),
+    "a query that is not UTF-8": ({QUERY.name: texts(b"mug\xff")}, f"{QUERY.name}: not UTF-8 (byte 0xff at 3)"),
+    "no items": ({ITEM_IDS.name: texts()}, f"{ITEM_IDS.name}: 0 items, wanted 1 to 1024"),
     "too many items": (
-        {"item_ids": texts(*map(str, range(MAX_CANDIDATES + 1)))},
-        "item_ids: 1025 items, wanted 1 to 1024",
+        {ITEM_IDS.name: texts(*map(str, range(MAX_CANDIDATES + 1)))},
+        f"{ITEM_IDS.name}: 1025 items, wanted 1 to 1024",
     ),
     "an item twice": (
-        {"item_ids": texts("a", "b", "c", "b")},
-        "item_ids: item_ids[3] repeats item_ids[1], wanted distinct ids",
+        {ITEM_IDS.name: texts("a", "b", "c", "b")},
+        f"{ITEM_IDS.name}: {ITEM_IDS.name}[3] repeats {ITEM_IDS.name}[1], wanted distinct ids",
     ),
-    "an empty id": ({"item_ids": texts("a", "")}, "item_ids[1]: 0 bytes, wanted 1 to 511"),
-    "an id of too many bytes": ({"item_ids": texts("é" * 256)}, "item_ids[0]: 512 bytes, wanted 1 to 511"),
-    "an id that is not UTF-8": ({"item_ids": texts("a", b"\xc3(")}, "item_ids[1]: not UTF-8 (byte 0xc3 at 0)"),
-    "a negative top_k": ({"top_k": integers([-1])}, "top_k: [-1], wanted one number >= 0 (0 = all)"),
+    "an empty id": ({ITEM_IDS.name: texts("a", "")}, f"{ITEM_IDS.name}[1]: 0 bytes, wanted 1 to 511"),
+    "an id of too many bytes": ({ITEM_IDS.name: texts("é" * 256)}, f"{ITEM_IDS.name}[0]: 512 bytes, wanted 1 to 511"),
+    "an id that is not UTF-8": (
+        {ITEM_IDS.name: texts("a", b"\xc3(")},
+        f"{ITEM_IDS.name}[1]: not UTF-8 (byte 0xc3 at 0)",
+    ),
+    "a negative top_k": ({TOP_K.name: integers([-1])}, f"{TOP_K.name}: [-1], wanted one number >= 0 (0 = all)"),
 }
 
 MISSING = f"expected number of inputs between 2 and {len(RANK.inputs)} but got 1 inputs for model '{{endpoint}}'."
@@ -55,31 +67,37 @@ SHAPE = "unexpected shape for input '{name}' for model '{{endpoint}}'. Expected 
 DTYPE = "inference input '{name}' data-type is '{found}', but model '{{endpoint}}' expects '{wanted}'"
 
 REFUSED_BY_TRITON: dict[str, tuple[dict[str, Array | None], str]] = {
-    "query of another dtype": ({"query": integers([1])}, DTYPE.format(name="query", found="INT32", wanted="BYTES")),
+    "query of another dtype": (
+        {QUERY.name: integers([1])},
+        DTYPE.format(name=QUERY.name, found="INT32", wanted="BYTES"),
+    ),
     "item_ids of another dtype": (
-        {"item_ids": integers([1, 2], "INT64")},
-        DTYPE.format(name="item_ids", found="INT64", wanted="BYTES"),
+        {ITEM_IDS.name: integers([1, 2], "INT64")},
+        DTYPE.format(name=ITEM_IDS.name, found="INT64", wanted="BYTES"),
     ),
     "top_k of another dtype": (
-        {"top_k": integers([1], "INT64")},
-        DTYPE.format(name="top_k", found="INT64", wanted="INT32"),
+        {TOP_K.name: integers([1], "INT64")},
+        DTYPE.format(name=TOP_K.name, found="INT64", wanted="INT32"),
     ),
     "query of another rank": (
-        {"query": (QUERY[0].reshape(1, 1), "BYTES")},
-        SHAPE.format(name="query", wanted="1", found="1,1"),
+        {QUERY.name: (GOOD_QUERY[0].reshape(1, 1), "BYTES")},
+        SHAPE.format(name=QUERY.name, wanted="1", found="1,1"),
     ),
-    "two queries": ({"query": texts("a", "b")}, SHAPE.format(name="query", wanted="1", found="2")),
+    "two queries": ({QUERY.name: texts("a", "b")}, SHAPE.format(name=QUERY.name, wanted="1", found="2")),
     "item_ids of another rank": (
-        {"item_ids": (ITEMS[0].reshape(1, 2), "BYTES")},
-        SHAPE.format(name="item_ids", wanted="-1", found="1,2"),
+        {ITEM_IDS.name: (ITEMS[0].reshape(1, 2), "BYTES")},
+        SHAPE.format(name=ITEM_IDS.name, wanted="-1", found="1,2"),
     ),
-    "top_k of another rank": ({"top_k": integers([[1]])}, SHAPE.format(name="top_k", wanted="1", found="1,1")),
-    "two numbers in top_k": ({"top_k": integers([1, 2])}, SHAPE.format(name="top_k", wanted="1", found="2")),
-    "no number in top_k": ({"top_k": integers([])}, SHAPE.format(name="top_k", wanted="1", found="0")),
-    "no query": ({"query": None}, MISSING + " Got input(s) ['item_ids'], but missing required input(s) ['query']."),
+    "top_k of another rank": ({TOP_K.name: integers([[1]])}, SHAPE.format(name=TOP_K.name, wanted="1", found="1,1")),
+    "two numbers in top_k": ({TOP_K.name: integers([1, 2])}, SHAPE.format(name=TOP_K.name, wanted="1", found="2")),
+    "no number in top_k": ({TOP_K.name: integers([])}, SHAPE.format(name=TOP_K.name, wanted="1", found="0")),
+    "no query": (
+        {QUERY.name: None},
+        f"{MISSING} Got input(s) ['{ITEM_IDS.name}'], but missing required input(s) ['{QUERY.name}'].",
+    ),
     "no item_ids": (
-        {"item_ids": None},
-        MISSING + " Got input(s) ['query'], but missing required input(s) ['item_ids'].",
+        {ITEM_IDS.name: None},
+        f"{MISSING} Got input(s) ['{QUERY.name}'], but missing required input(s) ['{ITEM_IDS.name}'].",
     ),
     "an input that the contract does not have": (
         {"user": integers([1])},
@@ -102,7 +120,7 @@ def known(judged: JudgedQueries) -> list[str]:
 
 def refusal(client: grpc.InferenceServerClient, endpoint: str, changes: dict[str, Array | None]) -> tuple[str, str]:
     """Code and message for a good request with some tensors changed or, where None, left out."""
-    tensors = {"query": QUERY, "item_ids": ITEMS, **changes}
+    tensors = {QUERY.name: GOOD_QUERY, ITEM_IDS.name: ITEMS, **changes}
     with pytest.raises(InferenceServerException) as error:
         send(client, endpoint, **{name: tensor for name, tensor in tensors.items() if tensor is not None})
     return error.value.status(), error.value.message()

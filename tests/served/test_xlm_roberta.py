@@ -62,7 +62,7 @@ def test_served_scores_and_order_are_torchs(client: grpc.InferenceServerClient, 
     served = dict(zip(ids, scores, strict=True))
     assert served == pytest.approx(dict(zip(item_ids, map(float, wanted), strict=True)), abs=1e-4)
     in_torchs_order = wanted[[item_ids.index(item_id) for item_id in ids]]
-    assert np.all(np.diff(in_torchs_order) <= 2e-4)  # scores nearer than the tolerance may change workspace
+    assert np.all(np.diff(in_torchs_order) <= 2e-4)  # scores nearer than the tolerance may change places
 
 
 @pytest.mark.server

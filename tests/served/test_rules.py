@@ -19,11 +19,12 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from builders.core.contract import UNSCORED, Contract
+from builders.core.contract import ITEM_IDS, KNOWN, SCORE, TOP_K, UNSCORED, Contract
 from builders.core.recipe import RuleDefaults
-from builders.core.workspace import REPOSITORY_ROOT
+from builders.core.workspace import SERVED_CODE
 from builders.data.beir import Product
 from builders.publish import model_config
+from builders.publish.endpoints import served_files
 from builders.publish.item_store import ItemStore
 from builders.publish.postprocessing import (
     ATTRIBUTES_TABLE,
@@ -38,7 +39,6 @@ from tests.support.endpoint import Array, integers, metric, send, texts
 pytestmark = pytest.mark.server
 
 ANY_PORTS = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
-SERVED_CODE = REPOSITORY_ROOT / "model_repository"
 IDS = ["a", "b", "c", "d", "e", "f"]
 SCORES = [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
 """Of IDS: without a rule their order is the alphabet's."""
@@ -61,8 +61,8 @@ CONTRACTS = (
 
 
 def write_repository(folder: Path, code: str, *contracts: Contract) -> None:
-    """The hand-written model of ``model_repository/<code>`` once for each contract."""
-    files = {path.name: path for path in (*(SERVED_CODE / code).glob("*.py"), SERVED_CODE / "served.py")}
+    """The hand-written model of ``served/<code>`` once for each contract."""
+    files = served_files(code)
     models = [ServedModel(model_config.python_config(contract), contract, files) for contract in contracts]
     publish_models(folder, models, [], {})
 
@@ -115,9 +115,9 @@ def arrange(
 ) -> tuple[list[str], list[float]]:
     score = floats(scores)[0]
     tensors = {
-        "item_ids": texts(*ids),
-        "score": (score.reshape(len(ids), -1), "FP32"),
-        "known": flags(*(known or [True] * len(ids))),
+        ITEM_IDS.name: texts(*ids),
+        SCORE.name: (score.reshape(len(ids), -1), "FP32"),
+        KNOWN.name: flags(*(known or [True] * len(ids))),
     }
     return send(client, model, **{**tensors, **further})
 
@@ -127,7 +127,7 @@ def order(client: grpc.InferenceServerClient, model: str = "postprocess", **furt
 
 
 def top(count: int) -> dict[str, Array]:
-    return {"top_k": integers([count])}
+    return {TOP_K.name: integers([count])}
 
 
 # ---------------------------------------------------------------- scores
@@ -302,27 +302,27 @@ def test_pins_stand_and_a_brand_exceeds_its_limit_only_where_nothing_else_is_lef
     brands = [generator.choice(["x", "y", "z", None]) for _ in range(count)]
     scores = np.array([generator.randint(0, 5) for _ in range(count)], np.float32)
     pinned = generator.sample(range(count), generator.randint(0, min(3, count)))
-    workspace = dict(zip(pinned, generator.sample(range(1, count + 1), len(pinned)), strict=True))
+    places = dict(zip(pinned, generator.sample(range(1, count + 1), len(pinned)), strict=True))
     limit, k = generator.randint(1, 3), generator.randint(1, count)
     attributes = [{"brand": brand} if brand else {} for brand in brands]
-    rules = rules_py.Rules(pins=workspace, max_per_brand=limit)
+    rules = rules_py.Rules(pins=places, max_per_brand=limit)
 
     whole = rules_py.arranged(scores, UNSCORED, rules, attributes, count)[0].tolist()
     first = rules_py.arranged(scores, UNSCORED, rules, attributes, k)[0].tolist()
 
     assert sorted(whole) == list(range(count))
-    assert [whole[place - 1] for place in workspace.values()] == pinned
-    assert all(first[place - 1] == row for row, place in workspace.items() if place <= k)
+    assert [whole[place - 1] for place in places.values()] == pinned
+    assert all(first[place - 1] == row for row, place in places.items() if place <= k)
     assert len(first) == k
     shown = collections.Counter(brands[row] for row in first)
-    movable = [row for row in range(count) if row not in first and row not in workspace]
+    movable = [row for row in range(count) if row not in first and row not in places]
     for brand in {"x", "y", "z"}:
-        pins_of_brand = sum(brands[row] == brand for row in first if row in workspace)
+        pins_of_brand = sum(brands[row] == brand for row in first if row in places)
         if shown[brand] > max(
             limit, pins_of_brand
         ):  # then every item that was left out would have been too many as well
             assert all(brands[row] is not None and shown[brands[row]] >= limit for row in movable)
-    free = [row for row in first if row not in workspace and brands[row] is None]
+    free = [row for row in first if row not in places and brands[row] is None]
     assert free == sorted(free, key=lambda row: (-scores[row], row))
 
 
@@ -414,7 +414,7 @@ BAD: dict[str, tuple[dict[str, Array], str]] = {
         "pinned_positions[1]: 2 a second time, wanted distinct positions",
     ),
     "a negative limit": ({"max_per_brand": integers([-1])}, "max_per_brand: -1, wanted 0 (no limit) or more"),
-    "a negative top_k": ({"top_k": integers([-1])}, "top_k: [-1], wanted one number >= 0 (0 = all)"),
+    "a negative top_k": ({TOP_K.name: integers([-1])}, "top_k: [-1], wanted one number >= 0 (0 = all)"),
 }
 
 

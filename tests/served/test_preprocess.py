@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from builders.core.contract import MAX_LENGTH, MAX_QUERY_TOKENS
-from builders.core.workspace import REPOSITORY_ROOT
+from builders.core.workspace import SERVED_CODE
 from builders.features.preprocessing import preprocess_contract
 from builders.features.text import encode_pairs, encode_texts, load_tokenizer
 from builders.publish.item_store import ItemStore
@@ -29,14 +29,14 @@ def served_code() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         stand_in = types.ModuleType("triton_python_backend_utils")
         patch.setitem(sys.modules, stand_in.__name__, stand_in)
-        patch.syspath_prepend(REPOSITORY_ROOT / "model_repository" / "postprocess")
-        patch.syspath_prepend(REPOSITORY_ROOT / "model_repository")
+        patch.syspath_prepend(SERVED_CODE / "postprocess")
+        patch.syspath_prepend(SERVED_CODE)
         yield _load
         sys.modules.pop("served", None)
 
 
 def _load(model: str) -> types.ModuleType:
-    path = REPOSITORY_ROOT / "model_repository" / model / "model.py"
+    path = SERVED_CODE / model / "model.py"
     spec = importlib.util.spec_from_file_location(f"served_{model}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -9,7 +9,7 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonrank_client import InvalidRequest, RankClient, Rules
 
-from builders.core.contract import UNSCORED
+from builders.core.contract import HISTORY, ITEM_IDS, UNSCORED
 from builders.core.recipe import load_recipes
 from builders.data.beir import JudgedQueries
 from builders.data.evaluation import evaluation_data
@@ -51,7 +51,7 @@ def test_a_stranger_gets_the_items_by_popularity(
 ) -> None:
     items = list(shop.products)[200:240]
     events = (np.array([item.encode() for item in history], dtype=object), "BYTES")
-    ids, scores = send(client, endpoint, history=events, item_ids=texts(*items))
+    ids, scores = send(client, endpoint, **{HISTORY.name: events, ITEM_IDS.name: texts(*items)})
     assert ids == by_popularity(shop, items)
     assert scores == [float(shop.products[item_id].fields["popularity"]) for item_id in ids]
 
@@ -62,7 +62,7 @@ def test_a_known_history_changes_the_order_and_unknown_items_come_last(
 ) -> None:
     items = list(shop.products)[200:240]
     taken = max((shop.request(query_id).history for query_id in shop.queries), key=len)
-    ids, scores = send(client, endpoint, history=texts(*taken), item_ids=texts("nowhere", *items))
+    ids, scores = send(client, endpoint, **{HISTORY.name: texts(*taken), ITEM_IDS.name: texts("nowhere", *items)})
     assert ids[-1] == "nowhere" and scores[-1] == pytest.approx(UNSCORED)
     assert ids[:-1] != by_popularity(shop, items)
 

@@ -20,6 +20,7 @@ from perf.endpoints import Endpoint
 from perf.served_quality import in_process_sessions
 from server import TritonServer
 from tests.support.endpoint import ask, rank
+from tests.support.kit import WORKSPACE
 
 pytestmark = pytest.mark.server
 
@@ -113,7 +114,7 @@ def test_a_compressed_variants_scores_are_those_of_the_same_model_in_this_proces
     client: grpc.InferenceServerClient, recipe: Recipe, variant: Variant
 ) -> None:
     judged, ranker = data_of(recipe), ranker_of(recipe.ranker)
-    sessions = in_process_sessions(Endpoint(recipe, variant, ranker.endpoint.name), ranker)
+    sessions = in_process_sessions(Endpoint(recipe, variant, ranker.endpoint.name), ranker, WORKSPACE)
     for query_id in list(judged.queries)[:3]:
         products = candidates(judged, query_id, 40)
         first_stage = [product.item_id for product in products]

@@ -12,6 +12,7 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+from builders.core import contract
 from builders.core.contract import UNSCORED
 from builders.core.workspace import Workspace
 from builders.data.beir import Product, Request, read_users
@@ -49,7 +50,8 @@ def client(server: TritonServer) -> Iterator[grpc.InferenceServerClient]:
 
 def served(client: grpc.InferenceServerClient, item_ids: list[str], **further: Array) -> dict[str, float]:
     """Item id => score."""
-    return dict(zip(*send(client, ENDPOINT, query=texts(QUERY), item_ids=texts(*item_ids), **further), strict=True))
+    asked = {contract.QUERY.name: texts(QUERY), contract.ITEM_IDS.name: texts(*item_ids), **further}
+    return dict(zip(*send(client, ENDPOINT, **asked), strict=True))
 
 
 def by_torch(own: tuple[BuiltRanker, Workspace], products: list[Product], **further: Any) -> dict[str, float]:

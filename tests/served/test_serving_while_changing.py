@@ -12,9 +12,9 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from builders.core.contract import UNSCORED
+from builders.core.contract import ITEM_IDS, QUERY, TOP_K, UNSCORED
 from builders.core.recipe import load_recipes
-from builders.core.workspace import PROJECT, Workspace
+from builders.core.workspace import Workspace
 from builders.data.beir import Request
 from builders.data.find import JudgedQueries, Product
 from builders.publish import pbtxt
@@ -24,6 +24,7 @@ from builders.rankers.base import Ranker
 from builders.rankers.load import load_ranker
 from server import ModelsNotReady, TritonServer
 from tests.support.endpoint import Array, integers, rank, send, texts
+from tests.support.kit import WORKSPACE
 
 pytestmark = pytest.mark.server
 
@@ -54,9 +55,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, ranker: Ranker, products
 
 def copy_with_long_queues(endpoint: str, target: Path) -> None:
     """The endpoint and its steps as published, but with queues that hold every request of these tests."""
-    config = pbtxt.parse((PROJECT.repository / endpoint / "config.pbtxt").read_text())
+    config = pbtxt.parse((WORKSPACE.repository / endpoint / "config.pbtxt").read_text())
     for name in (endpoint, *(step.model_name for step in config.ensemble_scheduling.step)):
-        shutil.copytree(PROJECT.repository / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(WORKSPACE.repository / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         path = target / name / "config.pbtxt"
         config = pbtxt.parse(path.read_text())
         if config.HasField("dynamic_batching"):
@@ -79,17 +80,17 @@ def client(kit: list[str], workspace: Workspace) -> Iterator[grpc.InferenceServe
 def mixed_request(number: int, ids: list[str], queries: list[str]) -> tuple[dict[str, Array], str | None]:
     """The n-th request, and for every third what it is refused with."""
     query, items = queries[number % len(queries)], ids[number % 7 : number % 7 + 1 + number % 50]
-    good = {"query": texts(query), "item_ids": texts(*items), "top_k": integers([number % 5])}
+    good = {QUERY.name: texts(query), ITEM_IDS.name: texts(*items), TOP_K.name: integers([number % 5])}
     if number % 3:
         return good, None
     faults: list[tuple[dict[str, Array], str]] = [
-        ({"query": texts(" ")}, "query: empty"),
-        ({"item_ids": texts()}, "item_ids: 0 items"),
-        ({"item_ids": texts(ids[0], ids[0])}, "item_ids[1] repeats item_ids[0]"),
-        ({"item_ids": texts(b"\xff")}, "item_ids[0]: not UTF-8"),
-        ({"top_k": integers([-number])}, f"top_k: [{-number}]"),
-        ({"top_k": integers([1, 2])}, "unexpected shape for input 'top_k'"),
-        ({"query": integers([1])}, "data-type is 'INT32'"),
+        ({QUERY.name: texts(" ")}, f"{QUERY.name}: empty"),
+        ({ITEM_IDS.name: texts()}, f"{ITEM_IDS.name}: 0 items"),
+        ({ITEM_IDS.name: texts(ids[0], ids[0])}, f"{ITEM_IDS.name}[1] repeats {ITEM_IDS.name}[0]"),
+        ({ITEM_IDS.name: texts(b"\xff")}, f"{ITEM_IDS.name}[0]: not UTF-8"),
+        ({TOP_K.name: integers([-number])}, f"top_k: [{-number}]"),
+        ({TOP_K.name: integers([1, 2])}, "unexpected shape for input 'top_k'"),
+        ({QUERY.name: integers([1])}, "data-type is 'INT32'"),
     ]
     changes, message = faults[number // 3 % len(faults)]
     return {**good, **changes}, message
@@ -115,9 +116,9 @@ def test_200_good_and_bad_requests_at_once_are_each_answered_right(
             assert message in error.message()
             continue
         ids, scores = answer.result()
-        asked = [item_id.decode() for item_id in tensors["item_ids"][0]]
-        truth = wanted[tensors["query"][0][0].decode()]
-        assert len(ids) == (min(tensors["top_k"][0][0], len(asked)) or len(asked))
+        asked = [item_id.decode() for item_id in tensors[ITEM_IDS.name][0]]
+        truth = wanted[tensors[QUERY.name][0][0].decode()]
+        assert len(ids) == (min(tensors[TOP_K.name][0][0], len(asked)) or len(asked))
         assert scores == sorted(scores, reverse=True)
         assert scores == pytest.approx([truth[item_id] for item_id in ids], abs=1e-4)
         assert scores == pytest.approx(sorted((truth[one] for one in asked), reverse=True)[: len(ids)], abs=1e-4)
@@ -152,7 +153,7 @@ def reasons_for_refusing(kit: list[str], store: Path) -> dict[str, str]:
     assert ENDPOINT in kit
     with (
         pytest.raises(ModelsNotReady) as refusal,
-        TritonServer(PROJECT.repository, [ENDPOINT], store=store, **ANY_PORTS),
+        TritonServer(WORKSPACE.repository, [ENDPOINT], store=store, **ANY_PORTS),
     ):
         pytest.fail("served with a store that it cannot use")
     return refusal.value.reasons
