@@ -124,7 +124,7 @@ report: setup ## the report, from the figures that are there
 	@$(RUN) -m perf report
 
 docs: setup ## the pages of docs/ as a site in build/docs, broken links refused
-	@$(RUN) docs/generate.py
+	@$(RUN) -m docs.generate
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict && echo "docs: build/docs/index.html"
 
 docs-serve: docs ## ... and served with search on 127.0.0.1:8010 until Ctrl-C, built anew when a page changes

@@ -1,4 +1,4 @@
-"""Writes the parts of the pages that are made from the code: ``.venv/bin/python docs/generate.py``.
+"""Writes the parts of the pages that are made from the code: ``.venv/bin/python -m docs.generate``.
 
 A part stands between ``<!-- generated: NAME -->`` and ``<!-- generated: end -->``. The pages are committed, so that a
 diff shows what a change of the code means for a reader; a test fails where a page is not what this would write.
@@ -6,18 +6,17 @@ diff shows what a change of the code means for a reader; a test fails where a pa
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
+import os
 import pkgutil
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "clients")]
 
 import typer
 from tritonrank_client import _command, _errors, _transport
@@ -31,6 +30,7 @@ from builders.core import contract
 from builders.core.errors import BuilderError
 from server import errors as server_errors
 
+ROOT = Path(__file__).resolve().parents[1]
 _PART = re.compile(r"(<!-- generated: (?!end)([^>]+) -->\n).*?(<!-- generated: end -->)", re.DOTALL)
 LIMITS = {
     "MAX_CANDIDATES": "items of one request, at least 1",
@@ -65,10 +65,9 @@ def pages() -> Iterator[Path]:
             yield path
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """In Markdown."""
-    lines = [list(header), *map(list, rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
+    lines: list[Iterable[object]] = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
@@ -83,20 +82,11 @@ def typer_help(app: typer.Typer, name: str) -> str:
 
 def argparse_help(parse: Callable[[], object], name: str) -> str:
     """What ``--help`` prints, as a block under a heading."""
-    text = ""
-
-    def keep(message: str, file: object = None) -> None:
-        nonlocal text
-        text += message
-
-    environment = {"COLUMNS": "100", "NO_COLOR": "1"}
-    with mock.patch.dict("os.environ", environment), mock.patch("argparse.ArgumentParser._print_message",
-                                                                lambda _, *message: keep(*message)):  # fmt: skip
-        try:
-            parse()
-        except SystemExit:
-            pass
-    return f"## `{name}`\n\n```text\n{text.strip().replace(str(ROOT), '.')}\n```"
+    printed = io.StringIO()
+    width = mock.patch.dict(os.environ, {"COLUMNS": "100"})
+    with width, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        parse()
+    return f"## `{name}`\n\n```text\n{printed.getvalue().strip().replace(str(ROOT), '.')}\n```"
 
 
 # ---------------------------------------------------------------- tensors
