@@ -21,6 +21,7 @@ from unittest import mock
 import typer
 from tritonrank_client import _command, _errors, _transport
 from typer.cli import get_docs_for_click
+from typer.core import TyperGroup
 
 import builders
 import builders.__main__ as builders_cli
@@ -73,11 +74,16 @@ def table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
 
 # ---------------------------------------------------------------- command line
 def typer_help(app: typer.Typer, name: str) -> str:
-    """What ``typer utils docs`` writes, a heading lower."""
-    command = typer.main.get_command(app)
-    text = get_docs_for_click(obj=command, ctx=typer.Context(command), name=name)
+    """What ``typer utils docs`` writes, a heading lower, and without what belongs to this machine."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    text = get_docs_for_click(obj=group, ctx=typer.Context(group), name=name).replace(f"{ROOT}/", "")
     text = re.sub(r"(`--threads <int>`:.*)\[default: \d+\]", r"\1[default: this machine's processors]", text)
-    return re.sub(r"^(#+) ", r"#\1 ", text.replace(f"{ROOT}/", ""), flags=re.MULTILINE)
+    # The list of commands cuts each sentence at 45 characters.
+    whole = {verb: " ".join((command.help or "").split("\n\n")[0].split()) for verb, command in group.commands.items()}
+    listed = re.compile(r"^\* `([a-z-]+)`: .*$", re.MULTILINE)
+    text = listed.sub(lambda line: f"* `{line[1]}`: {whole[line[1]]}" if line[1] in whole else line[0], text)
+    return re.sub(r"^(#+) ", r"#\1 ", text, flags=re.MULTILINE)
 
 
 def argparse_help(parse: Callable[[], object], name: str) -> str:
@@ -114,9 +120,12 @@ def _readable(value: float) -> str:
 
 # ---------------------------------------------------------------- errors
 def tree(module: ModuleType) -> str:
-    """The tree of errors in a module's docstring."""
-    lines = [line.removeprefix("    ") for line in (module.__doc__ or "").splitlines() if line.startswith("    ")]
-    return "\n".join(["```text", *lines, "```"])
+    """The tree of errors in a module's docstring, as a list."""
+    drawn = re.findall(r"^    ( *)(?:\+-- )?(\w+Error|(?<=\+-- )\w+)(?: +(.*))?$", module.__doc__ or "", re.MULTILINE)
+    return "\n".join(
+        f"{indent}{'    ' if meaning else ''}- `{name}`{f': {meaning}' if meaning else ''}"
+        for indent, name, meaning in drawn
+    )
 
 
 def statuses() -> str:

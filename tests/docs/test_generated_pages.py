@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tritonrank_client import _errors as client_errors
 
 from builders.core import contract
 from builders.core.recipe import load_recipes
 from docs import generate
+from server import errors as server_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -32,6 +34,18 @@ def test_a_generated_page_is_what_the_code_says(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
 
     assert generate.written(text) == text, "run '.venv/bin/python -m docs.generate' and commit what it writes"
+
+
+def test_every_error_of_client_and_server_is_told() -> None:
+    names = [
+        name
+        for module in (client_errors, server_errors)
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Exception)
+    ]
+    told = re.findall(r"^ *- `(\w+)`", (REFERENCE / "errors.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert sorted(told) == sorted(names)
 
 
 def test_a_part_that_nobody_makes_is_an_error() -> None:
