@@ -66,7 +66,7 @@ def faults(command: str) -> list[str]:
         words = shlex.split(part, comments=True)
         while words and re.match(r"^[A-Z_]+=", words[0]):
             words = words[1:]
-        found += faults_of_words(words)
+        found += faults_of_words(words) if words else []
     return found
 
 
