@@ -88,7 +88,7 @@ serve: setup ## start Triton on model_repository/ (SERVE="rank_two_tower_fp32_on
 perf: setup ## perf_analyzer sweep with real requests against every endpoint
 	@$(RUN) -m perf sweep
 
-bench: setup ## the ratios that the README states
+bench: setup ## the figures to reach, each with its limit
 	@$(RUN) -m perf bench
 
 test-gpu: setup ## the tests that need a GPU
