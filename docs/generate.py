@@ -120,12 +120,19 @@ def _readable(value: float) -> str:
 
 # ---------------------------------------------------------------- errors
 def tree(module: ModuleType) -> str:
-    """The tree of errors in a module's docstring, as a list."""
-    drawn = re.findall(r"^    ( *)(?:\+-- )?(\w+Error|(?<=\+-- )\w+)(?: +(.*))?$", module.__doc__ or "", re.MULTILINE)
+    """The tree of errors in a module's docstring, as a list; with exit codes where the errors have some."""
+    drawn = re.findall(r"^    ( *)(\+-- )?(\w+)(?: +(.*))?$", module.__doc__ or "", re.MULTILINE)
     return "\n".join(
-        f"{indent}{'    ' if meaning else ''}- `{name}`{f': {meaning}' if meaning else ''}"
-        for indent, name, meaning in drawn
+        f"{indent}{'    ' if below else ''}- `{name}`{_exit_code(module, name)}{f': {meaning}' if meaning else ''}"
+        for indent, below, name, told in drawn
+        if isinstance(getattr(module, name, None), type)
+        for meaning in [re.sub(r"^(\d+: |exit code \d+$)", "", told)]
     )
+
+
+def _exit_code(module: ModuleType, name: str) -> str:
+    code = getattr(getattr(module, name), "exit_code", None)
+    return "" if code is None else f" (exit code {code})"
 
 
 def statuses() -> str:

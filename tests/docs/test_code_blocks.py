@@ -31,9 +31,9 @@ PAGES = [
 ]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
-VARIABLES = {"ARGS", *re.findall(r"^([A-Z_]+)\s*[?:]?=", MAKEFILE, re.MULTILINE)}
-OTHERS = {"curl", "docker", "ln", "mkdir", "pip", "perf_analyzer", "first_stage"}
-"""Programs that are not the kit's."""
+VARIABLES = {*re.findall(r"\$\(([A-Z_]+)\)", MAKEFILE)}
+OTHERS = {"cd", "curl", "docker", "ln", "mkdir", "pip", "perf_analyzer", "first_stage", "for"}
+"""Programs and words of the shell that are not the kit's."""
 GROUPS = {"builders": typer.main.get_command(builders_cli.app), "perf": typer.main.get_command(perf_cli.app)}
 SERVER_HELP = generate.PARTS["server"]()
 _BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
@@ -75,7 +75,7 @@ def faults_of_words(words: list[str]) -> list[str]:
     program, arguments = Path(words[0]).name, words[1:]
     if program == "make":
         return faults_of_make(arguments)
-    if program == "python" and arguments[:1] == ["-m"]:
+    if program in ("python", "python3") and arguments[:1] == ["-m"]:
         return faults_of_module(arguments[1], arguments[2:])
     if program == "tritonrank-rank":
         known = _command._parser()._option_string_actions
@@ -98,7 +98,9 @@ def faults_of_module(module: str, arguments: list[str]) -> list[str]:
     if module == "server":
         return [f"server {option}" for option in options_in(arguments) if f"{option} " not in f"{SERVER_HELP} "]
     if module not in GROUPS:
-        return [] if module in ("pytest", "docs.generate") else [f"python -m {module}"]
+        file = ROOT / module.replace(".", "/")
+        there = module == "pytest" or file.is_dir() or file.with_suffix(".py").is_file()
+        return [] if there else [f"python -m {module}"]
     verb = next((word for word in arguments if not word.startswith("-")), "...")
     group = GROUPS[module]
     assert isinstance(group, TyperGroup)
@@ -152,6 +154,7 @@ def test_commands_exist_with_their_targets_verbs_and_options(page: Path) -> None
         ("A=1 .venv/bin/python -m builders tune big --no-such-option 1", "builders tune --no-such-option"),
         ("make help && .venv/bin/python -m perf sweep --nothing", "perf sweep --nothing"),
         (".venv/bin/python -m server --nothing", "server --nothing"),
+        ("python3 -m builders.no_such_module", "python -m builders.no_such_module"),
         ("tritonrank-rank --nothing", "tritonrank-rank --nothing"),
         ("no_such_program --help", "program no_such_program"),
     ],
