@@ -17,7 +17,7 @@ REQUIRE_TENSORRT ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-gpu check setup data train export build-engines quality recommend repository pareto publish serve \
-    perf bench report gpu-report docker-build docker-build-engines docker-serve lock clean
+    perf bench report gpu-report docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,7 +88,7 @@ serve: setup ## start Triton on model_repository/ (SERVE="rank_two_tower_fp32_on
 perf: setup ## perf_analyzer sweep with real requests against every endpoint
 	@$(RUN) -m perf sweep
 
-bench: setup ## the ratios that the README states
+bench: setup ## the figures to reach, each with its limit
 	@$(RUN) -m perf bench
 
 test-gpu: setup ## the tests that need a GPU
@@ -122,6 +122,13 @@ docker-serve: ## serve model_repository/ from the image that docker-build made
 
 report: setup ## the report, from the figures that are there
 	@$(RUN) -m perf report
+
+docs: setup ## the pages of docs/ as a site in build/docs, broken links refused
+	@$(RUN) -m docs.generate
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict && echo "docs: build/docs/index.html"
+
+docs-serve: docs ## ... and served with search on 127.0.0.1:8010 until Ctrl-C, built anew when a page changes
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve --dev-addr 127.0.0.1:8010
 
 lock: ## resolve requirements/*.in anew into requirements/*.txt
 	@for name in builders server; do \

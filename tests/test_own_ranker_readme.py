@@ -1,4 +1,4 @@
-"""The README's own ranker, as a reader would copy it: from its two files to a published endpoint."""
+"""The tutorial's own ranker, as a reader would copy it: from its two files to a published endpoint."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from builders.data.beir import Request
 from builders.publish.endpoints import fill_item_store, publish_rankers
 from tests.support.own_ranker import catalogue
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"<!-- own ranker: (\S+) -->\n```\w+\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
+TUTORIAL = (Path(__file__).parents[1] / "docs" / "tutorials" / "your-own-ranker.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"<!-- own ranker: (\S+) -->\n```\w+\n(.*?)^```", TUTORIAL, re.DOTALL | re.MULTILINE))
 
 
 def test_it_is_under_40_lines() -> None:

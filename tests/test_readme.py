@@ -1,7 +1,7 @@
-"""The README's commands, run as a reader would type them.
+"""The commands of the README and the tutorials, run as a reader would type them.
 
-A block of commands is run when the comment ``<!-- tested -->`` stands before it. As a reader's own, they write to the
-folders that ``make`` writes for whoever works here; no other test may.
+A block of commands is run when the comment ``<!-- tested -->`` stands before it; a command that stands in several pages
+is run once. As a reader's own, they write to the folders that ``make`` writes for whoever works here; no other test may.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from tests.support.kit import Untouched
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
 TIMEOUT_S = 900
 ENVIRONMENT = {**os.environ, "DEMO_QUERIES": "10"}
 _TESTED = re.compile(r"<!-- tested -->\s*```(?:bash|sh|shell)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -29,7 +29,8 @@ def commands_in(markdown: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-COMMANDS = commands_in(README.read_text(encoding="utf-8")) if README.is_file() else []
+BY_PAGE = {page.name: commands_in(page.read_text(encoding="utf-8")) for page in PAGES}
+COMMANDS = list(dict.fromkeys(command for commands in BY_PAGE.values() for command in commands))
 
 
 def test_only_tested_blocks_are_taken_line_by_line() -> None:
@@ -54,8 +55,13 @@ make data   # said again
     assert commands_in(markdown) == ["make help", "echo one    two", "make data   # said again"]
 
 
-def test_the_readme_has_commands_that_are_tested() -> None:
-    assert any("make demo" in command for command in COMMANDS)
+def test_the_readme_and_the_demos_tutorial_have_commands_that_are_tested() -> None:
+    assert any("make demo" in command for command in BY_PAGE["README.md"])
+    assert any("make demo" in command for command in BY_PAGE["demo.md"])
+
+
+def test_the_demo_is_run_once() -> None:
+    assert len([command for command in COMMANDS if "make demo" in command]) == 1
 
 
 def test_no_tested_command_runs_the_tests_or_never_ends() -> None:
@@ -65,7 +71,7 @@ def test_no_tested_command_runs_the_tests_or_never_ends() -> None:
 @pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_works(command: str, developers_folders: Untouched) -> None:
+def test_a_command_of_the_readme_or_a_tutorial_works(command: str, developers_folders: Untouched) -> None:
     assert developers_folders.touched() == []
     ran = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
