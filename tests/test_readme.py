@@ -1,7 +1,8 @@
 """The commands of the README and the tutorials, run as a reader would type them.
 
 A block of commands is run when the comment ``<!-- tested -->`` stands before it; a command that stands in several pages
-is run once. As a reader's own, they write to the folders that ``make`` writes for whoever works here; no other test may.
+is run once. As a reader's own, they write to the folders that ``make`` writes for whoever works here, as no other
+test may.
 """
 
 from __future__ import annotations

@@ -55,11 +55,11 @@ def load_purchases(folder: Path) -> pa.Table:
 
 
 def _purchases_path(folder: Path) -> Path:
-    workspace = (folder / "online_retail" / PURCHASES, folder / PURCHASES)
-    for place in workspace:
+    places = (folder / "online_retail" / PURCHASES, folder / PURCHASES)
+    for place in places:
         if place.is_file():
             return place
-    raise DatasetError(f"{folder}: no purchases, wanted {workspace[0]} or {workspace[1]}")
+    raise DatasetError(f"{folder}: no purchases, wanted {places[0]} or {places[1]}")
 
 
 def _check_schema(path: Path, found: pa.Schema) -> None:

@@ -1,7 +1,7 @@
 """How well rankers find what a customer buys next: offline over the whole catalogue, beside what needs no network.
 
 Candidates are all items that the customer had not bought before the log's cut; those bought on or after it are
-relevant, gain 1 each. NDCG@10 is scikit-learn's (equal scores share their workspace), per customer, and the mean over
+relevant, gain 1 each. NDCG@10 is scikit-learn's (equal scores share their places), per customer, and the mean over
 customers; cold customers, without any purchase before the cut, are told apart. Beside it the served protocol, one
 positive among 99 sampled items (:func:`builders.data.purchase_log.evaluation_lists`): NDCG@10, hit rate at 10 and AUC.
 

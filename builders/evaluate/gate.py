@@ -221,9 +221,9 @@ def _fidelity_ndcg(found: np.ndarray, reference: np.ndarray) -> float:
     gains = np.zeros(len(reference))
     best = _order(reference)[: metrics.TOP_K]
     gains[best] = metrics.TOP_K - np.arange(len(best))
-    workspace = np.empty(len(found))
-    workspace[_order(found)] = np.arange(len(found), 0, -1)
-    return float(sklearn.metrics.ndcg_score([gains], [workspace], k=metrics.TOP_K))
+    places = np.empty(len(found))
+    places[_order(found)] = np.arange(len(found), 0, -1)
+    return float(sklearn.metrics.ndcg_score([gains], [places], k=metrics.TOP_K))
 
 
 def _order(scores: np.ndarray) -> list[int]:

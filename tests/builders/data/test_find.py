@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No data anywhere and no network; workspace to look in lie below the returned folder."""
+    """No data anywhere and no network; places to look in lie below the returned folder."""
     monkeypatch.delenv(datasets.DATA_VARIABLE, raising=False)
     monkeypatch.setenv(datasets.OFFLINE_VARIABLE, "1")
     for name in ("SHARED", "DOWNLOADED", "GENERATED"):
@@ -298,22 +298,22 @@ def test_missing_purchases_are_refused_with_both_places(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- where data is looked for
 def test_places_are_tried_in_the_documented_order(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workspace = {name: nowhere / name for name in ("named", "variable", "shared", "downloaded")}
-    for place in workspace.values():
+    places = {name: nowhere / name for name in ("named", "variable", "shared", "downloaded")}
+    for place in places.values():
         place.mkdir()
         write_judged(SMALL, place)
-    monkeypatch.setenv(datasets.DATA_VARIABLE, str(workspace["variable"]))
+    monkeypatch.setenv(datasets.DATA_VARIABLE, str(places["variable"]))
 
-    found = [find_data(workspace["named"]), find_data()]
+    found = [find_data(places["named"]), find_data()]
     monkeypatch.delenv(datasets.DATA_VARIABLE)
     found.append(find_data())
-    (workspace["shared"] / beir.CORPUS).unlink()
+    (places["shared"] / beir.CORPUS).unlink()
     found.append(find_data())
-    (workspace["downloaded"] / beir.CORPUS).unlink()
+    (places["downloaded"] / beir.CORPUS).unlink()
     found.append(find_data())
 
     assert [source.kind for source in found] == ["option", "environment", "shared", "download", "generated"]
-    assert [source.folder for source in found] == [*workspace.values(), nowhere / "generated"]
+    assert [source.folder for source in found] == [*places.values(), nowhere / "generated"]
     assert [source.generated for source in found] == [False, False, False, False, True]
 
 

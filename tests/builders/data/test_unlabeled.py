@@ -48,11 +48,11 @@ def test_the_product_that_a_query_was_made_of_is_among_its_candidates() -> None:
 
 def test_candidates_are_in_no_order_that_tells_the_product(data: JudgedQueries) -> None:
     products = {f"p{number}": Product(f"p{number}", f"word{number} thing{number} kind{number}") for number in range(50)}
-    workspace = {
+    places = {
         next(place for place, product in enumerate(one.products) if product.title.split()[0][4:] in one.request.query)
         for one in unlabeled_lists(JudgedQueries({}, products, {}), 50, 4, seed=0)
     }
-    assert workspace == {0, 1, 2, 3}
+    assert places == {0, 1, 2, 3}
 
 
 def test_candidates_share_more_words_with_the_query_than_the_corpus_does(data: JudgedQueries) -> None:

@@ -82,7 +82,7 @@ class AllKinds(nn.Module):
         self.tokenizer_file = str(packaged_backbone() / "tokenizer.json")
         self.words = nn.Embedding(40_000, WIDTH)
         self.items = nn.Embedding(FEATURES[1].rows(), WIDTH, padding_idx=0)
-        self.workspace = nn.Embedding(20, WIDTH)
+        self.places = nn.Embedding(20, WIDTH)
         rows = FEATURES[4].table_rows
         self.fields = nn.Embedding(sum(rows), WIDTH)
         self.register_buffer("offsets", torch.tensor([0, rows[0]]))
@@ -96,9 +96,7 @@ class AllKinds(nn.Module):
         """float32 [rows, 4 * WIDTH]."""
         present = (bought > 0).float().unsqueeze(-1)
         taken = (self.items(bought) * present).sum(1) / present.sum(1).clamp(min=1)
-        return torch.cat(
-            [self.words(words).mean(1), taken, self.workspace(about)[:, 0], self.workspace(when + 10)[:, 0]], 1
-        )
+        return torch.cat([self.words(words).mean(1), taken, self.places(about)[:, 0], self.places(when + 10)[:, 0]], 1)
 
     def score_of(self, request: Tensor, made_by: Tensor, shelf: Tensor, numbers: Tensor, image: Tensor) -> Tensor:
         """float32 [rows, 1]."""

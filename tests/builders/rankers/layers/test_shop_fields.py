@@ -71,10 +71,10 @@ def _mean_place(network: nn.Module, log: PurchaseLog) -> float:
     """Of what was bought in some baskets before the cut, among all items known by then: 0 = first, 1 = last."""
     ranker = FeatureRanker("network", network)
     products = [log.items[item_id] for item_id in log.known_items]
-    workspace = []
+    places = []
     for example in training_examples(log)[:40]:
         request = Request(history=example.history, user=example.user, context=example.context)
         scores = ranker.score(request, products).reshape(len(products), -1)[:, 0]
         order = (-scores).argsort().argsort() / len(products)
-        workspace += [order[log.known_items.index(item_id)] for item_id in example.positives]
-    return float(np.mean(workspace))
+        places += [order[log.known_items.index(item_id)] for item_id in example.positives]
+    return float(np.mean(places))
