@@ -264,12 +264,14 @@ def test_a_graph_that_fails_parity_counts_as_not_made(folder: Folder, monkeypatc
 def test_a_stopped_change_is_not_taken_for_what_was_there_before(
     folder: Folder, count: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder.made(variant("v_onnx", HALVED))
+    before = folder.made(variant("v_onnx", HALVED)).path.read_bytes()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(variants, "check_onnx", stopped)
-        folder.made(variant("v_onnx", ZEROED))  # its graph is in place, its parity is not known
+        folder.made(variant("v_onnx", ZEROED))  # its graph is written, its parity is not known
     count.clear()
-    folder.made(variant("v_onnx", HALVED))
+    assert folder.made(variant("v_onnx", HALVED)).path.read_bytes() == before
+    assert count == []
+    assert folder.made(variant("v_onnx", ZEROED)).path.read_bytes() != before
     assert count == ["export"]
 
 
