@@ -68,7 +68,7 @@ def sweep(
 @app.command()
 def bench(
     part: Annotated[
-        list[str] | None, typer.Option(help="preprocess, latency, int8, once, dcn, memory; repeatable.")
+        list[str] | None, typer.Option(help="preprocess, latency, int8, broadcast, dcn, memory; repeatable.")
     ] = None,
     data: Data = None,
 ) -> None:

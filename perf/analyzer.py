@@ -151,7 +151,7 @@ def _arguments(url: str, model: str, requests_file: Path, concurrency: int, wind
     return [
         *("-m", model, "-i", "grpc", "-u", url, "--input-data", str(requests_file.absolute())),
         *("--concurrency-range", str(concurrency), "--measurement-interval", str(window_ms)),
-        *("--stability-percentage", "1000", "--max-experimental", str(WINDOWS)),
+        *("--stability-percentage", "1000", "--max-trials", str(WINDOWS)),
         # A relative name: the composing models' files are called <model>_v<version>.<this>, path and all.
         *("-f", CSV_FILE, "--profile-export-file", EXPORT_FILE),
     ]

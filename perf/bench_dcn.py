@@ -14,7 +14,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,11 @@ from builders.rankers.base import Sample
 from builders.rankers.dcn_v2 import DCNv2
 from builders.rankers.feature_ranker import FeatureRanker
 from perf.analyzer import WINDOWS, measure
-from perf.bench import Bench, Figure, ServerStatistics
+from perf.bench_base import Bench, Figure, paired_ms
 from perf.endpoints import Endpoint, EndpointClient, serving
 from perf.inputs import requests_json, write_requests
 from perf.progress import track
+from perf.server_statistics import ServerStatistics
 from server import TritonServer
 
 NAME, POSTPROCESS = "bench_dcn_v2", "bench_dcn_v2_postprocess"
@@ -149,16 +150,9 @@ def _paired_ms(bout: Bout, client: EndpointClient, index: int) -> tuple[float, f
     """(served, in process); every other time the second goes first."""
     request, item_ids = bout.requests[index % len(bout.requests)]
     sample = bout.samples[index % len(bout.samples)]
-    calls: list[Callable[[], object]] = [
-        lambda: client.ask(request, item_ids),
-        lambda: run_onnx(bout.sessions[0], sample),
-    ]
-    spans_ms = [0.0, 0.0]
-    for which in (0, 1) if index % 2 else (1, 0):
-        start_s = time.perf_counter()
-        calls[which]()
-        spans_ms[which] = (time.perf_counter() - start_s) * 1e3
-    return spans_ms[0], spans_ms[1]
+    return paired_ms(
+        lambda: client.ask(request, item_ids), lambda: run_onnx(bout.sessions[0], sample), swap=index % 2 == 0
+    )
 
 
 # ---------------------------------------------------------------- throughput, four at a time
