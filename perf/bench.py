@@ -22,19 +22,23 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from builders.core.contract import MAX_CANDIDATES, USUAL_CANDIDATES
-from builders.core.recipe import load_recipes
-from builders.core.workspace import PROJECT, Workspace
-from builders.data.bm25 import first_stage
-from builders.data.evaluation import evaluation_data
-from builders.data.find import JudgedQueries
-from builders.rankers.base import Ranker
 from perf.bench_base import Bench, Figure, figures_table, paired_ms
 from perf.bench_dcn import bench_dcn
 from perf.bench_tiled import CANDIDATES, gain_of_computing_once
 from perf.endpoints import Endpoint, EndpointClient, served_scorers, serving
 from perf.errors import PerfError
 from perf.inputs import requests_json, write_requests
+from perf.kit.data import (
+    MAX_CANDIDATES,
+    PROJECT,
+    USUAL_CANDIDATES,
+    JudgedQueries,
+    Workspace,
+    evaluation_data,
+    first_stage,
+    load_recipes,
+)
+from perf.kit.rankers import Ranker
 from perf.process_memory import TreeMemory, tree_memory
 from perf.served_quality import in_process_sessions, offline_ndcg
 from perf.server_statistics import ServerStatistics

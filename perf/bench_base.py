@@ -12,12 +12,10 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from builders.core.workspace import Workspace
-from builders.data.beir import Request
-from builders.data.find import JudgedQueries
-from builders.evaluate.metrics import Rankings
-from builders.rankers.base import Ranker
 from perf.endpoints import Endpoint
+from perf.kit.data import JudgedQueries, Request, Workspace
+from perf.kit.figures import Rankings
+from perf.kit.rankers import Ranker
 from perf.progress import track
 
 T = TypeVar("T")

@@ -25,22 +25,24 @@ import psutil
 import torch
 from rich.console import Console
 
-from builders.build import build_variants
-from builders.core.contract import CONTEXT, USER_ID
-from builders.core.recipe import Recipe, Serving, Variant
-from builders.core.workspace import Workspace
-from builders.data.beir import JudgedQueries, Product, Request
-from builders.evaluate.judge import BuiltRanker
-from builders.export.onnx import run_onnx
-from builders.features.encoder import Feature, dense, history, sparse
-from builders.publish.endpoints import fill_item_store, publish_rankers
-from builders.rankers.base import Sample
-from builders.rankers.dcn_v2 import DCNv2
-from builders.rankers.feature_ranker import FeatureRanker
 from perf.analyzer import WINDOWS, measure
 from perf.bench_base import Bench, Figure, paired_ms
 from perf.endpoints import Endpoint, EndpointClient, serving
 from perf.inputs import requests_json, write_requests
+from perf.kit.data import CONTEXT, USER_ID, JudgedQueries, Product, Recipe, Request, Serving, Variant, Workspace
+from perf.kit.rankers import (
+    BuiltRanker,
+    DCNv2,
+    Feature,
+    FeatureRanker,
+    Sample,
+    build_made,
+    dense,
+    history,
+    publish,
+    run_onnx,
+    sparse,
+)
 from perf.progress import track
 from perf.server_statistics import ServerStatistics
 from server import TritonServer
@@ -299,9 +301,8 @@ def build(workspace: Workspace, console: Console) -> BuiltRanker:
     def say(line: str) -> None:
         console.print(line, style="dim")
 
-    built = BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, workspace), data)
-    fill_item_store([built], say, workspace)
-    publish_rankers([built], {}, SPEED_ONLY, say, workspace)
+    built = build_made(recipe, ranker, data, say, workspace)
+    publish([built], SPEED_ONLY, say, workspace)
     return built
 
 

@@ -7,12 +7,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from builders.core.recipe import load_recipes
-from builders.core.workspace import PROJECT, Workspace
-from builders.data.bm25 import first_stage
-from builders.data.find import DataSource, JudgedQueries, find_data, load_judged
-from builders.evaluate.metrics import ndcg_of_rankings
 from perf.endpoints import RANK, first_queries, published_endpoints, published_model, serving
+from perf.kit.data import (
+    PROJECT,
+    DataSource,
+    JudgedQueries,
+    Workspace,
+    find_data,
+    first_stage,
+    load_judged,
+    load_recipes,
+)
+from perf.kit.figures import ndcg_of_rankings
 from perf.report import write_report
 from perf.served_quality import (
     FIRST_STAGE,

@@ -24,22 +24,30 @@ import pydantic
 from rich.console import Console
 from rich.table import Table
 
-from builders.build import build_ranker
-from builders.core.files import fingerprint, sha256, write_atomically
-from builders.core.recipe import Recipe, Variant, load_recipe
-from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Workspace
-from builders.data.beir import JudgedQueries
-from builders.data.bm25 import first_stage
-from builders.data.evaluation import evaluation_data, judging_queries
-from builders.data.find import DatasetError, find_data
-from builders.evaluate.choose import ParetoReport, VariantFigures, pareto_folder
-from builders.evaluate.judge import BuiltRanker, BuiltVariant
-from builders.publish import endpoints, pbtxt
-from builders.publish.repository import CONFIG
 from perf.analyzer import AnalyzerError, Measurement, measure
 from perf.endpoints import serving
 from perf.errors import PerfError
 from perf.inputs import evenly_mixed, mean_candidates, requests_json, write_requests
+from perf.kit.data import (
+    PROJECT,
+    REPOSITORY_ROOT,
+    DatasetError,
+    JudgedQueries,
+    Recipe,
+    Variant,
+    Workspace,
+    evaluation_data,
+    find_data,
+    fingerprint,
+    first_stage,
+    judging_queries,
+    load_recipe,
+    sha256,
+    write_atomically,
+)
+from perf.kit.figures import ParetoReport, VariantFigures, pareto_folder
+from perf.kit.rankers import BuiltRanker, BuiltVariant, build_ranker, publish
+from perf.kit.served import endpoint_inputs, steps_of
 from perf.machine import Machine, this_machine
 from perf.pareto_page import render_pareto
 from perf.pareto_text import layer_text, pareto_table
@@ -156,18 +164,10 @@ def load_of(
 
 def served_files(repository: Path, endpoint: str) -> list[Path]:
     """Files of the versions that the endpoint's steps name, their configurations, and the drop-ins that run them."""
-    config = pbtxt.parse((repository / endpoint / CONFIG).read_text(encoding="utf-8"))
-    files: list[Path] = []
-    backends = {SHARED_BY_DROP_INS}
-    for step in config.ensemble_scheduling.step:
-        folder = repository / step.model_name
-        files += [folder / CONFIG, *_files_in(folder / str(step.model_version), "*")]
-        backends.add(pbtxt.parse((folder / CONFIG).read_text(encoding="utf-8")).backend)
-    return [*files, *(path for backend in sorted(backends) for path in _files_in(DROP_INS / backend, "*.py"))]
-
-
-def _files_in(folder: Path, pattern: str) -> list[Path]:
-    return [path for path in sorted(folder.glob(pattern)) if path.is_file()]
+    steps = steps_of(repository, endpoint)
+    files = [path for step in steps for path in (step.config, *step.files)]
+    backends = sorted({SHARED_BY_DROP_INS, *(step.backend for step in steps)})
+    return [*files, *(path for backend in backends for path in sorted((DROP_INS / backend).glob("*.py")))]
 
 
 # ---------------------------------------------------------------- measuring
@@ -289,17 +289,15 @@ def _built(
     """All variants, those that failed their gate too, in ``workspace.repository``."""
     say = functools.partial(console.print, markup=False, soft_wrap=True)  # a gate's reasons name the recipe's [gate]
     built = build_ranker(recipe, judged, say, workspace, experimental=True, fidelity_lists=fidelity_lists)
-    endpoints.fill_item_store([built], say, workspace)
-    endpoints.publish_rankers([built], {}, note, say, workspace, gated=False)
+    publish([built], note, say, workspace, gated=False)
     return built
 
 
 def _load(built: BuiltRanker, workspace: Workspace, work: Path, rounds: int, window_ms: int, machine: Machine) -> Load:
     names = [f"{built.ranker.endpoint.name}_{built.recipe.model_name(each.variant)}" for each in built.variants]
-    config = pbtxt.parse((workspace.repository / names[0] / CONFIG).read_text(encoding="utf-8"))
     judging = judging_queries(built.recipe, built.data)
     judging = judging.only(list(judging.queries)[:REQUESTS])
-    requests = requests_json(judging, first_stage(judging), {tensor.name for tensor in config.input})
+    requests = requests_json(judging, first_stage(judging), endpoint_inputs(workspace.repository, names[0]))
     write_requests(evenly_mixed(requests), work / "requests.json")
     return load_of(names, workspace, work / "requests.json", rounds, window_ms, machine, work / "measurements")
 

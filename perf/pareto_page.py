@@ -20,7 +20,7 @@ import plotly.io
 import plotly.offline
 from plotly.subplots import make_subplots
 
-from builders.evaluate.choose import BYTES_PER_MB, ParetoReport, VariantFigures, cost_text
+from perf.kit.figures import BYTES_PER_MB, ParetoReport, VariantFigures, cost_text
 from perf.pareto_text import interval_text, layer_text, table_cells, table_headings
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from builders.compress.quantize_graph import LayerCost
-from builders.evaluate.choose import BYTES_PER_MB, ParetoReport, VariantFigures
+from perf.kit.figures import BYTES_PER_MB, LayerCost, ParetoReport, VariantFigures
 
 
 def pareto_table(report: ParetoReport) -> Table:

@@ -21,14 +21,11 @@ import numpy as np
 import pydantic
 from rich.console import Console
 
-from builders.core.files import write_atomically
-from builders.core.workspace import PROJECT, Workspace
-from builders.data.bm25 import first_stage
-from builders.data.find import JudgedQueries
 from perf.analyzer import AnalyzerError, Measurement, Step, measure
 from perf.endpoints import RANK, Endpoint, published_model, serving
 from perf.errors import PerfError
 from perf.inputs import mean_candidates, requests_json, write_requests
+from perf.kit.data import PROJECT, JudgedQueries, Workspace, first_stage, write_atomically
 from perf.machine import Machine, this_machine
 from perf.progress import track
 

@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from builders.data.find import GRADES, JudgedQueries
 from perf.endpoints import RANK
+from perf.kit.data import GRADES, JudgedQueries
 from perf.served_quality import FIRST_STAGE, Check, Difference, RankerQuality, ServedQuality
 from perf.sweep import PerfReport, Point
 

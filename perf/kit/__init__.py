@@ -1,0 +1,9 @@
+"""The door to ``builders``: what ``perf`` needs of recipes, data, built rankers and the repository, and no more.
+
+No other module of ``perf`` imports ``builders``, so a change there opens one file here:
+
+data      recipes, folders, judged requests, the endpoints' tensors by name; imports no torch
+served    what a model repository serves: the steps and files behind an endpoint
+figures   quality metrics, slices, and the form in which Pareto figures are kept
+rankers   rankers in this process: loaded, built, published, run by torch and by ONNX Runtime; imports torch
+"""

@@ -1,0 +1,57 @@
+"""What a model repository serves: the endpoints in it, and the steps and files behind each."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2 as triton
+
+from builders.export.sessions import ONNX, OPENVINO
+from builders.publish import pbtxt
+from builders.publish.repository import CONFIG, MANIFEST, served_variant
+
+__all__ = ["CONFIG", "MANIFEST", "Step", "endpoint_inputs", "scorer_files", "served_variant", "steps_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A model that an endpoint names, at the version that it names.
+
+    Attributes:
+        config: the model's configuration.
+        folder: of the version.
+    """
+
+    backend: str
+    config: Path
+    folder: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """Of the version, by name."""
+        return [path for path in sorted(self.folder.glob("*")) if path.is_file()]
+
+
+def endpoint_inputs(repository: Path, endpoint: str) -> set[str]:
+    """Names of the tensors that the endpoint reads."""
+    return {tensor.name for tensor in _config(repository / endpoint / CONFIG).input}
+
+
+def steps_of(repository: Path, endpoint: str) -> list[Step]:
+    """The models behind the endpoint, in the order in which a request passes them."""
+    steps = []
+    for step in _config(repository / endpoint / CONFIG).ensemble_scheduling.step:
+        config = repository / step.model_name / CONFIG
+        steps.append(Step(_config(config).backend, config, config.parent / str(step.model_version)))
+    return steps
+
+
+def scorer_files(repository: Path, endpoint: str) -> list[Path]:
+    """The networks' files behind the endpoint, in the order in which a request passes them."""
+    found = [step.folder / f"model{suffix}" for step in steps_of(repository, endpoint) for suffix in (ONNX, OPENVINO)]
+    return [path for path in found if path.is_file()]
+
+
+def _config(path: Path) -> triton.ModelConfig:
+    return pbtxt.parse(path.read_text(encoding="utf-8"))
