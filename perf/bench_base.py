@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -68,7 +68,8 @@ def figures_table(figures: Sequence[Figure]) -> Table:
     """Figure, limit, verdict."""
     table = Table(title="Figures to reach", title_justify="left")
     for heading in ("figure", "found", "limit", "", "how"):
-        table.add_column(heading, justify="right" if heading in ("found", "limit") else "left")
+        justify: Literal["left", "right"] = "right" if heading in ("found", "limit") else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
     for figure in figures:
         sign = "at least" if figure.at_least else "at most"
         limit = "" if figure.limit is None else f"{sign} {figure.limit:g}"

@@ -36,7 +36,7 @@ from perf.kit.rankers import (
     Feature,
     FeatureRanker,
     Sample,
-    build_made,
+    build_variants_of,
     dense,
     history,
     publish,
@@ -301,7 +301,7 @@ def build(workspace: Workspace, console: Console) -> BuiltRanker:
     def say(line: str) -> None:
         console.print(line, style="dim")
 
-    built = build_made(recipe, ranker, data, say, workspace)
+    built = build_variants_of(recipe, ranker, data, say, workspace)
     publish([built], SPEED_ONLY, say, workspace)
     return built
 

@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 import plotly.io
 import plotly.offline
 
+from perf.examples import telling_queries
 from perf.kit.data import GRADES, PROJECT, JudgedQueries, Workspace, write_atomically
 from perf.kit.figures import slices_of_search, worst_text
 from perf.machine import this_machine
@@ -24,7 +25,6 @@ from perf.sweep import PerfReport, Point, read_perf
 from perf.tables import interval_text, readable, speedup_text
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHOWN_QUERIES = 4
 SHOWN_ITEMS = 10
 COLORS = ("#3b7dd8", "#e08a1e", "#2f9e6e", "#a05fc9", "#d1495b", "#6b7a8f")
 """Readable on white and on near black."""
@@ -71,16 +71,17 @@ def render_report(judged: JudgedQueries, found: ServedQuality, perf: PerfReport 
 
 
 def example_lists(judged: JudgedQueries, found: ServedQuality) -> list[dict[str, Any]]:
-    """A few test queries with the first items of the first stage and of ``rank``; ``came_from`` is the place before."""
+    """Telling test queries with the first items of the first stage and of ``rank``; ``came_from``: place before."""
     before, after = found.ranker(FIRST_STAGE), found.ranker(found.published)
-    shown = [query_id for query_id in judged.subset("test").queries if query_id in after.rankings][:SHOWN_QUERIES]
+    of_test = {query_id: after.ndcg[query_id] for query_id in judged.subset("test").queries if query_id in after.ndcg}
     return [
         {
             "query": judged.queries[query_id],
+            "why": why,
             "candidates": len(before.rankings[query_id]),
             "columns": [_column(judged, query_id, row, before) for row in (before, after)],
         }
-        for query_id in shown
+        for query_id, why in telling_queries(before.ndcg, of_test).items()
     ]
 
 

@@ -38,8 +38,8 @@ __all__ = [
     "Scores",
     "Session",
     "Tensor",
-    "build_made",
     "build_ranker",
+    "build_variants_of",
     "dense",
     "fill_store",
     "history",
@@ -57,9 +57,22 @@ Say = Callable[[str], None]
 """Takes a line for the user."""
 
 
-def build_made(recipe: Recipe, ranker: Ranker, data: JudgedQueries, say: Say, workspace: Workspace) -> BuiltRanker:
-    """A ranker that was made in this process, with the variants of ``recipe``."""
-    return BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, workspace), data)
+def build_variants_of(
+    recipe: Recipe,
+    ranker: Ranker,
+    data: JudgedQueries,
+    say: Say,
+    workspace: Workspace,
+    *,
+    fidelity_lists: int | None = None,
+) -> BuiltRanker:
+    """A ranker that is in this process already, with the variants of ``recipe``, judged on ``data``.
+
+    Args:
+        fidelity_lists: of the gate, in place of the recipe's.
+    """
+    variants = build_variants(recipe, ranker, data, say, workspace, fidelity_lists=fidelity_lists)
+    return BuiltRanker(recipe, ranker, variants, data)
 
 
 def fill_store(ranker: Ranker, recipe: Recipe, data: JudgedQueries, say: Say, workspace: Workspace) -> None:

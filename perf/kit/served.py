@@ -11,7 +11,7 @@ from builders.export.sessions import ONNX, OPENVINO
 from builders.publish import pbtxt
 from builders.publish.repository import CONFIG, MANIFEST, served_variant
 
-__all__ = ["CONFIG", "MANIFEST", "Step", "endpoint_inputs", "scorer_files", "served_variant", "steps_of"]
+__all__ = ["CONFIG", "MANIFEST", "Step", "can_serve", "endpoint_inputs", "scorer_files", "served_variant", "steps_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Step:
     """A model that an endpoint names, at the version that it names.
 
     Attributes:
+        backend: empty where the model's configuration is not there.
         config: the model's configuration.
         folder: of the version.
     """
@@ -33,6 +34,12 @@ class Step:
         return [path for path in sorted(self.folder.glob("*")) if path.is_file()]
 
 
+def can_serve(repository: Path, endpoint: str) -> bool:
+    """Whether there is such an endpoint, and all versions that it names are there."""
+    published = (repository / endpoint / CONFIG).is_file()
+    return published and all(step.folder.is_dir() for step in steps_of(repository, endpoint))
+
+
 def endpoint_inputs(repository: Path, endpoint: str) -> set[str]:
     """Names of the tensors that the endpoint reads."""
     return {tensor.name for tensor in _config(repository / endpoint / CONFIG).input}
@@ -43,7 +50,8 @@ def steps_of(repository: Path, endpoint: str) -> list[Step]:
     steps = []
     for step in _config(repository / endpoint / CONFIG).ensemble_scheduling.step:
         config = repository / step.model_name / CONFIG
-        steps.append(Step(_config(config).backend, config, config.parent / str(step.model_version)))
+        backend = _config(config).backend if config.is_file() else ""
+        steps.append(Step(backend, config, config.parent / str(step.model_version)))
     return steps
 
 

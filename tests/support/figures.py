@@ -1,4 +1,4 @@
-"""Artifact-up figures and data for the tests; no server."""
+"""Made-up figures and data for the tests; no server."""
 
 from __future__ import annotations
 
