@@ -1,6 +1,7 @@
 """``make demo``: the first ranked lists as soon as one ranker is served, then the variants that it compares.
 
-Builds and gates only what it shows. A ranked list comes from the real server and is judged and checked through it.
+Builds and gates only what it shows, on the test queries, and stores only their items. Every ranked list comes from the
+real server, and is judged and checked through it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from perf.served_quality import (
     ServedQuality,
     inputs_fingerprint,
     measure_served_quality,
+    offline_ndcg,
     read_quality,
     served_scores,
     write_quality,
@@ -49,13 +51,20 @@ SHOWN = {FIRST: ("fp32_onnx",), "cross_encoder": ("fp32_onnx", "int8_onnx")}
 """Ranker => its variants that the demo builds, the reference first."""
 FIDELITY_LISTS = 100
 """Of the gate, in place of the recipe's: fewer are quicker."""
+FIRST_QUERIES = 24
+"""Test queries of the first ranked lists: storing the items of more takes longer."""
 LIVE_QUERIES = 10
 """Served again when the full figures are there already."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """What every part of it needs."""
+    """What every part of it needs.
+
+    Attributes:
+        judged: all judged queries.
+        rankers: those loaded so far.
+    """
 
     source: DataSource
     judged: JudgedQueries
@@ -64,7 +73,6 @@ class Demo:
     console: Console
     started_s: float
     rankers: dict[str, Ranker] = dataclasses.field(default_factory=dict)
-    """Those loaded so far."""
 
     @property
     def say(self) -> Callable[[str], None]:
@@ -77,22 +85,40 @@ class Demo:
             self.rankers[name] = load_ranker(self.recipes[name])
         return self.rankers[name]
 
-    def store(self, ranker: str, data: JudgedQueries) -> None:
-        """What the ranker needs of the items of ``data``."""
-        fill_store(self.ranker(ranker), self.recipes[ranker], data, self.say, self.workspace)
+    @functools.cached_property
+    def test(self) -> JudgedQueries:
+        """The test queries: what may judge every ranker."""
+        return self.judged.subset("test")
+
+    @functools.cached_property
+    def has_all(self) -> bool:
+        """Whether :data:`FIRST` was judged on all queries before, by 'make repository'; then it stays so."""
+        kept = offline_ndcg(Endpoint(self.recipes[FIRST], self.recipes[FIRST].variants[0]), self.workspace)
+        return kept.keys() >= self.judged.queries.keys()
+
+    @property
+    def data(self) -> JudgedQueries:
+        """What a ranker is judged on that was not trained on judgements."""
+        return self.judged if self.has_all else self.test
 
     def build(self, ranker: str, data: JudgedQueries) -> BuiltRanker:
-        """The variants that the demo shows, judged on ``data``."""
+        """The variants that the demo shows, judged on ``data``; the items that it ranks are stored before.
+
+        All rows that the store lacks are encoded at once, which is quicker than query by query.
+        """
         recipe = self.recipes[ranker]
+        stored = with_own_items(data)
+        fill_store(self.ranker(ranker), recipe, stored, self.say, self.workspace)
         shown = tuple(variant for variant in recipe.variants if variant.name in SHOWN[ranker])
-        return build_variants_of(
+        built = build_variants_of(
             recipe.model_copy(update={"variants": shown}),
             self.ranker(ranker),
-            data,
+            self.judged if recipe.trained_on_judgements else data,  # it takes its test queries itself
             self.say,
             self.workspace,
             fidelity_lists=FIDELITY_LISTS,
         )
+        return dataclasses.replace(built, data=stored)
 
     def publish(self, built: Sequence[BuiltRanker]) -> None:
         """Write what passed its gate; ``rank`` goes on as it is, or starts with :data:`FIRST`."""
@@ -125,6 +151,7 @@ def run_demo(
     source = find_data(data)
     console.print(source.note, style="bold red" if source.generated else "")
     demo = Demo(source, load_judged(source.folder), load_recipes(), workspace, console, started_s)
+    queries = min(queries or len(demo.test.queries), len(demo.test.queries))
     show_first_lists(demo, queries)
     endpoints = build_shown(demo)
     stored = None if fresh else stored_quality(source, queries, workspace)
@@ -135,27 +162,24 @@ def run_demo(
     report = write_report(demo.judged, full, workspace=workspace)
     console.print(f"report: {report}", soft_wrap=True)
     demo.elapsed("done")
-    console.print(_what_else(demo.recipes), soft_wrap=True, highlight=False)
+    console.print(_what_else(demo), soft_wrap=True, highlight=False)
     return [check.name for check in (*full.failed, *found.failed)]
 
 
-def stored_quality(source: DataSource, queries: int | None, workspace: Workspace = PROJECT) -> ServedQuality | None:
-    """The figures kept last, if they are of the same models, data and code, over enough queries, and all passed."""
+def stored_quality(source: DataSource, queries: int, workspace: Workspace = PROJECT) -> ServedQuality | None:
+    """The figures kept last, if they are of the same models, data and code, over these queries, and all passed."""
     stored = read_quality(workspace)
     if stored is None or stored.failed or stored.inputs != inputs_fingerprint(source.folder, workspace):
         return None
-    return stored if stored.limit is None or stored.limit == queries else None
+    return stored if stored.limit == queries else None
 
 
 # ---------------------------------------------------------------- the first ranked lists
-def show_first_lists(demo: Demo, queries: int | None = None) -> None:
+def show_first_lists(demo: Demo, queries: int) -> None:
     """Test queries ranked by ``rank``, as soon as it can be served: their items are stored before all others."""
-    test = demo.judged.subset("test") if queries is None else first_queries(demo.judged, queries)
+    test = first_queries(demo.judged, min(queries, FIRST_QUERIES))
     if not can_serve(demo.workspace.repository, RANK):
-        with_items = _with_own_items(test)
-        demo.store(FIRST, with_items)
-        built = demo.build(FIRST, test)
-        demo.publish([dataclasses.replace(built, data=with_items)])
+        demo.publish([demo.build(FIRST, test)])
     with demo.console.status("starting Triton"), contextlib.ExitStack() as stack:
         server = stack.enter_context(serving([RANK], demo.workspace))
         order = first_stage(test)
@@ -180,7 +204,7 @@ def show_lists(judged: JudgedQueries, before: RankerQuality, after: RankerQualit
     )
 
 
-def _with_own_items(judged: JudgedQueries) -> JudgedQueries:
+def with_own_items(judged: JudgedQueries) -> JudgedQueries:
     """The queries with the items that they rank, and no others."""
     ranked = dict.fromkeys(item_id for grades in judged.judgements.values() for item_id in grades)
     return dataclasses.replace(judged, products={item_id: judged.products[item_id] for item_id in ranked})
@@ -192,15 +216,12 @@ def _ranking(name: str, judged: JudgedQueries, rankings: dict[str, list[str]]) -
 
 # ---------------------------------------------------------------- what is compared
 def build_shown(demo: Demo) -> list[Endpoint]:
-    """Build, gate and publish all that the demo shows, with every item stored.
+    """Build, gate and publish all that the demo shows.
 
     Returns:
         The endpoints of the variants that passed, and of the one that ``rank`` serves.
     """
-    built = []
-    for ranker in SHOWN:
-        demo.store(ranker, demo.judged)
-        built.append(demo.build(ranker, demo.judged))
+    built = [demo.build(ranker, demo.data) for ranker in SHOWN]
     demo.publish(built)
     endpoints = []
     for each in built:
@@ -228,7 +249,7 @@ def _served_besides(demo: Demo, endpoints: Sequence[Endpoint]) -> list[Endpoint]
 
 
 def _serve_and_judge(
-    demo: Demo, endpoints: Sequence[Endpoint], queries: int | None, stored: ServedQuality | None
+    demo: Demo, endpoints: Sequence[Endpoint], queries: int, stored: ServedQuality | None
 ) -> ServedQuality:
     """All figures, or those of a few queries where the full ones are stored."""
     names = [RANK, *(endpoint.name for endpoint in endpoints)]
@@ -237,11 +258,11 @@ def _serve_and_judge(
             server = stack.enter_context(serving(names, demo.workspace))
         found = measure_served_quality(
             server.grpc_url,
-            demo.judged,
+            demo.data,
             endpoints,
             {endpoint.recipe.ranker: demo.ranker(endpoint.recipe.ranker) for endpoint in endpoints},
             source=demo.source,
-            limit=queries if stored is None else min(queries or LIVE_QUERIES, LIVE_QUERIES),
+            limit=queries if stored is None else min(queries, LIVE_QUERIES),
             workspace=demo.workspace,
             console=demo.console,
         )
@@ -250,11 +271,13 @@ def _serve_and_judge(
     return found
 
 
-def _what_else(recipes: dict[str, Recipe]) -> str:
-    others = ", ".join(name for name in recipes if name not in SHOWN)
+def _what_else(demo: Demo) -> str:
+    """What the demo left out, and how to come by it."""
+    others = ", ".join(name for name in demo.recipes if name not in SHOWN)
+    stored, items = len(with_own_items(demo.data).products), len(demo.judged.products)
     return (
-        f"not built by the demo: {others}, and further variants of {' and '.join(SHOWN)}. 'make repository' builds and "
-        "gates them all (minutes), 'make pareto' compares all variants"
+        f"Not built by the demo: {others}; items that no query shown here ranks ({items - stored:,} of {items:,}). "
+        "'make repository' builds and gates all (minutes); 'make serve' serves what is built"
     )
 
 

@@ -292,7 +292,7 @@ def _relax(passed: Sequence[VariantFigures], limits: Sequence[Limit]) -> str:
     if not passed:
         return "No variant passed its gate, so no limit helps; see [gate] of the recipe."
     broken = {row.model: [limit for limit in limits if not limit.keeps(row.model)] for row in passed}
-    single = [(row, *broken[row.model]) for row in passed if len(broken[row.model]) == 1]
+    single = [(row, limit) for row in passed for limit in broken[row.model] if len(broken[row.model]) == 1]
     finite = [(row, limit) for row, limit in single if math.isfinite(limit.relaxation(row.model))]
     if finite:
         row, limit = min(finite, key=lambda pair: (pair[1].relaxation(pair[0].model), _by_cost(pair[0])))
