@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -223,20 +223,25 @@ def build_shown(demo: Demo) -> list[Endpoint]:
     """
     built = [demo.build(ranker, demo.data) for ranker in SHOWN]
     demo.publish(built)
+    endpoints = passed_endpoints(built, demo.recipes, demo.console)
+    return [*endpoints, *_served_besides(demo, endpoints)]
+
+
+def passed_endpoints(built: Sequence[BuiltRanker], recipes: Mapping[str, Recipe], console: Console) -> list[Endpoint]:
+    """Of the variants that passed their gate; of each other one a line says that it is left out."""
     endpoints = []
     for each in built:
         for variant in each.variants:
-            endpoint = Endpoint(demo.recipes[each.recipe.ranker], variant.variant)
+            endpoint = Endpoint(recipes[each.recipe.ranker], variant.variant)
             if variant.passed:
                 endpoints.append(endpoint)
-            else:
-                demo.console.print(
-                    f"{endpoint.model} failed its gate on this machine, for the reasons above: not published, not "
-                    "shown; the demo goes on without it",
-                    style="yellow",
-                    soft_wrap=True,
-                )
-    return [*endpoints, *_served_besides(demo, endpoints)]
+                continue
+            console.print(
+                f"{endpoint.model} failed its gate on this machine, as said above: it is neither published nor shown",
+                style="yellow",
+                soft_wrap=True,
+            )
+    return endpoints
 
 
 def _served_besides(demo: Demo, endpoints: Sequence[Endpoint]) -> list[Endpoint]:

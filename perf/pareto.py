@@ -8,11 +8,9 @@ that the ratios of what was missing are of neighbours in time, too.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import datetime
 import functools
-import io
 import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -25,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from perf.analyzer import AnalyzerError, Measurement, measure
+from perf.csv_text import csv_text
 from perf.endpoints import serving
 from perf.errors import PerfError
 from perf.inputs import evenly_mixed, mean_candidates, requests_json, write_requests
@@ -444,10 +443,7 @@ def write_pareto(report: ParetoReport, workspace: Workspace = PROJECT) -> list[P
 
 
 def _csv(report: ParetoReport) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(VariantFigures.model_fields), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
+    return csv_text(
         {
             **row.model_dump(),
             "steps": "; ".join(row.steps),
@@ -456,7 +452,6 @@ def _csv(report: ParetoReport) -> str:
         }
         for row in report.rows
     )
-    return text.getvalue()
 
 
 def _print_whole(table: Table, console: Console) -> None:

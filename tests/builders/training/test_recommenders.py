@@ -43,8 +43,8 @@ def encoded(ranker: FeatureRanker) -> EncodedExamples:
 
 
 def test_an_unknown_setting_or_loss_is_refused_by_name() -> None:
-    with pytest.raises(TrainingError, match=r"unknown epochs; wanted some of batch, examples"):
-        TrainingSettings.from_mapping({"epochs": 3})
+    with pytest.raises(TrainingError, match=r"unknown epoch; wanted some of batch, epochs, examples"):
+        TrainingSettings.from_mapping({"epoch": 3})
     with pytest.raises(TrainingError, match="loss 'hinge', wanted one of softmax, logistic"):
         TrainingSettings.from_mapping({"loss": "hinge"})
 
@@ -113,8 +113,9 @@ def test_one_seed_gives_the_same_weights_and_another_gives_others(loss: str) -> 
 
 
 def test_a_diverged_training_is_refused() -> None:
-    with pytest.raises(TrainingError, match=r"ncf: training diverged, .* are not finite; lower \[training\] rate"):
-        trained_network(small_recipe("ncf", rate=float("inf")), generated_log())
+    wanted = r"ncf: training diverged, .* are not finite; lower \[training\] learning_rate"
+    with pytest.raises(TrainingError, match=wanted):
+        trained_network(small_recipe("ncf", learning_rate=float("inf")), generated_log())
 
 
 def test_customers_with_one_basket_each_teach_nothing(tmp_path: Path) -> None:
