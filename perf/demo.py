@@ -102,13 +102,9 @@ class Demo:
         return self.judged if self.has_all else self.test
 
     def build(self, ranker: str, data: JudgedQueries) -> BuiltRanker:
-        """The variants that the demo shows, judged on ``data``; the items that it ranks are stored before.
-
-        All rows that the store lacks are encoded at once, which is quicker than query by query.
-        """
+        """The variants that the demo shows, judged on ``data``; the items that it ranks are stored before."""
         recipe = self.recipes[ranker]
-        stored = with_own_items(data)
-        fill_store(self.ranker(ranker), recipe, stored, self.say, self.workspace)
+        stored = self.store(ranker, data)
         shown = tuple(variant for variant in recipe.variants if variant.name in SHOWN[ranker])
         built = build_variants_of(
             recipe.model_copy(update={"variants": shown}),
@@ -119,6 +115,12 @@ class Demo:
             fidelity_lists=FIDELITY_LISTS,
         )
         return dataclasses.replace(built, data=stored)
+
+    def store(self, ranker: str, data: JudgedQueries) -> JudgedQueries:
+        """Store the items that ``data`` ranks, all at once, which is quicker than query by query; the data of these."""
+        stored = with_own_items(data)
+        fill_store(self.ranker(ranker), self.recipes[ranker], stored, self.say, self.workspace)
+        return stored
 
     def publish(self, built: Sequence[BuiltRanker]) -> None:
         """Write what passed its gate; ``rank`` goes on as it is, or starts with :data:`FIRST`."""
@@ -178,7 +180,9 @@ def stored_quality(source: DataSource, queries: int, workspace: Workspace = PROJ
 def show_first_lists(demo: Demo, queries: int) -> None:
     """Test queries ranked by ``rank``, as soon as it can be served: their items are stored before all others."""
     test = first_queries(demo.judged, min(queries, FIRST_QUERIES))
-    if not can_serve(demo.workspace.repository, RANK):
+    if can_serve(demo.workspace.repository, RANK):
+        demo.store(FIRST, test)
+    else:
         demo.publish([demo.build(FIRST, test)])
     with demo.console.status("starting Triton"), contextlib.ExitStack() as stack:
         server = stack.enter_context(serving([RANK], demo.workspace))
