@@ -24,7 +24,7 @@ def telling_queries(before: Mapping[str, float], after: Mapping[str, float]) -> 
     }
     if middle not in found:
         found = {best: found[best], middle: "the median difference", worst: found[worst]}
-    return {query_id: f"{gains[query_id]:+.3f}, {why}" for query_id, why in found.items()}
+    return {query_id: f"{gains[query_id]:+.3f}: {why}" for query_id, why in found.items()}
 
 
 def tally(before: Mapping[str, float], after: Mapping[str, float]) -> str:

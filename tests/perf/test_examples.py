@@ -10,19 +10,19 @@ BEFORE = {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5, "e": 0.5}
 def test_the_greatest_gain_the_median_and_the_greatest_loss_are_shown() -> None:
     shown = telling_queries(BEFORE, {"a": 0.4, "b": 0.9, "c": 0.5, "d": 0.1, "e": 0.7})
     assert shown == {
-        "b": "+0.400, the greatest gain",
-        "c": "+0.000, the median difference",
-        "d": "-0.400, the greatest loss",
+        "b": "+0.400: the greatest gain",
+        "c": "+0.000: the median difference",
+        "d": "-0.400: the greatest loss",
     }
 
 
 def test_a_ranker_that_never_loses_is_not_said_to_lose() -> None:
     shown = telling_queries(BEFORE, {"a": 0.6, "b": 0.9})
-    assert shown == {"b": "+0.400, the greatest gain", "a": "+0.100, no loss anywhere: the smallest gain"}
+    assert shown == {"b": "+0.400: the greatest gain", "a": "+0.100, no loss anywhere: the smallest gain"}
 
 
 def test_a_ranker_that_never_gains_is_not_said_to_gain() -> None:
-    assert telling_queries(BEFORE, {"a": 0.4}) == {"a": "-0.100, the greatest loss"}
+    assert telling_queries(BEFORE, {"a": 0.4}) == {"a": "-0.100: the greatest loss"}
     assert telling_queries({}, {"a": 0.4}) == {}
 
 
