@@ -283,10 +283,11 @@ def _serve_and_judge(
 def _what_else(demo: Demo) -> str:
     """What the demo left out, and how to come by it."""
     others = ", ".join(name for name in demo.recipes if name not in SHOWN)
-    stored, items = len(with_own_items(demo.data).products), len(demo.judged.products)
+    stored, items = len(with_own_items(demo.test).products), len(demo.judged.products)
+    unstored = "" if demo.has_all else f"; items that no test query ranks ({items - stored:,} of {items:,})"
     return (
-        f"Not built by the demo: {others}; items that no query shown here ranks ({items - stored:,} of {items:,}). "
-        "'make repository' builds and gates all (minutes); 'make serve' serves what is built"
+        f"The demo does not build: {others}{unstored}. 'make repository' builds and gates all (minutes); 'make serve' "
+        "serves what is built"
     )
 
 
