@@ -22,8 +22,7 @@ REQUIRE_TENSORRT ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: setup ## everything from a fresh clone to ranked lists and a report (QUERIES=10: fewer; FRESH=1: all anew)
-	@$(RUN) -m builders repository --fidelity-lists 100
+demo: setup ## from a fresh clone to ranked lists and a report: three variants (QUERIES=10: fewer queries; FRESH=1: all anew)
 	@$(RUN) -m perf demo $(if $(QUERIES),--queries $(QUERIES)) $(if $(FRESH),--fresh)
 
 test: setup ## the tests, on the real Triton

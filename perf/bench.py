@@ -3,7 +3,7 @@
 preprocess  median of the pre-processing of 40 and of 1,024 candidates, from the server's own statistics
 latency     a served request over the same model in this process: ONNX Runtime, same threads and padded shape, in turn
 int8        requests/s of a variant over its fp32 reference, both as served, rounds in turn; and what NDCG@10 it keeps
-once        the part of a request that has no candidate in it, computed once, over repeating it for each candidate
+broadcast   the part of a request that has no candidate in it, computed once, over repeating it for each candidate
 dcn         a dcn_v2 of 26 sparse and 13 dense fields with 512 candidates, served over in-process; random weights
 memory      of the server's process tree with two endpoints: idle, at 1,024 candidates, and over 5,000 requests
 
@@ -13,40 +13,36 @@ A ratio is of two things measured next to one another in one run, so a busy mach
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import psutil
-import tritonclient.grpc as triton
 from rich.console import Console
-from rich.table import Table
 
-from builders.core.contract import MAX_CANDIDATES, USUAL_CANDIDATES
-from builders.core.recipe import load_recipes
-from builders.core.workspace import PROJECT, Workspace
-from builders.data.beir import Request
-from builders.data.bm25 import first_stage
-from builders.data.evaluation import evaluation_data
-from builders.data.find import JudgedQueries
-from builders.evaluate.metrics import Rankings
-from builders.rankers.base import Ranker
+from perf.bench_base import Bench, Figure, figures_table, paired_ms
+from perf.bench_dcn import bench_dcn
 from perf.bench_tiled import CANDIDATES, gain_of_computing_once
 from perf.endpoints import Endpoint, EndpointClient, served_scorers, serving
 from perf.errors import PerfError
 from perf.inputs import requests_json, write_requests
-from perf.progress import track
+from perf.kit.data import (
+    MAX_CANDIDATES,
+    PROJECT,
+    USUAL_CANDIDATES,
+    JudgedQueries,
+    Workspace,
+    evaluation_data,
+    first_stage,
+    load_recipes,
+)
+from perf.kit.rankers import Ranker
+from perf.process_memory import TreeMemory, tree_memory
 from perf.served_quality import in_process_sessions, offline_ndcg
+from perf.server_statistics import ServerStatistics
 from perf.sweep import Sweep, measure_rounds, points_of, reference_endpoints
-
-T = TypeVar("T")
-
 
 USUAL_LIMIT_MS, LARGEST_LIMIT_MS = 2.0, 20.0
 LATENCY_RATIO_LIMIT = 1.10
@@ -54,6 +50,7 @@ INT8_SPEEDUP_LIMIT, INT8_NDCG_LIMIT = 1.8, 0.99
 ONCE_GAINS = {"sasrec": 10.0, "din": None}
 """Ranker => the least gain; None = told for information."""
 MEMORY_LIMIT_GIB, GROWTH_LIMIT = 1.5, 0.03
+GIB = 2**30
 
 USUAL_REQUESTS, LARGEST_REQUESTS = 100, 5
 PAIRS = 60
@@ -62,50 +59,6 @@ SETTLE_S = 0.05
 INT8_SWEEP = Sweep(concurrencies=(2,), window_ms=2000, rounds=5)
 GROWTH_REQUESTS, GROWTH_FROM, GROWTH_CANDIDATES = 5000, 1000, 8
 SAMPLE_EVERY_S = 0.05
-STATISTICS_TIMEOUT_S = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """One measured figure; ``limit`` is None where it is told for information."""
-
-    name: str
-    value: float
-    unit: str
-    limit: float | None = None
-    at_least: bool = False
-    detail: str = ""
-
-    @property
-    def passed(self) -> bool | None:
-        """Whether it keeps its limit; None without one."""
-        if self.limit is None:
-            return None
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
-
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """What every part needs."""
-
-    judged: JudgedQueries
-    order: Rankings
-    endpoints: Sequence[Endpoint]
-    rankers: Mapping[str, Ranker]
-    workspace: Workspace
-    console: Console
-    folder: Path = Path()
-    """Of the data."""
-
-    def track(self, items: Sequence[T], label: str) -> Iterator[T]:
-        """With a progress bar."""
-        return track(items, label, self.console)
-
-    def requests(self, candidates: int) -> Iterator[tuple[Request, list[str]]]:
-        """Test queries in turn without end, with their own candidates first, filled up from the corpus."""
-        for query_id in itertools.cycle(self.judged.subset("test").queries):
-            ids = dict.fromkeys([*self.order[query_id], *itertools.islice(self.judged.products, candidates)])
-            yield self.judged.request(query_id), list(ids)[:candidates]
 
 
 def run_bench(
@@ -128,7 +81,7 @@ def run_bench(
         "latency": bench_latency,
         "int8": bench_int8,
         "broadcast": bench_broadcast,
-        "dcn": bench_fields,
+        "dcn": bench_dcn,
         "memory": bench_memory,
     }
     strangers = [part for part in parts if part not in measures]
@@ -140,19 +93,6 @@ def run_bench(
     console.print(figures_table(figures))
     print(json.dumps([{**dataclasses.asdict(figure), "passed": figure.passed} for figure in figures]))
     return figures
-
-
-def figures_table(figures: Sequence[Figure]) -> Table:
-    """Figure, limit, verdict."""
-    table = Table(title="Figures to reach", title_justify="left")
-    for heading in ("figure", "found", "limit", "", "how"):
-        table.add_column(heading, justify="right" if heading in ("found", "limit") else "left")
-    for figure in figures:
-        sign = "at least" if figure.at_least else "at most"
-        limit = "" if figure.limit is None else f"{sign} {figure.limit:g}"
-        verdict = {True: "[green]reached[/]", False: "[bold red]missed[/]", None: ""}[figure.passed]
-        table.add_row(figure.name, f"{figure.value:.3f} {figure.unit}", limit, verdict, figure.detail)
-    return table
 
 
 # ---------------------------------------------------------------- pre-processing
@@ -188,28 +128,6 @@ def _preprocess_ms(bench: Bench, url: str, endpoint: Endpoint, candidates: int, 
     return np.array(spans_ms)
 
 
-class ServerStatistics:
-    """Compute times of one model, as the server counts them: input, infer and output together."""
-
-    def __init__(self, url: str, model: str) -> None:
-        self._client, self._model = triton.InferenceServerClient(url), model
-
-    def compute(self) -> tuple[int, int]:
-        """(requests, nanoseconds) since the server started, over all versions."""
-        stats = [version.inference_stats for version in self._client.get_inference_statistics(self._model).model_stats]
-        spans = [span for stat in stats for span in (stat.compute_input, stat.compute_infer, stat.compute_output)]
-        return sum(stat.success.count for stat in stats), sum(span.ns for span in spans)
-
-    def compute_ms_since(self, before: tuple[int, int]) -> float:
-        """Mean over the requests since ``before``; waits for the first, which is counted after it is answered."""
-        end_s = time.monotonic() + STATISTICS_TIMEOUT_S
-        while (now := self.compute())[0] == before[0]:
-            if time.monotonic() > end_s:
-                raise PerfError(f"{self._model}: its statistics count no request; is it a step of that endpoint?")
-            time.sleep(0.001)
-        return (now[1] - before[1]) / (now[0] - before[0]) / 1e6
-
-
 # ---------------------------------------------------------------- served over in-process
 def bench_latency(bench: Bench) -> list[Figure]:
     """Every endpoint with one network: a request through Triton and a run in this process, in turn."""
@@ -227,10 +145,11 @@ def _latency_figure(bench: Bench, url: str, endpoint: Endpoint) -> Figure:
         for index in bench.track(range(PAIRS + 1), f"{endpoint.model}, served and in process"):
             query, ids = next(requests)
             sample = ranker.sample(query, [bench.judged.products[item_id] for item_id in ids])[graph]
-            served, in_process = _paired_ms(
+            served, in_process = paired_ms(
                 lambda query=query, ids=ids: client.ask(query, ids),  # type: ignore[misc]
                 lambda sample=sample: session.run(sample),  # type: ignore[misc]
                 swap=bool(index % 2),
+                settle_s=SETTLE_S,
             )
             pairs_ms.append((served, in_process))
     spans_ms = np.array(pairs_ms[1:])  # the first pair warms up
@@ -239,22 +158,6 @@ def _latency_figure(bench: Bench, url: str, endpoint: Endpoint) -> Figure:
     detail = f"served {medians[0]:.1f} ms, in process {medians[1]:.1f} ms, {_spread(ratios, '')}"
     name = f"{endpoint.model}: served over in-process, {USUAL_CANDIDATES} candidates"
     return Figure(name, float(np.median(ratios)), "x", LATENCY_RATIO_LIMIT, detail=detail)
-
-
-def _paired_ms(first: Callable[[], object], second: Callable[[], object], *, swap: bool) -> tuple[float, float]:
-    """Milliseconds of each; ``swap`` runs the second one first, so that neither always follows the other."""
-    if swap:
-        second_ms, first_ms = _timed_ms(second), _timed_ms(first)
-    else:
-        first_ms, second_ms = _timed_ms(first), _timed_ms(second)
-    return first_ms, second_ms
-
-
-def _timed_ms(call: Callable[[], object]) -> float:
-    time.sleep(SETTLE_S)
-    start_s = time.perf_counter()
-    call()
-    return (time.perf_counter() - start_s) * 1e3
 
 
 # ---------------------------------------------------------------- INT8
@@ -313,13 +216,6 @@ def bench_broadcast(bench: Bench) -> list[Figure]:
     return figures
 
 
-def bench_fields(bench: Bench) -> list[Figure]:
-    """See :mod:`perf.bench_dcn`."""
-    from perf.bench_dcn import bench_dcn  # it builds upon this module
-
-    return bench_dcn(bench)
-
-
 # ---------------------------------------------------------------- memory
 def bench_memory(bench: Bench) -> list[Figure]:
     """For each one-network endpoint a server with it and the others' references, as the limit asks.
@@ -335,10 +231,10 @@ def bench_memory(bench: Bench) -> list[Figure]:
 def _memory_figures(bench: Bench, endpoint: Endpoint, others: Sequence[Endpoint]) -> list[Figure]:
     names = [endpoint.name, *(other.name for other in others)]
     with serving(names, bench.workspace) as server:
-        idle = tree_memory_gib(server.pid)
+        idle = tree_memory(server.pid)
         peak = _peak_memory(bench, server.grpc_url, server.pid, names)
         early, late = _growth_memory(bench, server.grpc_url, server.pid, names)
-    growth = late.rss / early.rss - 1
+    growth = late.rss_bytes / early.rss_bytes - 1
     return [
         _memory_figure(f"{endpoint.model}: memory when idle", idle),
         _memory_figure(f"{endpoint.model}: highest memory at {MAX_CANDIDATES:,} candidates", peak),
@@ -347,37 +243,15 @@ def _memory_figures(bench: Bench, endpoint: Endpoint, others: Sequence[Endpoint]
             growth,
             "of RSS",
             GROWTH_LIMIT,
-            detail=f"RSS {early.rss:.3f} to {late.rss:.3f} GiB, PSS {early.pss:.3f} to {late.pss:.3f} GiB",
+            detail=f"RSS {early.rss_bytes / GIB:.3f} to {late.rss_bytes / GIB:.3f} GiB, "
+            f"PSS {early.pss_bytes / GIB:.3f} to {late.pss_bytes / GIB:.3f} GiB",
         ),
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class TreeMemory:
-    """Sums over a process tree, GiB."""
-
-    rss: float
-    pss: float
-    processes: int
-
-
-def tree_memory_gib(pid: int) -> TreeMemory:
-    """Of a process and all its descendants, now."""
-    root = psutil.Process(pid)
-    spaces = []
-    for process in [root, *root.children(recursive=True)]:
-        try:
-            spaces.append(process.memory_full_info())
-        except psutil.NoSuchProcess:
-            continue
-    return TreeMemory(
-        sum(space.rss for space in spaces) / 2**30, sum(space.pss for space in spaces) / 2**30, len(spaces)
-    )
-
-
 def _memory_figure(name: str, memory: TreeMemory) -> Figure:
-    detail = f"sum of RSS of {memory.processes} processes; PSS {memory.pss:.3f} GiB"
-    return Figure(name, memory.rss, "GiB", MEMORY_LIMIT_GIB, detail=detail)
+    detail = f"sum of RSS of {memory.processes} processes; PSS {memory.pss_bytes / GIB:.3f} GiB"
+    return Figure(name, memory.rss_bytes / GIB, "GiB", MEMORY_LIMIT_GIB, detail=detail)
 
 
 def _peak_memory(bench: Bench, url: str, pid: int, names: Sequence[str]) -> TreeMemory:
@@ -387,7 +261,7 @@ def _peak_memory(bench: Bench, url: str, pid: int, names: Sequence[str]) -> Tree
 
     def sample() -> None:
         while not done.wait(SAMPLE_EVERY_S):
-            samples.append(tree_memory_gib(pid))
+            samples.append(tree_memory(pid))
 
     sampler = threading.Thread(target=sample)
     sampler.start()
@@ -399,7 +273,7 @@ def _peak_memory(bench: Bench, url: str, pid: int, names: Sequence[str]) -> Tree
     finally:
         done.set()
         sampler.join()
-    return max([*samples, tree_memory_gib(pid)], key=lambda memory: memory.rss)
+    return max([*samples, tree_memory(pid)], key=lambda memory: memory.rss_bytes)
 
 
 def _growth_memory(bench: Bench, url: str, pid: int, names: Sequence[str]) -> tuple[TreeMemory, TreeMemory]:
@@ -412,7 +286,7 @@ def _growth_memory(bench: Bench, url: str, pid: int, names: Sequence[str]) -> tu
         for client in clients:
             client.ask(query, ids)
         if index in (GROWTH_FROM, GROWTH_REQUESTS):
-            memory[index] = tree_memory_gib(pid)
+            memory[index] = tree_memory(pid)
     for client in clients:
         client.close()
     return memory[GROWTH_FROM], memory[GROWTH_REQUESTS]

@@ -14,7 +14,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,26 @@ import psutil
 import torch
 from rich.console import Console
 
-from builders.build import build_variants
-from builders.core.contract import CONTEXT, USER_ID
-from builders.core.recipe import Recipe, Serving, Variant
-from builders.core.workspace import Workspace
-from builders.data.beir import JudgedQueries, Product, Request
-from builders.evaluate.judge import BuiltRanker
-from builders.export.onnx import run_onnx
-from builders.features.encoder import Feature, dense, history, sparse
-from builders.publish.endpoints import fill_item_store, publish_rankers
-from builders.rankers.base import Sample
-from builders.rankers.dcn_v2 import DCNv2
-from builders.rankers.feature_ranker import FeatureRanker
 from perf.analyzer import WINDOWS, measure
-from perf.bench import Bench, Figure, ServerStatistics
+from perf.bench_base import Bench, Figure, paired_ms
 from perf.endpoints import Endpoint, EndpointClient, serving
 from perf.inputs import requests_json, write_requests
+from perf.kit.data import CONTEXT, USER_ID, JudgedQueries, Product, Recipe, Request, Serving, Variant, Workspace
+from perf.kit.rankers import (
+    BuiltRanker,
+    DCNv2,
+    Feature,
+    FeatureRanker,
+    Sample,
+    build_variants_of,
+    dense,
+    history,
+    publish,
+    run_onnx,
+    sparse,
+)
 from perf.progress import track
+from perf.server_statistics import ServerStatistics
 from server import TritonServer
 
 NAME, POSTPROCESS = "bench_dcn_v2", "bench_dcn_v2_postprocess"
@@ -149,16 +152,9 @@ def _paired_ms(bout: Bout, client: EndpointClient, index: int) -> tuple[float, f
     """(served, in process); every other time the second goes first."""
     request, item_ids = bout.requests[index % len(bout.requests)]
     sample = bout.samples[index % len(bout.samples)]
-    calls: list[Callable[[], object]] = [
-        lambda: client.ask(request, item_ids),
-        lambda: run_onnx(bout.sessions[0], sample),
-    ]
-    spans_ms = [0.0, 0.0]
-    for which in (0, 1) if index % 2 else (1, 0):
-        start_s = time.perf_counter()
-        calls[which]()
-        spans_ms[which] = (time.perf_counter() - start_s) * 1e3
-    return spans_ms[0], spans_ms[1]
+    return paired_ms(
+        lambda: client.ask(request, item_ids), lambda: run_onnx(bout.sessions[0], sample), swap=index % 2 == 0
+    )
 
 
 # ---------------------------------------------------------------- throughput, four at a time
@@ -305,9 +301,8 @@ def build(workspace: Workspace, console: Console) -> BuiltRanker:
     def say(line: str) -> None:
         console.print(line, style="dim")
 
-    built = BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, workspace), data)
-    fill_item_store([built], say, workspace)
-    publish_rankers([built], {}, SPEED_ONLY, say, workspace)
+    built = build_variants_of(recipe, ranker, data, say, workspace)
+    publish([built], SPEED_ONLY, say, workspace)
     return built
 
 

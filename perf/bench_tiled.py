@@ -16,14 +16,19 @@ import onnxruntime
 import torch
 from torch import nn
 
-from builders.core.contract import Contract, Tensor
-from builders.core.recipe import Recipe
-from builders.data.beir import JudgedQueries, Product, Request
-from builders.export.onnx import onnx_from_ranker, run_onnx
-from builders.rankers.base import Graph, Sample
-from builders.rankers.feature_ranker import REQUEST_VECTOR, FeatureRanker
-from builders.rankers.load import load_ranker
 from perf.errors import PerfError
+from perf.kit.data import JudgedQueries, Product, Recipe, Request
+from perf.kit.rankers import (
+    REQUEST_VECTOR,
+    Contract,
+    FeatureRanker,
+    Graph,
+    Sample,
+    Tensor,
+    load_ranker,
+    onnx_from_ranker,
+    run_onnx,
+)
 
 CANDIDATES = 512
 PAIRS = 7

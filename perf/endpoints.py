@@ -13,14 +13,21 @@ from typing import Any
 import tritonclient.grpc as triton
 from tritonrank_client import Overloaded, RankClient, RankedList
 
-from builders.core.contract import CONTEXT, ENDPOINTS, HISTORY, RECOMMEND, USER_ID
-from builders.core.recipe import Recipe, Variant
-from builders.core.runtimes import ONNX, OPENVINO
-from builders.core.workspace import PROJECT, Workspace
-from builders.data.beir import JudgedQueries, Request
-from builders.publish import pbtxt
-from builders.publish.repository import CONFIG, left_out, published_names, served_variant
 from perf.errors import PerfError
+from perf.kit.data import (
+    CONTEXT,
+    ENDPOINTS,
+    HISTORY,
+    PROJECT,
+    RECOMMEND,
+    USER_ID,
+    JudgedQueries,
+    Recipe,
+    Request,
+    Variant,
+    Workspace,
+)
+from perf.kit.served import left_out, published_names, scorer_files, served_variant
 from server import TritonServer
 
 RANK = "rank"
@@ -107,12 +114,7 @@ def published_model(workspace: Workspace = PROJECT, kind: str = RANK) -> str:
 
 def served_scorers(endpoint: Endpoint, workspace: Workspace = PROJECT) -> list[Path]:
     """The scorer files of the versions that the endpoint names, in the order in which a request passes them."""
-    config = pbtxt.parse((workspace.repository / endpoint.name / CONFIG).read_text(encoding="utf-8"))
-    folders = [
-        workspace.repository / step.model_name / str(step.model_version) for step in config.ensemble_scheduling.step
-    ]
-    found = [folder / f"model{runtime.suffix}" for folder in folders for runtime in (ONNX, OPENVINO)]
-    return [path for path in found if path.is_file()]
+    return scorer_files(workspace.repository, endpoint.name)
 
 
 @contextlib.contextmanager

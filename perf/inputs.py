@@ -11,9 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from builders.core.contract import CONTEXT, HISTORY, ITEM_IDS, QUERY, USER_ID
-from builders.core.files import write_atomically
-from builders.data.beir import JudgedQueries, Request
+from perf.kit.data import CONTEXT, HISTORY, ITEM_IDS, QUERY, USER_ID, JudgedQueries, Request, write_atomically
 
 
 def requests_json(

@@ -8,11 +8,9 @@ that the ratios of what was missing are of neighbours in time, too.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import datetime
 import functools
-import io
 import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -24,25 +22,35 @@ import pydantic
 from rich.console import Console
 from rich.table import Table
 
-from builders.build import build_ranker
-from builders.compress.quantize_graph import LayerCost
-from builders.core.files import fingerprint, sha256, write_atomically
-from builders.core.recipe import Recipe, Variant, load_recipe
-from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Workspace
-from builders.data.beir import JudgedQueries
-from builders.data.bm25 import first_stage
-from builders.data.evaluation import evaluation_data, judging_queries
-from builders.data.find import DatasetError, find_data
-from builders.evaluate.choose import BYTES_PER_MB, ParetoReport, VariantFigures, pareto_folder
-from builders.evaluate.judge import BuiltRanker, BuiltVariant
-from builders.publish import endpoints, pbtxt
-from builders.publish.repository import CONFIG
 from perf.analyzer import AnalyzerError, Measurement, measure
-from perf.bench import tree_memory_gib
+from perf.csv_text import csv_text
 from perf.endpoints import serving
 from perf.errors import PerfError
 from perf.inputs import evenly_mixed, mean_candidates, requests_json, write_requests
+from perf.kit.data import (
+    PROJECT,
+    REPOSITORY_ROOT,
+    DatasetError,
+    JudgedQueries,
+    Recipe,
+    Variant,
+    Workspace,
+    evaluation_data,
+    find_data,
+    fingerprint,
+    first_stage,
+    judging_queries,
+    load_recipe,
+    sha256,
+    write_atomically,
+)
+from perf.kit.figures import ParetoReport, VariantFigures, pareto_folder
+from perf.kit.rankers import BuiltRanker, BuiltVariant, build_ranker, publish
+from perf.kit.served import endpoint_inputs, steps_of
 from perf.machine import Machine, this_machine
+from perf.pareto_page import render_pareto
+from perf.pareto_text import layer_text, pareto_table
+from perf.process_memory import tree_memory
 from perf.progress import track
 from server.backend_directory import DROP_INS
 from server.errors import ServerError
@@ -53,7 +61,6 @@ ROUNDS, WINDOW_MS = 3, 2000
 REQUESTS = 200
 """Judged requests that are sent in turn, at most."""
 SHARED_BY_DROP_INS = "common"
-GIB = 2**30
 
 
 # ---------------------------------------------------------------- what is kept
@@ -156,18 +163,10 @@ def load_of(
 
 def served_files(repository: Path, endpoint: str) -> list[Path]:
     """Files of the versions that the endpoint's steps name, their configurations, and the drop-ins that run them."""
-    config = pbtxt.parse((repository / endpoint / CONFIG).read_text(encoding="utf-8"))
-    files: list[Path] = []
-    backends = {SHARED_BY_DROP_INS}
-    for step in config.ensemble_scheduling.step:
-        folder = repository / step.model_name
-        files += [folder / CONFIG, *_files_in(folder / str(step.model_version), "*")]
-        backends.add(pbtxt.parse((folder / CONFIG).read_text(encoding="utf-8")).backend)
-    return [*files, *(path for backend in sorted(backends) for path in _files_in(DROP_INS / backend, "*.py"))]
-
-
-def _files_in(folder: Path, pattern: str) -> list[Path]:
-    return [path for path in sorted(folder.glob(pattern)) if path.is_file()]
+    steps = steps_of(repository, endpoint)
+    files = [path for step in steps for path in (step.config, *step.files)]
+    backends = sorted({SHARED_BY_DROP_INS, *(step.backend for step in steps)})
+    return [*files, *(path for backend in backends for path in sorted((DROP_INS / backend).glob("*.py")))]
 
 
 # ---------------------------------------------------------------- measuring
@@ -209,8 +208,8 @@ def measure_alone(load: Load, name: str) -> tuple[Measurement, int, int]:
     """Latencies and rate of one endpoint in a server that serves nothing else, and that server's RSS and PSS, bytes."""
     with serving([name], load.workspace) as server:
         found = measure(server.grpc_url, name, load.requests, concurrency=CONCURRENCY, window_ms=load.window_ms)
-        memory = tree_memory_gib(server.pid)
-    return found, round(memory.rss * GIB), round(memory.pss * GIB)
+        memory = tree_memory(server.pid)
+    return found, memory.rss_bytes, memory.pss_bytes
 
 
 # ---------------------------------------------------------------- a recipe
@@ -289,17 +288,15 @@ def _built(
     """All variants, those that failed their gate too, in ``workspace.repository``."""
     say = functools.partial(console.print, markup=False, soft_wrap=True)  # a gate's reasons name the recipe's [gate]
     built = build_ranker(recipe, judged, say, workspace, experimental=True, fidelity_lists=fidelity_lists)
-    endpoints.fill_item_store([built], say, workspace)
-    endpoints.publish_rankers([built], {}, note, say, workspace, gated=False)
+    publish([built], note, say, workspace, gated=False)
     return built
 
 
 def _load(built: BuiltRanker, workspace: Workspace, work: Path, rounds: int, window_ms: int, machine: Machine) -> Load:
     names = [f"{built.ranker.endpoint.name}_{built.recipe.model_name(each.variant)}" for each in built.variants]
-    config = pbtxt.parse((workspace.repository / names[0] / CONFIG).read_text(encoding="utf-8"))
     judging = judging_queries(built.recipe, built.data)
     judging = judging.only(list(judging.queries)[:REQUESTS])
-    requests = requests_json(judging, first_stage(judging), {tensor.name for tensor in config.input})
+    requests = requests_json(judging, first_stage(judging), endpoint_inputs(workspace.repository, names[0]))
     write_requests(evenly_mixed(requests), work / "requests.json")
     return load_of(names, workspace, work / "requests.json", rounds, window_ms, machine, work / "measurements")
 
@@ -436,70 +433,8 @@ def _key(key: str) -> str:
 
 
 # ---------------------------------------------------------------- what is told and written
-def pareto_table(report: ParetoReport) -> Table:
-    """All figures of the variants."""
-    title = (
-        f"{report.ranker}: {report.concurrency} requests at once of {report.candidates:.0f} candidates on average, "
-        f"{report.rounds} rounds, {report.price_per_hour:g} {report.currency} a machine-hour; * = Pareto front"
-    )
-    table = Table(title=title, title_justify="left")
-    for heading in table_headings(report):
-        table.add_column(heading, justify="left" if heading in ("variant", "gate") else "right")
-    for row in report.rows:
-        table.add_row(*table_cells(row), style="" if row.gate_passed else "dim")
-    return table
-
-
-def table_headings(report: ParetoReport) -> list[str]:
-    """Of :func:`table_cells`."""
-    return [
-        *("variant", report.rows[0].metric_name, "minus reference", "fidelity", "gate", "p50 ms", "p99 ms"),
-        *("candidates/s", "× reference", "MB on disk", "RSS MB", "PSS MB", "build s", f"{report.currency}/million"),
-    ]
-
-
-def table_cells(row: VariantFigures) -> list[str]:
-    """One row for a reader, in the order of :func:`table_headings`."""
-    return [
-        f"{'* ' if row.on_front else '  '}{row.variant}",
-        f"{row.quality:.4f}",
-        interval_text(row),
-        "" if row.fidelity_ndcg is None else f"{row.fidelity_ndcg:.4f}",
-        _gate_text(row),
-        f"{row.p50_ms:.1f}",
-        f"{row.p99_ms:.1f}",
-        f"{row.candidates_per_s:,.0f}",
-        f"{row.ratio:.2f} ({row.ratio_low:.2f}-{row.ratio_high:.2f})",
-        f"{row.size_bytes / BYTES_PER_MB:.2f}",
-        f"{row.memory_rss_bytes / BYTES_PER_MB:,.0f}",
-        f"{row.memory_pss_bytes / BYTES_PER_MB:,.0f}",
-        f"{row.build_s:.1f}",
-        f"{row.cost_per_million:.3g}",
-    ]
-
-
-def layer_text(layer: LayerCost) -> str:
-    """A layer with its cost, for a reader."""
-    return f"{layer.node} {layer.cost:.2%}{' (kept in FP32)' if layer.kept_fp32 else ''}"
-
-
-def _gate_text(row: VariantFigures) -> str:
-    if row.is_reference:
-        return "reference"
-    return ("own limits" if row.own_limits else "passed") if row.gate_passed else "FAILED"
-
-
-def interval_text(row: VariantFigures) -> str:
-    """Of the quality minus the reference's, and that as a share; empty for the reference."""
-    if row.difference_low is None or row.difference_high is None:
-        return ""
-    return f"{row.quality_ratio - 1:+.1%} [{row.difference_low:+.4f}, {row.difference_high:+.4f}]"
-
-
 def write_pareto(report: ParetoReport, workspace: Workspace = PROJECT) -> list[Path]:
     """``<ranker>.json``, ``.csv`` (a row a variant) and ``.html``."""
-    from perf.pareto_page import render_pareto  # plotly takes a moment to import
-
     folder = pareto_folder(workspace)
     paths = [folder / f"{report.ranker}.{suffix}" for suffix in ("json", "csv", "html")]
     for path, text in zip(paths, (report.model_dump_json(indent=2), _csv(report), render_pareto(report)), strict=True):
@@ -508,10 +443,7 @@ def write_pareto(report: ParetoReport, workspace: Workspace = PROJECT) -> list[P
 
 
 def _csv(report: ParetoReport) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(VariantFigures.model_fields), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
+    return csv_text(
         {
             **row.model_dump(),
             "steps": "; ".join(row.steps),
@@ -520,7 +452,6 @@ def _csv(report: ParetoReport) -> str:
         }
         for row in report.rows
     )
-    return text.getvalue()
 
 
 def _print_whole(table: Table, console: Console) -> None:

@@ -20,8 +20,8 @@ import plotly.io
 import plotly.offline
 from plotly.subplots import make_subplots
 
-from builders.evaluate.choose import BYTES_PER_MB, ParetoReport, VariantFigures, cost_text
-from perf.pareto import interval_text, layer_text, table_cells, table_headings
+from perf.kit.figures import BYTES_PER_MB, ParetoReport, VariantFigures, cost_text
+from perf.pareto_text import interval_text, layer_text, table_cells, table_headings
 
 TEMPLATES = Path(__file__).parent / "templates"
 INK, GRID = "#7d8796", "rgba(125, 135, 150, 0.25)"

@@ -6,12 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from builders.core.contract import RECOMMEND
-from builders.core.recipe import load_recipes
-from builders.core.workspace import PROJECT, Workspace
-from builders.data.evaluation import evaluation_data
-from builders.data.find import find_data
 from perf.endpoints import published_endpoints, serving
+from perf.kit.data import PROJECT, RECOMMEND, Workspace, evaluation_data, find_data, load_recipes
 from perf.served_quality import load_rankers, measure_served_quality, write_quality
 from perf.tables import check_lines, quality_table
 

@@ -16,20 +16,16 @@ import plotly.graph_objects as go
 import plotly.io
 import plotly.offline
 
-from builders.core.files import write_atomically
-from builders.core.recipe import SLICES_OF_DATA
-from builders.core.workspace import PROJECT, Workspace
-from builders.data.find import GRADES, JudgedQueries
-from builders.evaluate.slices import slice_quality, worst_text
+from perf.examples import telling_queries
+from perf.kit.data import GRADES, PROJECT, JudgedQueries, Workspace, write_atomically
+from perf.kit.figures import slices_of_search, worst_text
 from perf.machine import this_machine
 from perf.served_quality import FIRST_STAGE, Difference, RankerQuality, ServedQuality
 from perf.sweep import PerfReport, Point, read_perf
 from perf.tables import interval_text, readable, speedup_text
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHOWN_QUERIES = 4
 SHOWN_ITEMS = 10
-SLICES = SLICES_OF_DATA["judged"]
 COLORS = ("#3b7dd8", "#e08a1e", "#2f9e6e", "#a05fc9", "#d1495b", "#6b7a8f")
 """Readable on white and on near black."""
 TEXT_COLOR, GRID_COLOR = "#7d8796", "rgba(125, 135, 150, 0.25)"
@@ -52,7 +48,7 @@ def render_report(judged: JudgedQueries, found: ServedQuality, perf: PerfReport 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    slices = slice_quality(judged, found.ranker(found.published).ndcg, SLICES)
+    slices = slices_of_search(judged, found.ranker(found.published).ndcg)
     environment.filters.update(readable=readable, speedup=speedup_text, interval=interval_text)
     return environment.get_template("report.html.j2").render(
         judged=judged,
@@ -75,16 +71,17 @@ def render_report(judged: JudgedQueries, found: ServedQuality, perf: PerfReport 
 
 
 def example_lists(judged: JudgedQueries, found: ServedQuality) -> list[dict[str, Any]]:
-    """A few test queries with the first items of the first stage and of ``rank``; ``came_from`` is the place before."""
+    """Telling test queries with the first items of the first stage and of ``rank``; ``came_from``: place before."""
     before, after = found.ranker(FIRST_STAGE), found.ranker(found.published)
-    shown = [query_id for query_id in judged.subset("test").queries if query_id in after.rankings][:SHOWN_QUERIES]
+    of_test = {query_id: after.ndcg[query_id] for query_id in judged.subset("test").queries if query_id in after.ndcg}
     return [
         {
             "query": judged.queries[query_id],
+            "why": why,
             "candidates": len(before.rankings[query_id]),
             "columns": [_column(judged, query_id, row, before) for row in (before, after)],
         }
-        for query_id in shown
+        for query_id, why in telling_queries(before.ndcg, of_test).items()
     ]
 
 

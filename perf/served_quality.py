@@ -1,6 +1,6 @@
 """Quality as served: every judged query ranked through its endpoint, and checked against torch and the offline figure.
 
-Knows nothing of speed. Metrics, intervals and parity are those of :mod:`builders.evaluate.metrics`.
+Knows nothing of speed. Metrics, intervals and parity are those of :mod:`perf.kit.figures`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,30 @@ import numpy as np
 import pydantic
 from rich.console import Console
 
-from builders.core.files import fingerprint, sha256, write_atomically
-from builders.core.recipe import Recipe
-from builders.core.runtimes import Session
-from builders.core.workspace import PROJECT, Workspace
-from builders.data.beir import judged_folder
-from builders.data.bm25 import first_stage
-from builders.data.evaluation import judging_queries
-from builders.data.find import DataSource, JudgedQueries
-from builders.evaluate import metrics
-from builders.evaluate.judge import Scores, as_served, open_sessions, score_in_process, torch_scores
-from builders.evaluate.metrics import Interval
-from builders.export import parity
-from builders.publish.repository import MANIFEST
-from builders.rankers.base import Ranker
-from builders.rankers.load import load_ranker
 from perf.endpoints import RANK, Endpoint, EndpointClient, first_queries, published_model, served_scorers
+from perf.kit.data import (
+    PROJECT,
+    DataSource,
+    JudgedQueries,
+    Recipe,
+    Workspace,
+    fingerprint,
+    first_stage,
+    judged_folder,
+    sha256,
+    write_atomically,
+)
+from perf.kit.figures import (
+    METRICS_CODE,
+    Interval,
+    ParityError,
+    Rankings,
+    ndcg_of_rankings,
+    paired_interval,
+    parity_report,
+)
+from perf.kit.rankers import Ranker, Scores, Session, in_process_score, load_ranker, sessions_of, torch_scores
+from perf.kit.served import MANIFEST
 from perf.progress import track
 
 TORCH_ATOL = 1e-4
@@ -169,7 +177,7 @@ def measure_served_quality(
 
 
 def served_scores(
-    url: str, endpoint: str, asked: JudgedQueries, order: metrics.Rankings, console: Console | None = None
+    url: str, endpoint: str, asked: JudgedQueries, order: Rankings, console: Console | None = None
 ) -> Scores:
     """Query id => item id => score that ``endpoint`` answers, item ids best first."""
     with EndpointClient(url, endpoint) as client:
@@ -207,7 +215,7 @@ def inputs_fingerprint(data: Path, workspace: Workspace = PROJECT) -> str:
         *sorted(folder.glob("*.tsv")),
         *sorted(workspace.build.glob("rankers/*/*.json")),
         Path(__file__),
-        Path(metrics.__file__),
+        METRICS_CODE,
     ]
     return fingerprint([sha256(path) if path.is_file() else "" for path in files])
 
@@ -245,21 +253,21 @@ def _split(split: str, limit: int | None) -> str:
     return split if limit is None else "test"
 
 
-def _first_stage_quality(judged: JudgedQueries, order: metrics.Rankings, limit: int | None) -> RankerQuality:
+def _first_stage_quality(judged: JudgedQueries, order: Rankings, limit: int | None) -> RankerQuality:
     asked = _asked(judged, "all", limit)
     rankings = {query_id: list(order[query_id]) for query_id in asked.queries}
-    return RankerQuality(FIRST_STAGE, _split("all", limit), metrics.ndcg_of_rankings(asked, rankings), rankings)
+    return RankerQuality(FIRST_STAGE, _split("all", limit), ndcg_of_rankings(asked, rankings), rankings)
 
 
 def _ranker_quality(name: str, split: str, asked: JudgedQueries, scores: Scores) -> RankerQuality:
     """The order is the server's own; that its scores would give the same is ``postprocess``'s business."""
     rankings = {query_id: list(of_query) for query_id, of_query in scores.items()}
-    return RankerQuality(name, split, metrics.ndcg_of_rankings(asked, rankings), rankings)
+    return RankerQuality(name, split, ndcg_of_rankings(asked, rankings), rankings)
 
 
 def _interval(found: RankerQuality, reference: RankerQuality) -> Interval:
     shared = [query_id for query_id in found.ndcg if query_id in reference.ndcg]
-    return metrics.paired_interval(
+    return paired_interval(
         {query_id: found.ndcg[query_id] for query_id in shared},
         {query_id: reference.ndcg[query_id] for query_id in shared},
     )
@@ -271,7 +279,7 @@ def _check_scores(
     rankers: Mapping[str, Ranker],
     judged: JudgedQueries,
     asked: JudgedQueries,
-    order: metrics.Rankings,
+    order: Rankings,
     served: Scores,
     workspace: Workspace,
     console: Console,
@@ -279,8 +287,7 @@ def _check_scores(
     """fp32 against torch, anything else against its own in-process run."""
     ranker = rankers[endpoint.recipe.ranker]
     if endpoint.is_fp32:
-        evaluated = judging_queries(endpoint.recipe, judged)  # as the build kept them
-        wanted = torch_scores(endpoint.recipe, ranker, evaluated, console.print, workspace)
+        wanted = torch_scores(endpoint.recipe, ranker, judged, console.print, workspace)  # as the build kept them
         return check_parity(endpoint.model, "torch's", served, wanted, TORCH_ATOL)
     wanted = in_process_scores(endpoint, ranker, asked, order, workspace, console)
     return check_parity(endpoint.model, "its in-process run's", served, wanted, IN_PROCESS_ATOL)
@@ -290,7 +297,7 @@ def in_process_scores(
     endpoint: Endpoint,
     ranker: Ranker,
     asked: JudgedQueries,
-    order: metrics.Rankings,
+    order: Rankings,
     workspace: Workspace = PROJECT,
     console: Console | None = None,
 ) -> Scores:
@@ -300,17 +307,14 @@ def in_process_scores(
     for query_id in track(list(asked.queries), f"{endpoint.model} in process", console):
         products = [asked.products[item_id] for item_id in order[query_id]]
         request = asked.request(query_id)
-        found = score_in_process(ranker, sessions, request, products)
-        found = as_served(endpoint.recipe, ranker, request, products, found)
+        found = in_process_score(endpoint.recipe, ranker, sessions, request, products)
         scores[query_id] = dict(zip(order[query_id], map(float, found), strict=True))
     return scores
 
 
 def in_process_sessions(endpoint: Endpoint, ranker: Ranker, workspace: Workspace = PROJECT) -> dict[str, Session]:
     """Graph name => session with the threads that the recipe gives the server."""
-    files = served_scorers(endpoint, workspace)
-    models = {graph.name: ("", path) for graph, path in zip(ranker.graphs, files, strict=True)}
-    return open_sessions(endpoint.recipe, endpoint.variant, models)
+    return sessions_of(endpoint.recipe, endpoint.variant, ranker, served_scorers(endpoint, workspace))
 
 
 def check_parity(model: str, whose: str, served: Scores, wanted: Scores, atol: float) -> Check:
@@ -318,10 +322,10 @@ def check_parity(model: str, whose: str, served: Scores, wanted: Scores, atol: f
     name = f"{model}: scores equal {whose}"
     try:
         reports = [
-            parity.check_parity(*_aligned(wanted.get(query_id, {}), found, query_id), atol)
+            parity_report(*_aligned(wanted.get(query_id, {}), found, query_id), atol)
             for query_id, found in served.items()
         ]
-    except parity.ParityError as error:
+    except ParityError as error:
         return Check(name, False, str(error))
     worst = max(difference for report in reports for difference in report.max_abs_difference.values())
     count = sum(map(len, served.values()))
@@ -358,7 +362,7 @@ def check_ndcg(model: str, served: Mapping[str, float], offline: Mapping[str, fl
 
 
 def _check_published(
-    url: str, kind: str, published: str, rows: Sequence[RankerQuality], judged: JudgedQueries, order: metrics.Rankings
+    url: str, kind: str, published: str, rows: Sequence[RankerQuality], judged: JudgedQueries, order: Rankings
 ) -> Check:
     """``rank`` is the endpoint that users call: it must answer as the variant that it names."""
     name = f"{kind}: answers as {published}"

@@ -6,29 +6,25 @@ a variant is compared with its reference of the same round. Latencies are pooled
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import itertools
 import json
 import tempfile
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pydantic
 from rich.console import Console
 
-from builders.core.files import write_atomically
-from builders.core.workspace import PROJECT, Workspace
-from builders.data.bm25 import first_stage
-from builders.data.find import JudgedQueries
 from perf.analyzer import AnalyzerError, Measurement, Step, measure
+from perf.csv_text import csv_text
 from perf.endpoints import RANK, Endpoint, published_model, serving
 from perf.errors import PerfError
 from perf.inputs import mean_candidates, requests_json, write_requests
+from perf.kit.data import PROJECT, JudgedQueries, Workspace, first_stage, write_atomically
 from perf.machine import Machine, this_machine
 from perf.progress import track
 
@@ -195,8 +191,8 @@ def write_perf(report: PerfReport, workspace: Workspace = PROJECT) -> list[Path]
     """``perf.json``, ``perf.csv`` (a row a point) and ``perf_steps.csv`` (a row a composing model)."""
     folder = workspace.build / "report"
     write_atomically(folder / "perf.json", json.dumps(dataclasses.asdict(report), indent=2) + "\n")
-    write_atomically(folder / "perf.csv", _csv(map(_flat, report.points)))
-    write_atomically(folder / "perf_steps.csv", _csv(row for point in report.points for row in _flat_steps(point)))
+    write_atomically(folder / "perf.csv", csv_text(map(_flat, report.points)))
+    write_atomically(folder / "perf_steps.csv", csv_text(row for point in report.points for row in _flat_steps(point)))
     return [folder / name for name in ("perf.json", "perf.csv", "perf_steps.csv")]
 
 
@@ -272,12 +268,3 @@ def _flat(point: Point) -> dict[str, object]:
 def _flat_steps(point: Point) -> list[dict[str, object]]:
     key = {"endpoint": point.endpoint, "concurrency": point.concurrency}
     return [{**key, **dataclasses.asdict(step)} for step in point.steps]
-
-
-def _csv(rows: Iterable[Mapping[str, object]]) -> str:
-    listed = list(rows)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(listed[0]) if listed else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(listed)
-    return text.getvalue()

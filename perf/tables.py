@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from builders.data.find import GRADES, JudgedQueries
 from perf.endpoints import RANK
+from perf.kit.data import GRADES, JudgedQueries
 from perf.served_quality import FIRST_STAGE, Check, Difference, RankerQuality, ServedQuality
 from perf.sweep import PerfReport, Point
 
-ROWS = 10
+ROWS = 5
+"""Of each order; titles are long."""
 GRADE_STYLES = {3: "bold green", 2: "yellow", 1: "blue", 0: "red"}
 
 
@@ -30,13 +32,12 @@ def quality_table(found: ServedQuality, kind: str = RANK, first_stage: str = "fi
         first_stage: what the order before any ranker is called.
     """
     table = Table(title="NDCG@10 through the served endpoint", title_justify="left")
-    table.add_column("ranker")
-    table.add_column("queries", justify="right")
-    table.add_column("NDCG@10", justify="right")
-    table.add_column("minus first stage, 95% interval", justify="right")
+    table.add_column("ranker", **_whole_names(found))
+    for heading in ("queries", "NDCG@10", "minus first stage, 95% interval"):
+        table.add_column(heading, justify="right", overflow="fold")
     for row in found.rankers:
         name = first_stage if row.name == FIRST_STAGE else row.name
-        name += f"  = {kind}" if row.name == found.published else ""
+        name += f"\n= {kind}" if row.name == found.published else ""
         difference = found.difference(row.name, FIRST_STAGE)
         queries = f"{len(row.ndcg)} {'test' if row.split == 'test' else 'judged'}"
         table.add_row(name, queries, f"{row.mean_ndcg:.4f}", interval_text(difference) if difference else "")
@@ -46,15 +47,20 @@ def quality_table(found: ServedQuality, kind: str = RANK, first_stage: str = "fi
 def differences_table(found: ServedQuality) -> Table:
     """Paired differences between rankers; those to the first stage stand in :func:`quality_table`."""
     table = Table(title="Paired differences, query by query", title_justify="left")
-    table.add_column("ranker")
-    table.add_column("minus")
-    table.add_column("NDCG@10, 95% interval", justify="right")
-    table.add_column("queries", justify="right")
+    table.add_column("ranker minus another", **_whole_names(found))
+    table.add_column("NDCG@10, 95% interval", justify="right", overflow="fold")
+    table.add_column("queries", justify="right", overflow="fold")
     for difference in found.differences:
         if difference.reference != FIRST_STAGE:
             queries = str(difference.interval.queries)
-            table.add_row(difference.found, difference.reference, interval_text(difference), queries)
+            pair = f"{difference.found}\n- {difference.reference}"
+            table.add_row(pair, interval_text(difference), queries)
     return table
+
+
+def _whole_names(found: ServedQuality) -> dict[str, Any]:
+    """Of a column: no narrower than the longest name, so that no two names are cut to the same one."""
+    return {"overflow": "fold", "min_width": max(len(readable(row.name)) for row in found.rankers) + len("- ")}
 
 
 def interval_text(difference: Difference) -> str:
@@ -72,12 +78,19 @@ def check_lines(checks: Iterable[Check]) -> Text:
     return lines
 
 
-def side_by_side(judged: JudgedQueries, query_id: str, before: RankerQuality, after: RankerQuality) -> Table:
-    """The first items of two orders of one query, with their grades."""
-    table = Table(title=f"'{escape(judged.queries[query_id])}'", title_justify="left", expand=True)
+def side_by_side(
+    judged: JudgedQueries, query_id: str, before: RankerQuality, after: RankerQuality, why: str = ""
+) -> Table:
+    """The first items of two orders of one query, with their grades and whole titles.
+
+    Args:
+        why: this query is shown.
+    """
+    title = f"'{escape(judged.queries[query_id])}'" + (f"  {escape(why)}" if why else "")
+    table = Table(title=title, title_justify="left", expand=True)
     for row in (before, after):
-        heading = f"{readable(row.name)}  NDCG@10 {row.ndcg[query_id]:.3f}"
-        table.add_column(heading, ratio=1, no_wrap=True, overflow="ellipsis")
+        heading = f"{readable(row.name)}\nNDCG@10 {row.ndcg[query_id]:.3f}"
+        table.add_column(heading, ratio=1, overflow="fold")
     for pair in zip(before.rankings[query_id][:ROWS], after.rankings[query_id][:ROWS], strict=True):
         table.add_row(*(_graded_title(judged, query_id, item_id) for item_id in pair))
     return table
@@ -92,9 +105,9 @@ def perf_table(report: PerfReport) -> Table:
     """Latency and rate of every endpoint at every concurrency."""
     title = f"perf_analyzer, closed loop, {report.candidates:.0f} candidates a request on average"
     table = Table(title=title, title_justify="left")
-    table.add_column("endpoint")
+    table.add_column("endpoint", overflow="fold")
     for heading in ("at once", "requests", "p50 ms", "p90 ms", "p99 ms", "requests/s", "candidates/s", "x fp32"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for previous, point in zip([None, *report.points], report.points, strict=False):
         if previous and previous.concurrency != point.concurrency:
             table.add_section()
@@ -106,7 +119,8 @@ def steps_table(report: PerfReport) -> Table:
     """Queue and compute of the composing models."""
     table = Table(title="Where a request's time goes: means a composing model, ms", title_justify="left")
     for heading in ("endpoint", "at once", "composing model", "queue", "compute"):
-        table.add_column(heading, justify="right" if heading in ("at once", "queue", "compute") else "left")
+        justify: Literal["left", "right"] = "right" if heading in ("at once", "queue", "compute") else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
     for point in report.points:
         for step in point.steps:
             concurrency = str(point.concurrency)

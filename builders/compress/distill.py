@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import get_linear_schedule_with_warmup
 
 from builders.compress.lists import blended, scores_of, tensors_of
-from builders.compress.schedule import rate_factor
 from builders.core.errors import BuilderError
 from builders.core.steps import Distill
 from builders.data.beir import GAINS, JudgedQueries
@@ -26,6 +26,8 @@ from builders.data.unlabeled import UnlabeledList, unlabeled_lists
 from builders.rankers.base import Ranker, Sample
 from builders.rankers.losses import listnet, pairwise
 
+WARM_UP = 0.1
+"""Share of the steps of a training in which the learning rate rises; after it falls to 0, both linearly."""
 MOSTLY = 0.99
 """A layer with a smaller share of weights that are not zero was pruned."""
 SEEDS_APART = 7919
@@ -130,7 +132,7 @@ def _fit(
     ]
     pruned = _pruned_weights(student.network)
     optimizer = torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, len(steps)))
+    schedule = get_linear_schedule_with_warmup(optimizer, int(WARM_UP * len(steps)), len(steps))
     student.network.train()
     for step in steps:
         optimizer.zero_grad()

@@ -8,7 +8,6 @@ exported graph is really smaller; importance is first-order Taylor expansion on 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -132,11 +131,11 @@ def zero_smallest(network: nn.Module, amount: float) -> nn.Module:
 
 def zero_two_of_four(ranker: Ranker, samples: Sequence[dict[str, Sample]], method: str) -> nn.Module:
     """The ranker's network made 2:4 sparse by ModelOpt, as plain weights. Raises: PruningError: no layer became so."""
-    import modelopt.torch.sparsity as sparsity
+    with quiet():  # it warns of versions
+        import modelopt.torch.sparsity as sparsity
 
     config = {"data_loader": range(len(samples)), "collect_func": lambda place: place}
-    with warnings.catch_warnings(), quiet():  # it names each layer
-        warnings.simplefilter("ignore")
+    with quiet():  # it names each layer
         sparsity.export(sparsity.sparsify(OnLists(ranker, samples), method, config=config))
     network = ranker.network
     if not any(is_two_of_four(module.weight) for module in network.modules() if isinstance(module, nn.Linear)):

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import io
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,15 +39,15 @@ def quantized_network(
     Args:
         ranker: whose network is changed: hand it a copy.
     """
-    import modelopt.torch.quantization as quantization
+    with quiet():  # it warns of versions
+        import modelopt.torch.quantization as quantization
 
     teacher = ranker.with_network(copy.deepcopy(ranker.network))
     lists = unlabeled_lists(data, settings.calibration_lists, settings.candidates, settings.seed + 2 * SEEDS_APART)
     samples = tensors_of(ranker, lists)
     on_lists = OnLists(ranker, samples)
     say(f"{ranker.name}: calibrating INT8 on {len(samples)} lists{' with SmoothQuant' if settings.smooth else ''}")
-    with warnings.catch_warnings(), quiet():  # it counts quantizers
-        warnings.simplefilter("ignore")
+    with quiet():  # it counts quantizers
         quantization.quantize(
             on_lists, _config(settings), lambda module: [module(place) for place in range(len(samples))]
         )
@@ -88,8 +87,7 @@ def onnx_from_quantized(graph: Graph, example: Sample, path: Path) -> None:
         tensor.name: {axis: dim for axis, dim in enumerate(tensor.dims) if isinstance(dim, str)} for tensor in tensors
     }
     written = io.BytesIO()
-    with warnings.catch_warnings(), torch.inference_mode(), _no_fast_path():
-        warnings.simplefilter("ignore")
+    with quiet(), torch.inference_mode(), _no_fast_path():
         torch.onnx.export(
             graph.module,
             tuple(torch.from_numpy(example[tensor.name]) for tensor in graph.contract.inputs),

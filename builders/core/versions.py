@@ -18,8 +18,6 @@ from builders.core.errors import BuilderError
 TRITON_RELEASE = "26.11"
 """Tag of the container, ``nvcr.io/nvidia/tritonserver:<release>-py3``; it mends a use-after-free in the dynamic
 batcher."""
-TRITON_VERSION = "2.75.0"
-"""Of the server in :data:`TRITON_RELEASE`."""
 
 OPSET = 18
 """What every graph is exported with: the lowest that torch's exporter writes without converting down."""

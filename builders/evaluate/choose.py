@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -289,19 +288,17 @@ def _dearer(row: VariantFigures, chosen: VariantFigures) -> str:
 
 
 def _relax(passed: Sequence[VariantFigures], limits: Sequence[Limit]) -> str:
-    """The fewest limits, and of these sets the one that gives way least, as shares of the limits added up."""
+    """The one limit that, giving way least as a share of itself, admits a variant."""
     if not passed:
         return "No variant passed its gate, so no limit helps; see [gate] of the recipe."
-    for count in range(1, len(limits) + 1):
-        sets = [
-            (sum(limit.relaxation(row.model) for limit in broken), _by_cost(row), row, broken)
-            for row, broken in itertools.product(passed, map(list, itertools.combinations(limits, count)))
-            if [limit for limit in limits if not limit.keeps(row.model)] == broken
-        ]
-        if finite := [found for found in sets if math.isfinite(found[0])]:
-            _, _, row, broken = min(finite, key=lambda found: found[:2])
-            changes = " and ".join(_change(limit, row.model) for limit in broken)
-            return f"Relax {changes}: that admits {row.model}."
+    broken = {row.model: [limit for limit in limits if not limit.keeps(row.model)] for row in passed}
+    single = [(row, limit) for row in passed for limit in broken[row.model] if len(broken[row.model]) == 1]
+    finite = [(row, limit) for row, limit in single if math.isfinite(limit.relaxation(row.model))]
+    if finite:
+        row, limit = min(finite, key=lambda pair: (pair[1].relaxation(pair[0].model), _by_cost(pair[0])))
+        return f"Relax {_change(limit, row.model)}: that admits {row.model}."
+    if len(single) < len(passed):
+        return "No single limit that gives way admits a variant: the lines above say which limits each breaks."
     return "No limit that gives way would admit a variant: its figures are not finite."
 
 

@@ -93,11 +93,6 @@ class Comparison:
     kendall_tau: float
     worst: tuple[QueryDifference, ...]
 
-    @property
-    def ndcg_ratio(self) -> float:
-        """Found NDCG as a share of the reference's; NaN where that is 0."""
-        return self.found_ndcg / self.reference_ndcg if self.reference_ndcg else float("nan")
-
 
 def rankings_from_scores(first_stage: Rankings, scores: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]]:
     """Orders each query's candidates by score, highest first, ties in first-stage order, as ``postprocess`` does.

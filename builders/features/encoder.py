@@ -315,10 +315,6 @@ class FeatureEncoder:
         """A user's stored features. Raises: FeatureError naming the field at fault."""
         return self._record("user", fields)
 
-    def record_bytes(self, source: Source) -> int:
-        """Size of one record."""
-        return self._records[source].itemsize
-
     def _record_dtype(self, source: Source) -> np.dtype[Any]:
         columns: list[tuple[Any, ...]] = [
             (feature.name, "<f4" if feature.dtype == "FP32" else "<i4", (feature.size or len(feature.fields),))

@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.progress import track
 from sklearn.metrics import ndcg_score
 from torch import Tensor
+from transformers import get_linear_schedule_with_warmup
 
-from builders.compress.schedule import rate_factor
+from builders.compress.distill import WARM_UP
 from builders.core.errors import told_in_one_line
 from builders.core.recipe import Recipe, load_recipe
 from builders.core.training_settings import CrossEncoderSettings, TrainerSettings
@@ -244,7 +245,7 @@ def _fit(
     tokenizer = load_tokenizer(folder)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _optimizer(model, learning_rate, learning_rate * settings.head_rate_factor)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, len(steps)))
+    schedule = get_linear_schedule_with_warmup(optimizer, int(WARM_UP * len(steps)), len(steps))
     model.train()
     for lists in track(steps, title, console=console, transient=True):
         scores = _scores(model, tokenizer, lists)

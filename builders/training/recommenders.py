@@ -36,8 +36,9 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import get_linear_schedule_with_warmup
 
-from builders.compress.schedule import rate_factor
+from builders.compress.distill import WARM_UP
 from builders.core.contract import ContractError
 from builders.core.errors import told_in_one_line
 from builders.core.recipe import Recipe, load_recipe
@@ -170,7 +171,7 @@ def _fit(network: nn.Module, examples: EncodedExamples, settings: RecommenderSet
     """AdamW, linear warm-up and decay, gradients clipped to norm 1."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     steps = settings.epochs * -(-settings.examples // settings.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps))
+    schedule = get_linear_schedule_with_warmup(optimizer, int(WARM_UP * steps), steps)
     network.train()
     with Progress(*Progress.get_default_columns(), "loss {task.fields[loss]:.3f}", console=console) as progress:
         task = progress.add_task(f"training {title}", total=steps, loss=float("nan"))

@@ -27,8 +27,9 @@ from rich.progress import track
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import get_linear_schedule_with_warmup
 
-from builders.compress.schedule import rate_factor
+from builders.compress.distill import WARM_UP
 from builders.core.recipe import Recipe
 from builders.core.training_settings import IntentSettings, MatcherSettings, TextSettings
 from builders.data.beir import GAINS, JudgedQueries, Product, load_judged
@@ -293,7 +294,7 @@ def _fit(
     if not steps:
         return
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, len(steps)))
+    schedule = get_linear_schedule_with_warmup(optimizer, int(WARM_UP * len(steps)), len(steps))
     network.train()
     for batch in track(steps, title, console=console, transient=True):
         optimizer.zero_grad()

@@ -37,11 +37,11 @@ from perf.pareto import (
     rows_of,
     run_pareto,
     step_lines,
-    table_cells,
     with_front,
     write_pareto,
 )
 from perf.pareto_page import LINE_PX, axis_of, free_places, hover_text, render_pareto
+from perf.pareto_text import table_cells
 from tests.support.small_repository import ENDPOINTS, small_load, write_endpoint
 from tests.support.variant_figures import pareto_report, reference_row, variant_row
 from tests.support.waiting import wait_until

@@ -150,7 +150,8 @@ def test_one_query_has_no_interval() -> None:
 # ---------------------------------------------------------------- comparison and gate
 def test_a_ranker_compared_with_itself_loses_nothing() -> None:
     comparison = compare(JUDGED, IDEAL, IDEAL)
-    assert (comparison.ndcg_ratio, comparison.top_k_overlap, comparison.kendall_tau) == pytest.approx((1.0, 1.0, 1.0))
+    assert (comparison.top_k_overlap, comparison.kendall_tau) == pytest.approx((1.0, 1.0))
+    assert comparison.found_ndcg == pytest.approx(comparison.reference_ndcg)
     assert comparison.interval.mean_difference == 0.0
 
 
@@ -161,7 +162,7 @@ def test_a_comparison_counts_overlap_agreement_and_worst_queries() -> None:
     assert comparison.kendall_tau == pytest.approx(((5 - 1) / 6 + -1) / 2)  # one of six pairs swapped, then all of one
     assert [query.query for query in comparison.worst] == ["blue lamp", "red mug"]
     assert comparison.worst[0].difference == pytest.approx(-1.0)
-    assert comparison.ndcg_ratio == pytest.approx(0.5)
+    assert comparison.found_ndcg == pytest.approx(0.5 * comparison.reference_ndcg)
 
 
 # ---------------------------------------------------------------- parity

@@ -118,9 +118,8 @@ def test_one_seed_gives_the_same_weights_and_another_gives_others(loss: str) -> 
 
 
 def test_a_diverged_training_is_refused() -> None:
-    with pytest.raises(
-        TrainingError, match=r"ncf: training diverged, .* are not finite; lower \[training\] learning_rate"
-    ):
+    wanted = r"ncf: training diverged, .* are not finite; lower \[training\] learning_rate"
+    with pytest.raises(TrainingError, match=wanted):
         trained_network(small_recipe("ncf", learning_rate=float("inf")), generated_log())
 
 

@@ -1,0 +1,101 @@
+"""What the parts of ``make bench`` share: what they are given and return, and how two things are timed in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from perf.endpoints import Endpoint
+from perf.kit.data import JudgedQueries, Request, Workspace
+from perf.kit.figures import Rankings
+from perf.kit.rankers import Ranker
+from perf.progress import track
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One measured figure; ``limit`` is None where it is told for information."""
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None = None
+    at_least: bool = False
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether it keeps its limit; None without one."""
+        if self.limit is None:
+            return None
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What every part needs."""
+
+    judged: JudgedQueries
+    order: Rankings
+    endpoints: Sequence[Endpoint]
+    rankers: Mapping[str, Ranker]
+    workspace: Workspace
+    console: Console
+    folder: Path = Path()
+    """Of the data."""
+
+    def track(self, items: Sequence[T], label: str) -> Iterator[T]:
+        """With a progress bar."""
+        return track(items, label, self.console)
+
+    def requests(self, candidates: int) -> Iterator[tuple[Request, list[str]]]:
+        """Test queries in turn without end, with their own candidates first, filled up from the corpus."""
+        for query_id in itertools.cycle(self.judged.subset("test").queries):
+            ids = dict.fromkeys([*self.order[query_id], *itertools.islice(self.judged.products, candidates)])
+            yield self.judged.request(query_id), list(ids)[:candidates]
+
+
+def figures_table(figures: Sequence[Figure]) -> Table:
+    """Figure, limit, verdict."""
+    table = Table(title="Figures to reach", title_justify="left")
+    for heading in ("figure", "found", "limit", "", "how"):
+        justify: Literal["left", "right"] = "right" if heading in ("found", "limit") else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
+    for figure in figures:
+        sign = "at least" if figure.at_least else "at most"
+        limit = "" if figure.limit is None else f"{sign} {figure.limit:g}"
+        verdict = {True: "[green]reached[/]", False: "[bold red]missed[/]", None: ""}[figure.passed]
+        table.add_row(figure.name, f"{figure.value:.3f} {figure.unit}", limit, verdict, figure.detail)
+    return table
+
+
+def paired_ms(
+    first: Callable[[], object], second: Callable[[], object], *, swap: bool, settle_s: float = 0.0
+) -> tuple[float, float]:
+    """Milliseconds of each.
+
+    Args:
+        swap: run the second one first, so that neither always follows the other.
+        settle_s: wait so long before each.
+    """
+    if swap:
+        second_ms, first_ms = _timed_ms(second, settle_s), _timed_ms(first, settle_s)
+    else:
+        first_ms, second_ms = _timed_ms(first, settle_s), _timed_ms(second, settle_s)
+    return first_ms, second_ms
+
+
+def _timed_ms(call: Callable[[], object], settle_s: float) -> float:
+    time.sleep(settle_s)
+    start_s = time.perf_counter()
+    call()
+    return (time.perf_counter() - start_s) * 1e3
