@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from builders.core.cuda_runtime import offer_cuda_runtime
 from builders.export.plan_manifest import manifest_path
 from builders.rankers.base import Sample
 
@@ -72,6 +73,7 @@ class PlanSession(Session):
         from polygraphy.backend.common import BytesFromPath
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
+        offer_cuda_runtime()
         engine = EngineFromBytes(BytesFromPath(str(path)))()
         profiles = json.loads(manifest_path(path).read_text(encoding="utf-8"))["profiles"]
         self._largest = [{name: shapes[-1] for name, shapes in profile.items()} for profile in profiles]
