@@ -1,7 +1,7 @@
 """ONNX => TensorRT plan with its manifest, and the proof that the plan computes in the precision asked for.
 
 The one module that calls ``tensorrt``, 8.5 to 11; the names that it calls are recorded for each release under
-``tests/builders/tensorrt_interfaces/``. Knows nothing of Triton, of rankers or of where plans are kept.
+``tests/support/tensorrt_interfaces/``. Knows nothing of Triton, of rankers or of where plans are kept.
 
 Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/python-api-docs.html
 """

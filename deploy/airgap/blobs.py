@@ -1,9 +1,9 @@
-"""Large files as independent compressed blobs: written on the packing machine, put together on the GPU machine by all of
-its cores at once, whatever blobs are there already and in whatever order they come.
+"""Large files as independent compressed blobs: written on the packing machine, put together on the GPU machine by all
+of its cores at once, whatever blobs are there already and in whatever order they come.
 
-A library's CUDA kernels are LZ4 blocks, which nothing compresses further. So the ones that the GPU can load travel plain in
-xz, where hundreds of near-equal kernels share a dictionary, and are put back as LZ4 blocks into the room that they had; the
-others are left zero. Every other byte, the entries' headers included, and every offset stays what it was.
+A library's CUDA kernels are LZ4 blocks, which nothing compresses further. So the ones that the GPU can load travel
+plain in xz, where hundreds of near-equal kernels share a dictionary, and are put back as LZ4 blocks into the room that
+they had; the others are left zero. Every other byte, the entries' headers included, and every offset stays what it was.
 
 Needs the package lz4 where a library has compressed kernels; xz is in Python.
 """
@@ -34,8 +34,13 @@ LZ4_LEVELS = (6, 12)
 
 @dataclasses.dataclass(frozen=True)
 class Blob:
-    """What one blob holds of one file. ``pieces``: [offset, bytes] for "code"; [payload offset, room, header offset, plain
-    bytes, whether LZ4, crc32] for "kernels"."""
+    """What one blob holds of one file.
+
+    Attributes:
+        kind: "code" or "kernels".
+        pieces: [offset, bytes] of code; [payload offset, room, header offset, plain bytes, whether LZ4, crc32] of
+            kernels.
+    """
 
     file: str
     kind: str
@@ -62,7 +67,7 @@ def library_blobs(path: Path, name: str, arch: int, how: str) -> Iterator[tuple[
 def _code_blobs(
     data: bytes, name: str, entries: Sequence[fatbins.Entry], anew: set[int]
 ) -> Iterator[tuple[Blob, bytes]]:
-    """All but the payloads; nor the compressed sizes of those that are compressed ``anew``, since blobs come in any order."""
+    """All but the payloads and the compressed sizes of those that are compressed ``anew``: blobs come in any order."""
     pieces: list[list[int]] = []
     total = start = 0
     holes = [(e.payload, e.payload + e.size) for e in entries]

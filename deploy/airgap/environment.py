@@ -1,7 +1,7 @@
 """What the kit carries besides the project: a relocatable Python 3.10 with TensorRT 8, the real Triton, and a runner.
 
-Made on the packing machine from PyPI by pip, with a Python 3.10 of this machine (``interpreter.py``). Needs gcc, readelf,
-nm, strip and ldd, which come with a C compiler.
+Made on the packing machine from PyPI by pip, with a Python 3.10 of this machine (``interpreter.py``). Needs gcc,
+readelf, nm, strip and ldd, which come with a C compiler.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PART_OF_EVERY_MACHINE = (
     "libresolv.so", "libgcc_s.so", "libstdc++.so",
 )  # fmt: skip
 STUBBED = ("libcudnn.so.8", "libcublas.so.11", "libcublasLt.so.11", "libcublas.so.12", "libcublasLt.so.12")
-"""The plugin library wants them only to be loaded; engines are built with those tactic sources off (stages/common.py)."""
+"""The plugin library only has to be able to load them; engines are built without their kernels (stages/common.py)."""
 RUNNER = """#!/bin/sh
 # Python 3.10 with TensorRT, alone in its library path: the machine's own programs never see it
 root=$(cd "$(dirname "$0")" && pwd)
@@ -146,7 +146,7 @@ def _leave_out(work: Path) -> None:
 
 # ---------------------------------------------------------------- libraries that only have to be there
 def _make_stubs(work: Path) -> None:
-    """Libraries that export what the plugin library wants of cuBLAS and cuDNN, and the CUDA runtime under its own name."""
+    """Libraries that export what the plugin library wants of cuBLAS and cuDNN; the CUDA runtime under its own name."""
     stubs, plugin = work / "stubs", work / "trt/tensorrt/libnvinfer_plugin.so.8"
     stubs.mkdir()
     needed = subprocess.check_output(["readelf", "-d", str(plugin)], text=True)

@@ -2,8 +2,8 @@
 
     PYTHONPATH=. .venv/bin/python -m deploy.airgap.pack build/airgap
 
-Writes OUT/1, OUT/2, ... Each holds the scripts that take it over and pieces of the whole; any number of folders of any size.
-Needs a Python 3.10, a C compiler with binutils, PyPI, and the project's ONNX files (`make export`).
+Writes OUT/1, OUT/2, ... Each holds the scripts that take it over and pieces of the whole; any number of folders of any
+size. Needs a Python 3.10, a C compiler with binutils, PyPI, and the project's ONNX files (`make export`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Runs the stages one after the other, each in a process and a process group of its own and for its own time at most;
 after each one OUT/results.json holds everything found so far, OUT/log.txt what was printed. A stage that fails or runs
-too long is noted, and the next one runs. Ends with a summary. A second run waits for the first, so that nothing is timed
-beside something else. Standard library only.
+too long is noted, and the next one runs. Ends with a summary. A second run waits for the first, so that nothing is
+timed beside something else. Standard library only.
 """
 
 from __future__ import annotations
@@ -142,8 +142,15 @@ def run(command: Command, limit_s: float, target: Path, log: Path) -> dict[str, 
         file.write(f"\n===== {' '.join(command.arguments)}\n".encode())
         file.flush()
         try:
-            process = subprocess.Popen(program(command, target), env=environ, cwd=project, stdout=file,
-                                       stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+            process = subprocess.Popen(
+                program(command, target),
+                env=environ,
+                cwd=project,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         except OSError as error:
             return {"command": command.arguments, "ended": f"not started: {error}", "seconds": 0}
         try:

@@ -1,4 +1,4 @@
-"""On the GPU machine, once a folder and folder 1 first: `PYTHONPATH=FOLDER python3 -m deploy.airgap.unpack FOLDER TARGET`.
+"""On the GPU machine, once a folder, folder 1 first: `PYTHONPATH=FOLDER python3 -m deploy.airgap.unpack FOLDER TARGET`.
 
 Standard library alone for the first step, which brings a Python 3.10 with lz4; that one puts the libraries together, on
 all cores. With the last folder it loads TensorRT and prints its version.

@@ -1,4 +1,4 @@
-"""The kit for a GPU machine without a network, on a machine without a GPU: packed, carried, unpacked, run up to "no GPU".
+"""The kit for a GPU machine without a network, on a machine without one: packed, carried, unpacked, run to "no GPU".
 
 No GPU has run it. In the normal tier its stages run from the source tree with the tests' own Python in the place of the
 carried one; the slow test packs everything and runs the carried Python, TensorRT and Triton.
@@ -115,7 +115,7 @@ def test_the_summary_puts_the_medians_of_one_shape_side_by_side() -> None:
 # ---------------------------------------------------------------- the workload
 def test_carried_files_score_nearly_as_the_projects_own_and_fp16_comes_back_to_the_bit(workload: Path) -> None:
     [facts] = json.loads((workload / "workload.json").read_text())
-    assert list(facts["files"])[0] == "fp16"
+    assert next(iter(facts["files"])) == "fp16"
     sample = {name.partition("/")[2]: array for name, array in np.load(workload / f"{RECIPE}.npz").items()
               if name.startswith("0/")}  # fmt: skip
     scores = {}
@@ -157,7 +157,7 @@ def test_words_that_no_sample_reads_are_zero_and_the_others_nearly_as_they_were(
 
 
 def test_a_recipe_that_is_not_known_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(NothingToCarry, match="no recipe named unheard; wanted some of .*cross_encoder"):
+    with pytest.raises(NothingToCarry, match=r"no recipe named unheard; wanted some of .*cross_encoder"):
         write_workload(tmp_path / "workload", ["unheard"])
 
 
@@ -186,7 +186,7 @@ def test_as_many_folders_as_asked_for_are_made() -> None:
 
 
 def test_a_piece_that_no_folder_takes_is_an_error_that_names_the_option() -> None:
-    with pytest.raises(ValueError, match="piece b9 .* give a larger --folder-mib"):
+    with pytest.raises(ValueError, match=r"piece b9 .* give a larger --folder-mib"):
         spread(PIECES, 8)
 
 
@@ -280,7 +280,7 @@ def test_without_a_python_3_10_the_error_says_where_it_was_looked_for(monkeypatc
 
 
 def test_a_python_of_another_release_is_refused() -> None:
-    with pytest.raises(PythonMissing, match="is Python 3.1[12], wanted 3.10"):
+    with pytest.raises(PythonMissing, match=r"is Python 3.1[12], wanted 3.10"):
         find_python(sys.executable)
 
 

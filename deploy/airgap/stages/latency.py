@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from deploy.airgap.stages.common import (
-    MS_PER_S, Results, engines_built, latency_ms, networks, opened, shapes_to_measure, sized, use_drop_in,
+    MS_PER_S,
+    Results,
+    engines_built,
+    latency_ms,
+    networks,
+    opened,
+    shapes_to_measure,
+    sized,
+    use_drop_in,
 )  # fmt: skip
 
 

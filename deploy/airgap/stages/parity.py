@@ -1,5 +1,5 @@
-"""Every judged list through every plan, by the drop-in's engine and by Polygraphy's runner, against ONNX Runtime's scores
-of the same file (references.py): largest difference, NDCG@10, share of lists with the same first ten in order."""
+"""Every judged list through every plan, by the drop-in's engine and by Polygraphy's runner, against ONNX Runtime's
+scores of the same file (references.py): largest difference, NDCG@10, share of lists with the same first ten."""
 
 from __future__ import annotations
 

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from deploy.airgap.stages.common import (
-    TARGET, Results, engines_built, networks, opened, sized, use_drop_in,
+    TARGET,
+    Results,
+    engines_built,
+    networks,
+    opened,
+    sized,
+    use_drop_in,
 )  # fmt: skip
 from server import TritonServer
 from server.plans import MANIFEST, PLAN, Machine, refusals, visible_gpus

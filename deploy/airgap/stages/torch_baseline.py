@@ -9,7 +9,13 @@ import torch
 
 from builders.rankers.base import Graph
 from deploy.airgap.stages.common import (
-    PROJECT, Results, graph_of, latency_ms, networks, shapes_to_measure, sized,
+    PROJECT,
+    Results,
+    graph_of,
+    latency_ms,
+    networks,
+    shapes_to_measure,
+    sized,
 )  # fmt: skip
 from perf.gpu_figures import measured_peak, torch_run
 
