@@ -15,7 +15,7 @@ from deploy.airgap.stages.common import (
     shapes_to_measure,
     sized,
     use_drop_in,
-)  # fmt: skip
+)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from deploy.airgap.stages.common import (
     opened,
     sized,
     use_drop_in,
-)  # fmt: skip
+)
 from server import TritonServer
 from server.plans import MANIFEST, PLAN, Machine, refusals, visible_gpus
 from server.self_test import MODEL

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 import torch
 
 from builders.rankers.base import Graph
 from deploy.airgap.stages.common import (
+    NO_GPU,
     PROJECT,
     Results,
     graph_of,
@@ -16,7 +18,7 @@ from deploy.airgap.stages.common import (
     networks,
     shapes_to_measure,
     sized,
-)  # fmt: skip
+)
 from perf.gpu_figures import measured_peak, torch_run
 
 COLUMNS: dict[str, dict[str, bool]] = {
@@ -33,6 +35,7 @@ def main() -> None:
     results.put("torch", torch.__version__)
     if not torch.cuda.is_available():
         results.put("no GPU", f"torch {torch.__version__} sees no CUDA GPU")
+        sys.exit(NO_GPU)
     results.require_gpu()
     with results.part("peak"):
         results.put("peak fp16 TFLOP/s", measured_peak("cuda") / FLOPS_PER_TFLOP)
