@@ -66,8 +66,9 @@ def write_workload(folder: Path, recipes: Sequence[str], workspace: Workspace = 
 def _network(recipe: Recipe, folder: Path, workspace: Workspace) -> dict[str, Any]:
     """One recipe's last graph, its scorer, in each precision that it has."""
     ranker = load_ranker(recipe)
-    data = judging_queries(recipe, evaluation_data(recipe.data, find_data().folder))
-    context = chain_of(recipe, ranker, data, print, workspace)
+    whole = evaluation_data(recipe.data, find_data().folder)
+    data = judging_queries(recipe, whole)
+    context = chain_of(recipe, ranker, whole, print, workspace)  # as the build has it: what it made is found again
     graph = _resized(ranker.graphs[-1])
     judged = list(data.judgements.items())[:LISTS]
     lists = [ranker.sample(data.request(query), [data.products[item] for item in grades])[graph.name]
