@@ -17,7 +17,7 @@ REQUIRE_TENSORRT ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-gpu check setup data train export build-engines quality recommend repository pareto publish serve \
-    perf bench report gpu-report docker-build docker-build-engines docker-serve docs docs-serve lock clean
+    perf bench report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ bench: setup ## the figures to reach, each with its limit
 test-gpu: setup ## the tests that need a GPU
 	@$(RUN) -m pytest -m gpu -s $(ARGS)
 
+setup-tensorrt-cpu: setup ## TensorRT 11's builder without a GPU, for a slow test of the calls to it (build/tensorrt-cpu)
+	@$(RUN) -m tests.support.tensorrt_cpu
+
 gpu-report: setup ## every figure that only a GPU can give
 	@$(RUN) -m perf gpu-report
 
@@ -105,6 +108,9 @@ AS_ME     := --user $(shell id -u):$(shell id -g) $(if $(PODMAN),--userns keep-i
 BUILD     := $(CONTAINER) build $(if $(PODMAN),--format docker)
 ENGINES   := $(CONTAINER) run --rm $(GPUS) $(AS_ME) --shm-size 1g --volume "$(CURDIR):/opt/tritonrank" \
              $(if $(TRITONRANK_DATA),--volume "$(TRITONRANK_DATA):/data:ro" --env TRITONRANK_DATA=/data) tritonrank-engines
+
+gpu-pack: export ## folders that carry engines' builds and GPU figures to a GPU machine without a network (OUT=build/airgap)
+	@PYTHONPATH=. $(RUN) -m deploy.airgap.pack $(or $(OUT),build/airgap) $(ARGS)
 
 docker-build: ## the server's image: NVIDIA's container where there is a GPU, else the pip-only server
 	@$(BUILD) --target $(IMAGE:tritonrank-%=%) --tag $(IMAGE) .

@@ -20,12 +20,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from builders.core.cuda_runtime import offer_cuda_runtime
 from builders.export.onnx import run_onnx, run_torch
 from builders.rankers.base import Graph, Sample
 from perf.errors import PerfError
 
 ROWS = (1, 8, 40, 128, 512)
 LENGTHS = tuple(range(16, 65, 8))
+ROW_DIMS = {"rows", "candidates"}
+"""Dimensions that a request's items run along: of a graph that batches, and of one that does not."""
 WARM_UP_RUNS, LEAST_RUNS, SECONDS_PER_POINT = 5, 30, 0.5
 PEAK_SIZE, PEAK_RUNS = 8192, 20
 MS_PER_S = 1e3
@@ -40,6 +43,7 @@ class Latency:
 
     Attributes:
         column: runtime and precision, such as "TensorRT fp16".
+        rows: of a batch; of a network that does not batch, its request's candidates; 1 where it has none.
         length: padded; 0 for a network without lengths.
         p50_ms, p99_ms: host to host.
         flops: multiplications and additions of the matrix products of one run.
@@ -66,16 +70,23 @@ class Latency:
 
 # ---------------------------------------------------------------- the shapes
 def sized(graph: Graph, sample: Sample, rows: int, length: int) -> Sample:
-    """A real sample's tensors repeated or cut to ``rows`` and, where the graph has lengths, to ``length``."""
-    return {
-        tensor.name: _sized(sample[tensor.name], tensor.dims, rows, length) if graph.batches else sample[tensor.name]
-        for tensor in graph.contract.inputs
-    }
+    """A real sample's tensors repeated or cut to ``rows`` and, where the graph has lengths, to ``length``.
+
+    Of a graph that does not batch, ``rows`` are the candidates of its one request; what a request has once stays as it
+    is.
+    """
+    return {tensor.name: _sized(sample[tensor.name], tensor.dims, rows, length) for tensor in graph.contract.inputs}
+
+
+def rows_of(graph: Graph, rows: Sequence[int]) -> Sequence[int]:
+    """``rows``, or 1 alone for a graph that has neither rows nor candidates, such as one that encodes a request."""
+    free = {dim for tensor in graph.contract.inputs for dim in tensor.dims}
+    return rows if free & ROW_DIMS else (1,)
 
 
 def _sized(array: np.ndarray, dims: Sequence[int | str], rows: int, length: int) -> np.ndarray:
     wanted = [
-        rows if dim == "rows" else length if isinstance(dim, str) and length else size
+        rows if dim in ROW_DIMS else length if isinstance(dim, str) and length else size
         for dim, size in zip(dims, array.shape, strict=True)
     ]
     for axis, size in enumerate(wanted):
@@ -176,6 +187,7 @@ def tensorrt_run(plan: Path, profiles: Sequence[Mapping[str, Any]]) -> Iterator[
     from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
+    offer_cuda_runtime()
     with TrtRunner(EngineFromBytes(BytesFromPath(str(plan)))) as runner:
         active = 0
 
@@ -212,7 +224,7 @@ def measure_column(
     found, failures = [], []
     for length in [one for one in lengths if one in graph.lengths] or [0]:
         flops_a_row = flops_of(graph, sized(graph, sample, 1, length))
-        for count in rows if graph.batches else (1,):
+        for count in rows_of(graph, rows):
             inputs = sized(graph, sample, count, length)
             try:
                 taken_ms = latency_of(lambda inputs=inputs: run(inputs))  # type: ignore[misc]
@@ -220,7 +232,7 @@ def measure_column(
                 failures.append(f"{graph.name}, {column}, {count} rows of length {length}: {first_line(error)}")
                 continue
             p50_ms, p99_ms = map(float, np.percentile(taken_ms, (50, 99)))
-            flops = flops_a_row * count
+            flops = flops_a_row * count if graph.batches else flops_of(graph, inputs)
             found.append(Latency(graph.name, column, count, length, taken_ms.size, p50_ms, p99_ms, flops))
     return found, failures
 

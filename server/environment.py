@@ -14,6 +14,9 @@ from server.errors import EnvironmentUnfit
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT_VARIABLE = "TRITONRANK_SERVER_ENV"
+TENSORRT_VARIABLE = "TRITONRANK_TENSORRT"
+TENSORRT_PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
+CUDA_RUNTIME = "libcudart.so"
 DEFAULT_ENVIRONMENT = REPOSITORY_ROOT / ".venv-server"
 HOW_TO_BUILD = "run 'make setup' to build it, or point --server-env or TRITONRANK_SERVER_ENV at one"
 
@@ -56,8 +59,33 @@ class ServerEnvironment:
 
     def version_of(self, package: str) -> str | None:
         """Return the installed version of a package of this environment, None where it is missing."""
-        found = metadata.distributions(name=package, path=[str(self.site_packages)])
-        return next((distribution.version for distribution in found), None)
+        return _version_in(self.site_packages, package)
+
+    def tensorrt_version(self) -> str | None:
+        """Return the version of the TensorRT that would load plans, None where there is none.
+
+        That of the folder $TRITONRANK_TENSORRT where it names one, as the drop-in imports it from there, else that of
+        this environment. Raises EnvironmentUnfit where the folder holds no TensorRT.
+        """
+        named = os.environ.get(TENSORRT_VARIABLE)
+        folder = Path(named) if named else self.site_packages
+        version = next(filter(None, (_version_in(folder, package) for package in TENSORRT_PACKAGES)), None)
+        if named and version is None:
+            raise EnvironmentUnfit(
+                f"{TENSORRT_VARIABLE} names {named}, where no package tensorrt is installed; fill it with "
+                f"'{self.bin}/pip install --target {named} tensorrt polygraphy', or unset it."
+            )
+        return version
+
+    def link_cuda_runtime(self, folder: Path) -> Path:
+        """Link this environment's CUDA runtime into `folder` under the name that Polygraphy looks for; return it.
+
+        nvidia-pytriton brings it under a longer name. Left empty where it brings none.
+        """
+        folder.mkdir(exist_ok=True)
+        for library in sorted(self.libraries.glob("libcudart-*.so.*"))[:1]:
+            (folder / CUDA_RUNTIME).symlink_to(library)
+        return folder
 
 
 def find_environment(root: str | os.PathLike[str] | None = None) -> ServerEnvironment:
@@ -71,6 +99,11 @@ def find_environment(root: str | os.PathLike[str] | None = None) -> ServerEnviro
     _check_triton(environment)
     _check_numpy(environment)
     return environment
+
+
+def _version_in(folder: Path, package: str) -> str | None:
+    found = metadata.distributions(name=package, path=[str(folder)])
+    return next((distribution.version for distribution in found), None)
 
 
 def _site_packages(folder: Path) -> Path:

@@ -30,7 +30,6 @@ EXIT_TIMEOUT_S = 10  # for requests that run when the server is stopped
 EXIT_MARGIN_S = 5  # for Triton itself after that
 LOG_LINES_IN_ERRORS = 30
 SHARED_MEMORY = Path("/dev/shm")
-TENSORRT_PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -173,12 +172,11 @@ class TritonServer:
 
     def _choose_repository(self) -> None:
         """Serve the repository, or a view of it without the plans that this machine cannot load."""
-        self._served, refused = servable_repository(self.repository, self._work_folder, self._tensorrt_version)
+        self._served, refused = servable_repository(
+            self.repository, self._work_folder, self.environment.tensorrt_version
+        )
         for refusal in refused:
             _LOGGER.warning(refusal.line)
-
-    def _tensorrt_version(self) -> str | None:
-        return next(filter(None, map(self.environment.version_of, TENSORRT_PACKAGES)), None)
 
     def _check_repository(self) -> None:
         if self.models is not None:
@@ -251,7 +249,9 @@ class TritonServer:
         """The caller's variables; the stub finds its Python by PATH, and reads no PYTHON* variable."""
         path = os.pathsep.join([str(self.environment.bin), os.environ.get("PATH", os.defpath)])
         # The caller's come last: they may hold CUDA's and TensorRT's libraries.
-        libraries = filter(None, [str(self.environment.libraries), os.environ.get("LD_LIBRARY_PATH")])
+        callers = filter(None, [os.environ.get("LD_LIBRARY_PATH")])
+        runtime = self.environment.link_cuda_runtime(self._work_folder / "cuda")
+        libraries = [str(self.environment.libraries), *callers, str(runtime)]
         return {
             **os.environ,
             "PATH": path,

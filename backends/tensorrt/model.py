@@ -11,6 +11,8 @@ Knows nothing of rankers.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from batching import Arrays, RunFailed, run_joined, run_rows
 from model_configuration import LoadErrors, row_cap
 from plan_signature import allocation_strategy, check_configuration, check_supported, hints_not_followed, plan_file
 from profiles import choose_profile, most_rows, profile_indices
+
+TENSORRT_VARIABLE = "TRITONRANK_TENSORRT"
+"""Names a folder with the packages tensorrt and polygraphy, where the server's environment has none."""
 
 
 class TritonPythonModel:
@@ -79,12 +84,15 @@ def _shapes(inputs: Arrays) -> dict[str, tuple[int, ...]]:
 def _open_engine(config: dict[str, Any], version_folder: Path, device: int) -> Any:
     """Import TensorRT only here, so that a machine without it learns the next step."""
     plan = plan_file(config, version_folder)
+    folder = os.environ.get(TENSORRT_VARIABLE)
+    if folder and folder not in sys.path:
+        sys.path.insert(0, folder)  # NumPy is the environment's own: Triton's stub has imported it by now
     try:
         from cuda_engine import CudaEngine
     except ImportError as error:
         raise ImportError(
-            f"{error}; a plan needs the packages tensorrt and polygraphy in the server's environment, or the Triton "
-            "container; without them serve the ONNX variant"
+            f"{error}; a plan needs the packages tensorrt and polygraphy in the server's environment or in the folder "
+            f"that {TENSORRT_VARIABLE} names, or the Triton container; without them serve the ONNX variant"
         ) from error
     return CudaEngine(plan, device, allocation_strategy(config))
 

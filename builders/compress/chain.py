@@ -220,7 +220,7 @@ def _quantized_by_runtime(
     has_attention = any("attention" in name.lower() for name, _ in ranker.network.named_modules())
     named, layers = sensitive_named(source, samples, step, graph.name)
     assert variant.runtime.quantizes is not None
-    variant.runtime.quantizes(source, target, samples, named, transformer=has_attention)
+    variant.runtime.quantizes(source, target, samples, named.keep_fp32, transformer=has_attention)
     return layers
 
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from builders.core.errors import BuilderError
@@ -30,6 +29,8 @@ from builders.core.quiet import quiet
 from builders.core.versions import check_onnx_versions, opset_of
 
 if TYPE_CHECKING:
+    import onnxruntime
+
     from builders.rankers.base import Sample
 
 FP16_MAX = float(np.finfo(np.float16).max)
@@ -298,6 +299,8 @@ def _magnitude(name: str) -> str:
 
 def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     """One thread; every optimization but those of the memory layout."""
+    import onnxruntime  # not at the top: who builds engines reads graphs' types here, and runs none
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # With every optimization ONNX Runtime 1.32 crashes on an FP16 Transpose before a MatMul (its NCHWc pass).

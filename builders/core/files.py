@@ -10,11 +10,16 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+BLOCK_BYTES = 2**20
+
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Hexadecimal SHA-256 of a file's bytes, read in blocks of BLOCK_BYTES."""
+    digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11, TensorRT 8.6's last one is 3.10
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def fingerprint(parts: Iterable[str]) -> str:

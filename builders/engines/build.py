@@ -1,7 +1,7 @@
 """ONNX => TensorRT plan with its manifest, and the proof that the plan computes in the precision asked for.
 
 The one module that calls ``tensorrt``, 8.5 to 11; the names that it calls are recorded for each release under
-``tests/builders/tensorrt_interfaces/``. Knows nothing of Triton, of rankers or of where plans are kept.
+``tests/support/tensorrt_interfaces/``. Knows nothing of Triton, of rankers or of where plans are kept.
 
 Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/python-api-docs.html
 """
@@ -160,8 +160,9 @@ def engine_from_onnx(
     weight_bytes = _fp32_weight_bytes(model)
     model = _as_read_by(trt, model, onnx_file.name)
     started = time.perf_counter()
-    plan, layers = _plan(trt, model, profiles, options, timing_cache)
+    plan = _plan(trt, model, profiles, options, timing_cache)
     seconds = time.perf_counter() - started
+    layers = _inspected(trt, plan)
     check_plan(options.precision, layers, len(plan), fp32_plan_bytes or weight_bytes, weight_bytes, onnx_file.name)
     manifest = EngineManifest(
         tensorrt=str(trt.__version__),
@@ -271,7 +272,8 @@ def _as_read_by(trt: Any, model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 def _plan(
     trt: Any, model: onnx.ModelProto, profiles: Sequence[Profile], options: BuildOptions, timing_cache: Path | None
-) -> tuple[bytes, dict[str, int]]:
+) -> bytes:
+    """The serialized plan; no more than this can be done where TensorRT has no GPU."""
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
     config = builder.create_builder_config()
@@ -287,7 +289,7 @@ def _plan(
         )
     _write_timing_cache(config, timing_cache)
     del parser  # it owns weights that the network points to
-    return bytes(plan), _inspected(trt, logger, plan)
+    return bytes(plan)
 
 
 def _typed_network(
@@ -380,8 +382,9 @@ def _write_timing_cache(config: Any, path: Path | None) -> None:
         write_atomically(path, bytes(config.get_timing_cache().serialize()))
 
 
-def _inspected(trt: Any, logger: Any, plan: Any) -> dict[str, int]:
-    runtime = trt.Runtime(logger)
+def _inspected(trt: Any, plan: bytes) -> dict[str, int]:
+    """Loads the plan, which needs the GPU."""
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(f"TensorRT {trt.__version__} does not load the plan it built; its log above has the reason")

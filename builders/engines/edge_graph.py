@@ -16,13 +16,19 @@ from onnx import TensorProto, helper, numpy_helper
 from builders.compress.fp16 import tensor_types
 from builders.core.versions import TENSORRT_8, VersionError, opset_of
 
+ONNX_NEEDED = (1, 22)
+"""Release of the package ``onnx`` from which the older form is right: 1.21 and earlier leave a reduction's axes in a
+form that is none of opset 17."""
+
 
 def onnx_for_tensorrt_8(model: onnx.ModelProto) -> onnx.ModelProto:
     """Convert down; the scores stay the same but for rounding.
 
     Raises:
-        VersionError: an operator has no form in the older opset, or a LayerNormalization not over the last axis.
+        VersionError: an operator has no form in the older opset, or a LayerNormalization not over the last axis; or the
+            package ``onnx`` is older than ONNX_NEEDED.
     """
+    _check_converter()
     if any(types == TensorProto.FLOAT16 for types in _scale_types(model)):
         raise VersionError(
             f"{model.graph.name}: INT8 with FP16 scales, which {TENSORRT_8.name} has not. Build the INT8 variant there"
@@ -44,6 +50,15 @@ def onnx_for_tensorrt_8(model: onnx.ModelProto) -> onnx.ModelProto:
     older.ir_version = TENSORRT_8.max_ir_version
     onnx.checker.check_model(older)
     return older
+
+
+def _check_converter() -> None:
+    if tuple(int(part) for part in onnx.__version__.split(".")[:2]) < ONNX_NEEDED:
+        wanted = ".".join(map(str, ONNX_NEEDED))
+        raise VersionError(
+            f"onnx {onnx.__version__} converts graphs wrongly to opset {TENSORRT_8.max_opset}, which "
+            f"{TENSORRT_8.name} needs; wanted {wanted} or later. Run 'pip install \"onnx>={wanted}\"'"
+        )
 
 
 def _scale_types(model: onnx.ModelProto) -> Iterator[int]:

@@ -17,7 +17,7 @@ from builders.core.runtimes import ONNX, runtime_of
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
 from builders.data.evaluation import evaluation_data
-from builders.engines.build import Precision
+from builders.engines.build import BuildOptions, Precision
 from builders.engines.build_all import WantedEngine, build_engines
 from builders.engines.parity import check_engine
 from builders.engines.profiles import profiles_of
@@ -28,19 +28,27 @@ BISECT_SAMPLES = 4
 
 
 def build_plans(
-    recipes: Sequence[Recipe], data: Path, say: Say, workspace: Workspace = PROJECT, *, require: bool = False
+    recipes: Sequence[Recipe],
+    data: Path,
+    say: Say,
+    workspace: Workspace = PROJECT,
+    *,
+    require: bool = False,
+    options: BuildOptions | None = None,
 ) -> dict[str, Path]:
     """Model name => plan, of every TensorRT variant; none on a machine that cannot build engines.
 
     Args:
         data: folder, as :func:`builders.data.find.find_data` found it.
+        require, options: as for :func:`builders.engines.build_all.build_engines`; a machine without cuBLAS and cuDNN
+            leaves them out of the options' ``tactic_sources``.
 
     Raises:
-        TensorRTMissing, EngineError, StoreLocked: as :func:`builders.engines.build_engines`; a plan that computes
-            something else than its graph is an EngineError, too.
+        TensorRTMissing, EngineError, StoreLocked: as :func:`builders.engines.build_all.build_engines`; a plan that
+            computes something else than its graph is an EngineError, too.
     """
     wanted = [engine for recipe in recipes for engine in _wanted(recipe, data, say, workspace)]
-    built = build_engines(wanted, workspace.build / "engines", say, require=require)
+    built = build_engines(wanted, workspace.build / "engines", say, require=require, options=options)
     return {model: engine.plan for model, engine in built.items()}
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from builders.core.cuda_runtime import offer_cuda_runtime
 from builders.engines.build import Precision
 from builders.engines.profiles import Profile, Shape
 from builders.export.parity import ValueMismatch
@@ -109,6 +110,7 @@ def _plan_runner(plan: Path, profile: int) -> Any:
     from polygraphy.backend.common import BytesFromPath
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
+    offer_cuda_runtime()
     return TrtRunner(EngineFromBytes(BytesFromPath(str(plan))), name="tensorrt", optimization_profile=profile)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from builders.core.errors import BuilderError
 from builders.core.files import write_atomically
+from builders.core.runtimes.trt import manifest_path
 
 
 class ManifestError(BuilderError):
@@ -64,11 +65,6 @@ class EngineManifest:
             return cls(**json.loads(text))
         except (TypeError, json.JSONDecodeError) as error:
             raise ManifestError(f"model.plan.json is no manifest ({error}); run 'make build-engines'") from error
-
-
-def manifest_path(plan: Path) -> Path:
-    """``model.plan`` => ``model.plan.json``."""
-    return plan.with_name(f"{plan.name}.json")
 
 
 def write_manifest(plan: Path, manifest: EngineManifest) -> None:

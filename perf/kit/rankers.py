@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from builders.core.runtimes import Session
 
 from builders.build import build_ranker, build_variants
 from builders.core.contract import Contract, Tensor
 from builders.core.recipe import Recipe, Variant
+from builders.core.runtimes import Session
 from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries, Product, Request
 from builders.data.evaluation import judging_queries

@@ -11,6 +11,7 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from server import ModelsNotReady, TritonServer
+from server.environment import TENSORRT_VARIABLE
 from tests.support.driving import waits_for
 from tests.support.fake_gpu import write_drop_ins
 from tests.support.onnx_models import write_config
@@ -171,3 +172,31 @@ def test_the_real_drop_in_refuses_an_instance_on_the_cpu(repository: Path, monke
         TritonServer(repository, ["scorer"], grpc_port=0, http_port=0, metrics_port=0),
     ):
         pass
+
+
+def test_the_drop_in_takes_tensorrt_from_the_folder_that_the_variable_names(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages, drop_ins = tmp_path / "packages", tmp_path / "backends"
+    packages.mkdir()
+    drop_ins.mkdir()
+    write_drop_ins(drop_ins, packages)
+    monkeypatch.setenv(TENSORRT_VARIABLE, str(packages))
+    _unchecked(monkeypatch, repository)
+    with TritonServer(repository, ["scorer"], grpc_port=0, http_port=0, metrics_port=0, backends=drop_ins) as running:
+        client = grpc.InferenceServerClient(running.grpc_url)
+        assert infer(client, "scorer", tokens=np.ones((2, 8), np.int32)).as_numpy("score").tolist() == [[8.0], [8.0]]
+        running.kill()
+
+
+def test_without_tensorrt_the_drop_in_names_both_places_for_it(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages, drop_ins = tmp_path / "packages", tmp_path / "backends"
+    packages.mkdir()
+    drop_ins.mkdir()
+    write_drop_ins(drop_ins, packages)
+    monkeypatch.delenv(TENSORRT_VARIABLE, raising=False)
+    _unchecked(monkeypatch, repository)
+    with pytest.raises(ModelsNotReady, match=f"server's environment or in the folder that {TENSORRT_VARIABLE} names"):
+        TritonServer(repository, ["scorer"], grpc_port=0, http_port=0, metrics_port=0, backends=drop_ins).start()

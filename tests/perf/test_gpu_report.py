@@ -25,6 +25,7 @@ from perf.gpu_figures import (
     matmul_flops,
     measured_peak,
     profile_for,
+    rows_of,
     sized,
     torch_run,
 )
@@ -54,6 +55,13 @@ CONTRACT = Contract(
     (Tensor("score", "FP32", ("rows", 1), ""),),
 )
 STATE = dict.fromkeys(gpu_report.GPU_FIELDS, "1") | {"name": "a made-up GPU", "clocks.sm": "1980"}
+
+
+ONE_REQUEST = Contract(
+    "scorer",
+    (Tensor("features", "FP32", ("candidates", 4), ""), Tensor("mask", "INT32", (1, 3), "")),
+    (Tensor("score", "FP32", ("candidates", 1), ""),),
+)
 
 
 class Scorer(nn.Module):
@@ -159,6 +167,19 @@ def test_a_sample_is_repeated_and_cut_to_any_shape() -> None:
     assert sized(GRAPH, SAMPLE, 1, 0)["mask"].shape == (1, 3)
 
 
+def test_a_graph_that_does_not_batch_is_given_as_many_candidates_and_its_request_once() -> None:
+    graph = dataclasses.replace(GRAPH, contract=ONE_REQUEST, batches=False, max_batch_size=0, lengths=())
+    tensors = sized(graph, SAMPLE | {"mask": SAMPLE["mask"][:1]}, 5, 0)
+    assert {name: array.shape for name, array in tensors.items()} == {"features": (5, 4), "mask": (1, 3)}
+    assert list(rows_of(graph, (1, 40, 512))) == [1, 40, 512]
+
+
+def test_a_graph_without_rows_and_candidates_has_one_shape() -> None:
+    alone = dataclasses.replace(ONE_REQUEST, inputs=ONE_REQUEST.inputs[1:])
+    graph = dataclasses.replace(GRAPH, contract=alone, batches=False, max_batch_size=0, lengths=())
+    assert list(rows_of(graph, (1, 40, 512))) == [1]
+
+
 def test_the_profile_is_the_first_that_takes_the_shapes() -> None:
     profiles = [{"mask": {"min": [1, n], "opt": [8, n], "max": [64, n]}} for n in (8, 16)]
     assert profile_for(profiles, sized(GRAPH, SAMPLE, 64, 16)) == 1
@@ -228,6 +249,14 @@ def test_torch_and_onnx_runtime_are_measured_at_every_shape(onnx_file: Path) -> 
         for rows in (1, 40)
     ]
     assert all(0 < one.p50_ms <= one.p99_ms for one in found)
+
+
+def test_a_graph_that_does_not_batch_is_measured_at_every_number_of_candidates(onnx_file: Path) -> None:
+    graph = dataclasses.replace(GRAPH, contract=ONE_REQUEST, batches=False, max_batch_size=0, lengths=())
+    sample = SAMPLE | {"mask": SAMPLE["mask"][:1]}
+    found, failures = network_latencies(graph, sample, onnx_file, [], "cpu", rows=(1, 8, 40))
+    assert failures == []
+    assert [(one.rows, one.length, one.flops) for one in found] == [(n, 0, 8.0 * n) for n in (1, 8, 40)] * 2
 
 
 def test_a_runtime_that_is_not_there_is_told_once_and_the_others_are_measured(onnx_file: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
-from server import RepositoryError, TritonServer, plans
-from server.environment import REPOSITORY_ROOT
+from server import EnvironmentUnfit, RepositoryError, TritonServer, plans
+from server.environment import REPOSITORY_ROOT, TENSORRT_VARIABLE, find_environment
 from server.plans import Gpu, Machine, refusals, servable_repository, served_versions, write_view
 from tests.support.onnx_models import save_summing_model, write_config
 from tests.support.repositories import infer
@@ -151,6 +151,25 @@ def test_a_version_that_is_not_served_may_be_of_another_machine(repository: Path
     write_plan(repository, MANIFEST | {"gpu": "NVIDIA T4"}, version=2)
     write_plan(repository)
     assert refusals(repository, MACHINE) == []
+
+
+def test_tensorrt_in_a_folder_of_its_own_is_the_one_that_plans_are_held_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = tmp_path / "trt" / "tensorrt-8.6.0.dist-info" / "METADATA"
+    facts.parent.mkdir(parents=True)
+    facts.write_text("Metadata-Version: 2.1\nName: tensorrt\nVersion: 8.6.0\n")
+    monkeypatch.setenv(TENSORRT_VARIABLE, str(tmp_path / "trt"))
+    assert find_environment().tensorrt_version() == "8.6.0"
+    monkeypatch.setenv(TENSORRT_VARIABLE, str(tmp_path))
+    with pytest.raises(EnvironmentUnfit, match=r"where no package tensorrt is installed; fill it with .*--target"):
+        find_environment().tensorrt_version()
+
+
+def test_polygraphys_name_for_the_cuda_runtime_leads_to_the_one_that_the_environment_has(tmp_path: Path) -> None:
+    folder = find_environment().link_cuda_runtime(tmp_path / "cuda")
+    assert (folder / "libcudart.so").resolve().name.startswith("libcudart-")
+    assert ctypes.CDLL(str(folder / "libcudart.so")).cudaRuntimeGetVersion is not None
 
 
 def test_nothing_is_asked_of_the_machine_where_there_is_no_plan(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Puts the FAKES of fake_tensorrt.py where the tensorrt drop-in looks for the real ones: in this process, or beside it.
+"""Puts the FAKES of fake_tensorrt_runtime.py where the tensorrt drop-in looks for the real ones.
 
 No GPU computes anything here.
 """
@@ -59,15 +59,16 @@ def fake_of(version: str) -> types.ModuleType:
     return module
 
 
-def write_drop_ins(folder: Path) -> Path:
-    """The tensorrt drop-in with the fakes beside it, which takes its instance for one on a GPU."""
+def write_drop_ins(folder: Path, packages: Path | None = None) -> Path:
+    """The tensorrt drop-in, which takes its instance for one on a GPU; the fakes beside it or in ``packages``."""
     shutil.copytree(DROP_INS / "common", folder / "common")
     shutil.copytree(DROP_INS / "tensorrt", folder / "tensorrt")
-    shutil.copy(Path(fake_tensorrt.__file__), folder / "tensorrt" / "tensorrt.py")
+    packages = packages or folder / "tensorrt"
+    shutil.copy(Path(fake_tensorrt.__file__), packages / "tensorrt.py")
     model = folder / "tensorrt" / "model.py"
     assert KIND in model.read_text()
     model.write_text(model.read_text().replace(KIND, '"GPU"'))
-    (folder / "tensorrt" / "polygraphy").mkdir()
+    (packages / "polygraphy").mkdir()
     for name, text in POLYGRAPHY.items():
-        (folder / "tensorrt" / "polygraphy" / name).write_text(text)
+        (packages / "polygraphy" / name).write_text(text)
     return folder

@@ -2,6 +2,10 @@
 
 It builds nothing: a plan is a text. What it proves is which calls ``builders.engines.build`` makes, and that the
 release has them.
+
+The building half. The running half, fake_tensorrt_runtime.py, is a file of its own since it is copied as
+``tensorrt.py`` to where Triton's stub imports it, and nothing of this project can be imported there; and since it
+computes: it stands for one release's runtime and for CUDA, this one for the names of any release.
 """
 
 from __future__ import annotations

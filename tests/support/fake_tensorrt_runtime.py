@@ -8,6 +8,9 @@ and are documented in https://docs.nvidia.com/deeplearning/tensorrt/archives/ten
 A fake plan is a JSON text: {"tensors": [[name, "INPUT" or "OUTPUT", type, shape], ...], "profiles": [{name: [minimum,
 optimum, maximum]}, ...]}. For each row `score` is the sum of the row's inputs, `profile` the active profile and
 `rows_in_run` the rows of the enqueue. Nothing that is put on the stream happens before the stream is waited for.
+
+The running half; the building half is fake_tensorrt_builder.py. This one is copied as `tensorrt.py` to
+where Triton's stub imports it, so it is one file that imports nothing of the project.
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-    from builders.core.steps import Int8
-
     Sample = dict[str, np.ndarray]
     """Tensor name => array, in the contract's dtypes."""
 
@@ -37,11 +35,12 @@ class Converts(Protocol):
 class Quantizes(Protocol):
     """FP32 ONNX => the runtime's own form with static INT8.
 
-    samples: real requests for calibration. transformer: the network has attention.
+    samples: real requests for calibration. keep_fp32: patterns of names of ONNX nodes. transformer: the network has
+    attention.
     """
 
     def __call__(
-        self, source: Path, target: Path, samples: Sequence[Sample], settings: Int8, *, transformer: bool
+        self, source: Path, target: Path, samples: Sequence[Sample], keep_fp32: Sequence[str], *, transformer: bool
     ) -> None: ...
 
 

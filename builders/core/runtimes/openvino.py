@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import onnx
 
     from builders.core.runtimes.base import Sample
-    from builders.core.steps import Int8
 
 
 class OpenVinoSession(Session):
@@ -70,13 +69,13 @@ def ir_from_onnx(source: Path, target: Path, precision: Precision = "fp32") -> N
 
 
 def int8_ir_from_onnx(
-    source: Path, target: Path, samples: Sequence[Sample], settings: Int8, *, transformer: bool
+    source: Path, target: Path, samples: Sequence[Sample], keep_fp32: Sequence[str] = (), *, transformer: bool
 ) -> None:
     """Convert and quantize: INT8 weights per channel, activations per tensor, ranges from real samples.
 
     Args:
         samples: input name => array, one a request.
-        settings: ``keep_fp32`` names ONNX nodes.
+        keep_fp32: patterns of names of ONNX nodes (``fnmatch``).
         transformer: attention inside: its products stay in FP32 and SmoothQuant moves outliers into the weights.
 
     Raises:
@@ -89,7 +88,7 @@ def int8_ir_from_onnx(
     if not samples:
         raise QuantizationError(f"{source.name}: no calibration samples; wanted at least one request")
     nncf.set_log_level(logging.ERROR)
-    ignored = nncf.IgnoredScope(patterns=_ignored(onnx.load(source), settings.keep_fp32), validate=False)
+    ignored = nncf.IgnoredScope(patterns=_ignored(onnx.load(source), keep_fp32), validate=False)
     with quiet():  # its progress bars
         quantized = nncf.quantize(
             openvino.Core().read_model(source),

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builders.core.cuda_runtime import offer_cuda_runtime
 from builders.core.runtimes.base import Precision, Runtime, Session
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class PlanSession(Session):
         from polygraphy.backend.common import BytesFromPath
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
+        offer_cuda_runtime()
         engine = EngineFromBytes(BytesFromPath(str(path)))()
         profiles = json.loads(manifest_path(path).read_text(encoding="utf-8"))["profiles"]
         self._largest = [{name: shapes[-1] for name, shapes in profile.items()} for profile in profiles]

@@ -15,7 +15,6 @@ from builders.compress import quantize_graph as quantize
 from builders.compress.quantize_graph import QuantizationError
 from builders.core.runtimes import open_session, runtime_of
 from builders.core.runtimes.openvino import int8_ir_from_onnx, ir_from_onnx
-from builders.core.steps import Int8
 from builders.core.untracked import openvino
 from tests.support.processor import needs_vnni
 from tests.support.small_graphs import WIDTH, masked_attention_model, sample
@@ -98,7 +97,7 @@ def test_half_weights_halve_the_file_and_keep_the_scores_near(source: Path, tmp_
 
 
 def test_int8_has_fake_quantize_operations_and_other_scores(source: Path, tmp_path: Path) -> None:
-    int8_ir_from_onnx(source, tmp_path / "int8.xml", SAMPLES, Int8(), transformer=True)
+    int8_ir_from_onnx(source, tmp_path / "int8.xml", SAMPLES, (), transformer=True)
     assert "FakeQuantize" in operations(tmp_path / "int8.xml")
     assert quantized_products(tmp_path / "int8.xml") == {"first", "score"}  # the last has its output's name
     assert not np.allclose(scores(tmp_path / "int8.xml"), scores(source), atol=1e-5)
@@ -106,23 +105,21 @@ def test_int8_has_fake_quantize_operations_and_other_scores(source: Path, tmp_pa
 
 @needs_vnni
 def test_int8_scores_are_near(source: Path, tmp_path: Path) -> None:
-    int8_ir_from_onnx(source, tmp_path / "int8.xml", SAMPLES, Int8(), transformer=True)
+    int8_ir_from_onnx(source, tmp_path / "int8.xml", SAMPLES, (), transformer=True)
     wanted, found = scores(source), scores(tmp_path / "int8.xml")
     assert np.corrcoef(wanted.ravel(), found.ravel())[0, 1] > 0.98
 
 
 @pytest.mark.parametrize(("kept", "quantized"), [("la*", {"first"}), ("first", {"score"})])
 def test_what_the_recipe_keeps_in_fp32_stays(source: Path, tmp_path: Path, kept: str, quantized: set[str]) -> None:
-    int8_ir_from_onnx(source, tmp_path / "int8.xml", SAMPLES, Int8(keep_fp32=(kept,)), transformer=False)
+    int8_ir_from_onnx(source, tmp_path / "int8.xml", SAMPLES, (kept,), transformer=False)
     assert quantized_products(tmp_path / "int8.xml") == quantized
 
 
 def test_a_product_with_a_bias_is_kept_by_its_name(tmp_path: Path) -> None:
     onnx.save(two_gemms(), tmp_path / "fp32.onnx")
     samples = [{"x": each["x"]} for each in SAMPLES]
-    int8_ir_from_onnx(
-        tmp_path / "fp32.onnx", tmp_path / "int8.xml", samples, Int8(keep_fp32=("first",)), transformer=False
-    )
+    int8_ir_from_onnx(tmp_path / "fp32.onnx", tmp_path / "int8.xml", samples, ("first",), transformer=False)
     kept, quantized = (
         [name for name in names if name.startswith("first")]
         for names in (products_of(tmp_path / "int8.xml"), quantized_products(tmp_path / "int8.xml"))
@@ -134,13 +131,13 @@ def test_a_product_with_a_bias_is_kept_by_its_name(tmp_path: Path) -> None:
 
 def test_no_samples_are_refused_and_nothing_is_written(source: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match=r"fp32\.onnx: no calibration samples; wanted at least one request"):
-        int8_ir_from_onnx(source, tmp_path / "int8.xml", [], Int8(), transformer=False)
+        int8_ir_from_onnx(source, tmp_path / "int8.xml", [], (), transformer=False)
     assert [path.name for path in tmp_path.iterdir()] == ["fp32.onnx"]
 
 
 def test_a_graph_of_which_all_is_kept_in_fp32_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match=r"fp32\.onnx: NNCF quantized nothing; .* relax keep_fp32"):
-        int8_ir_from_onnx(source, tmp_path / "int8.xml", SAMPLES, Int8(keep_fp32=("*",)), transformer=False)
+        int8_ir_from_onnx(source, tmp_path / "int8.xml", SAMPLES, ("*",), transformer=False)
     assert [path.name for path in tmp_path.iterdir()] == ["fp32.onnx"]
 
 

@@ -420,6 +420,12 @@ def test_the_edge_graph_computes_the_same_in_the_older_opset(tmp_path: Path) -> 
     np.testing.assert_allclose(after, before, atol=1e-5)
 
 
+def test_a_converter_that_is_known_to_be_wrong_is_refused_before_it_converts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "__version__", "1.21.0")
+    with pytest.raises(VersionError, match=r"onnx 1.21.0 converts graphs wrongly .*; wanted 1.22 or later. Run .pip"):
+        onnx_for_tensorrt_8(masked_attention_model())
+
+
 def test_fp16_between_int8_products_has_no_edge_graph(tmp_path: Path) -> None:
     source = written(tmp_path, quantized_model())
     fp16_from_onnx(source, tmp_path / "mixed.onnx", [{"x": sample()["x"]}])

@@ -27,7 +27,7 @@ from builders.core.workspace import Workspace
 from builders.engines import build_all as engines
 from builders.engines import of_recipe as engine_variants
 from builders.engines import parity as engine_parity
-from builders.engines.build import EngineError
+from builders.engines.build import BuildOptions, EngineError
 from builders.engines.gpu import Gpu
 from builders.engines.of_recipe import build_plans
 from builders.engines.profiles import profiles_of
@@ -101,9 +101,11 @@ def planned(built: Built, workspace: Workspace, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(RUNTIMES, TRT.name, fake)
     monkeypatch.setattr(engine_parity, "_plan_runner", fake_runner)
 
-    def run(*variants: Variant) -> tuple[Recipe, dict[str, Path], list[BuiltVariant]]:
+    def run(
+        *variants: Variant, options: BuildOptions | None = None
+    ) -> tuple[Recipe, dict[str, Path], list[BuiltVariant]]:
         recipe = built.recipe.model_copy(update={"variants": (*built.recipe.variants, *variants)})
-        plans = build_plans([recipe], workspace.build, lambda _: None, workspace)
+        plans = build_plans([recipe], workspace.build, lambda _: None, workspace, options=options)
         found = build_variants(recipe, built.ranker, built.judged, lambda _: None, workspace, plans=plans)
         return recipe, plans, found
 
@@ -113,6 +115,13 @@ def planned(built: Built, workspace: Workspace, monkeypatch: pytest.MonkeyPatch)
 def publish(built: Built, recipe: Recipe, variants: list[BuiltVariant], workspace: Workspace, **published: str) -> None:
     publish_rankers([BuiltRanker(recipe, built.ranker, variants, built.judged)], published, "made up",
                     lambda _: None, workspace)  # fmt: skip
+
+
+def test_every_plan_is_built_from_the_kernels_of_the_libraries_that_are_named(planned: Planned) -> None:
+    _, plans, _ = planned(FP32, FP16, options=BuildOptions(tactic_sources=("JIT_CONVOLUTIONS",)))
+    options = [read_manifest(plan).options for plan in plans.values()]
+    assert [one["tactic_sources"] for one in options] == [["JIT_CONVOLUTIONS"]] * 2
+    assert sorted(one["precision"] for one in options) == ["fp16", "fp32"]
 
 
 def test_every_plan_is_gated_as_its_own_and_published_with_its_manifest(
