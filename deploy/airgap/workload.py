@@ -18,9 +18,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from builders.compress.chain import BuildContext, calibration_samples, chain_of, variant_files
+from builders.compress.chain import variant_files
+from builders.compress.context import BuildContext, build_context, calibration_samples
 from builders.compress.fp16 import fp16_from_onnx
 from builders.core.recipe import Recipe, Variant, load_recipes
+from builders.core.runtimes import ONNX
 from builders.core.steps import Int8, Int8Network
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.evaluation import evaluation_data, judging_queries
@@ -68,7 +70,7 @@ def _network(recipe: Recipe, folder: Path, workspace: Workspace) -> dict[str, An
     ranker = load_ranker(recipe)
     whole = evaluation_data(recipe.data, find_data().folder)
     data = judging_queries(recipe, whole)
-    context = chain_of(recipe, ranker, whole, print, workspace)  # as the build has it: what it made is found again
+    context = build_context(recipe, ranker, whole, print, workspace)  # as the build has it: what it made is found again
     graph = _resized(ranker.graphs[-1])
     judged = list(data.judgements.items())[:LISTS]
     lists = [ranker.sample(data.request(query), [data.products[item] for item in grades])[graph.name]
@@ -113,7 +115,7 @@ def _files(
 
 def _carried(recipe: Recipe) -> Iterator[tuple[str, Variant]]:
     """FP32, and INT8 as TensorRT takes it where the recipe publishes it."""
-    published = [one for one in recipe.variants if one.runtime == "onnx" and not one.experimental]
+    published = [one for one in recipe.variants if one.runtime is ONNX and not one.experimental]
     int8 = next((one for one in published if _is_symmetric_int8(one)), None)
     if int8 is not None:
         yield "int8", int8
