@@ -16,7 +16,7 @@ VARIANT   ?=
 REQUIRE_TENSORRT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu check setup data train export build-engines quality recommend repository pareto publish serve \
+.PHONY: help demo test test-slow test-gpu check setup data train export build-engines quality recommend repository pareto publish serve \
     perf bench report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
@@ -25,8 +25,11 @@ help: ## list the targets
 demo: setup ## from a fresh clone to ranked lists and a report: three variants (QUERIES=10: fewer queries; FRESH=1: all anew)
 	@$(RUN) -m perf demo $(if $(QUERIES),--queries $(QUERIES)) $(if $(FRESH),--fresh)
 
-test: setup ## the tests, on the real Triton
-	@$(RUN) -m pytest $(ARGS)
+test: setup ## the tests, on the real Triton, without the slow tier
+	@$(RUN) -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup ## the slow tier: TensorRT 11's builder on this CPU, the whole kit for a GPU machine packed
+	@$(RUN) -m pytest -m slow $(ARGS)
 
 check: setup ## lint, layers and types
 	@$(RUN) -m ruff check .

@@ -69,7 +69,6 @@ def test_no_tested_command_runs_the_tests_or_never_ends() -> None:
     assert not [command for command in COMMANDS if re.search(r"\bmake (test|serve)\b|\bpytest\b", command)]
 
 
-@pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_or_a_tutorial_works(command: str, developers_folders: Untouched) -> None:
