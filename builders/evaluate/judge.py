@@ -16,6 +16,7 @@ from builders.compress.chain import Artifact, compressed, network_inputs, varian
 from builders.compress.context import BuildContext, Say, ranker_inputs
 from builders.core.contract import SCORE
 from builders.core.keeper import keep_figures
+from builders.core.processor import instruction_sets
 from builders.core.recipe import Recipe, RecipeError, Variant
 from builders.core.runtimes import Session, open_session, runtime_of
 from builders.core.steps import NetworkStep
@@ -133,6 +134,7 @@ def _scored_on(context: BuildContext, judging: Judging) -> dict[str, object]:
         "kind of data": recipe.data,
         "head_weights": recipe.postprocess.head_weights,
         "threads": recipe.serving.threads,
+        "processor": instruction_sets(),
         "fidelity_candidates": recipe.gate.fidelity_candidates,
         "fidelity seed": FIDELITY_SEED,
     }

@@ -15,6 +15,7 @@ from builders.core.recipe import Postprocess, Recipe, Variant
 from builders.core.steps import DynamicInt8, Int8, PruneChannels
 from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries
+from builders.evaluate import judge
 from builders.evaluate.judge import BuiltVariant
 from tests.support import tiny_xlm_roberta
 from tests.support.tiny_xlm_roberta import Built
@@ -119,6 +120,14 @@ def test_every_field_of_a_product_counts(built: Built, build_again: Callable, sa
     build_again(data=other_products(built.judged, **{field: changed}))
     assert [line for line in said if "scoring" in line]
     assert len([line for line in said if "quality over" in line]) == 2
+
+
+def test_another_processor_measures_anew(
+    build_again: Callable, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "instruction_sets", lambda: ("x86_64", "another"))
+    build_again()
+    assert len([line for line in said if "measured anew, as processor changed" in line]) == 2
 
 
 def test_int8_is_calibrated_anew_on_other_data(built: Built, build_again: Callable, said: list[str]) -> None:

@@ -17,6 +17,7 @@ from builders.core.runtimes.openvino import ir_from_onnx
 from builders.core.steps import Int8Network
 from builders.rankers.base import Sample
 from builders.rankers.cross_encoder import CrossEncoderRanker
+from tests.support.processor import needs_vnni
 from tests.support.small_rankers import REQUEST, catalogue, cross_encoder, some_products
 
 LINEAR_OF_A_LAYER = 6
@@ -100,6 +101,7 @@ def test_only_standard_operators_are_in_the_file(graph: Path) -> None:
     assert [opset.domain for opset in model.opset_import] == [""]
 
 
+@needs_vnni
 @pytest.mark.parametrize("products", [1, 5, 40])
 def test_both_runtimes_give_what_the_quantized_network_gives_at_any_number_of_rows(
     fp32: CrossEncoderRanker, graph: Path, tmp_path: Path, products: int
