@@ -20,7 +20,7 @@ def telling_queries(before: Mapping[str, float], after: Mapping[str, float]) -> 
     best, middle, worst = order[0], order[len(order) // 2], order[-1]
     found = {
         best: "the greatest gain" if gains[best] > 0 else "no gain anywhere: the smallest loss",
-        worst: "the greatest loss" if gains[worst] < 0 else "no loss anywhere: the smallest gain",
+        worst: "the greatest loss" if gains[worst] < 0 else "no loss anywhere, the smallest gain",
     }
     if middle not in found:
         found = {best: found[best], middle: "the median difference", worst: found[worst]}

@@ -70,6 +70,7 @@ def test_an_endpoint_whose_versions_are_not_there_cannot_be_served(tmp_path: Pat
     (tmp_path / "rank" / "config.pbtxt").write_text(
         'ensemble_scheduling { step { model_name: "scorer" model_version: 2 } }'
     )
+    (tmp_path / "manifest.json").write_text('{"libraries": {}, "models": {}, "ensembles": {"rank": {"scorer": 2}}}')
     assert not can_serve(tmp_path, "rank")
     (tmp_path / "scorer" / "2").mkdir(parents=True)
     assert can_serve(tmp_path, "rank")

@@ -18,7 +18,7 @@ def test_the_greatest_gain_the_median_and_the_greatest_loss_are_shown() -> None:
 
 def test_a_ranker_that_never_loses_is_not_said_to_lose() -> None:
     shown = telling_queries(BEFORE, {"a": 0.6, "b": 0.9})
-    assert shown == {"b": "+0.400: the greatest gain", "a": "+0.100, no loss anywhere: the smallest gain"}
+    assert shown == {"b": "+0.400: the greatest gain", "a": "+0.100: no loss anywhere, the smallest gain"}
 
 
 def test_a_ranker_that_never_gains_is_not_said_to_gain() -> None:

@@ -107,7 +107,7 @@ pins = { B01 = 1, B02 = 4 }
         ("pins = { a = 0 }", "greater than or equal to 1"),
         ("pins = { a = 2, b = 2 }", "wanted a position each"),
         ("max_per_brand = -1", "greater than or equal to 0"),
-        ("max_per_colour = 1", "Extra inputs are not permitted"),
+        ("max_per_colour = 1", r"max_per_colour: unknown field; did you mean 'max_per_brand'\?"),
     ],
 )
 def test_a_recipes_bad_rule_is_refused(tmp_path: Path, rule: str, complaint: str) -> None:

@@ -407,6 +407,7 @@ def test_a_publish_that_changes_tensors_is_mended_by_the_next_wherever_it_is_kil
 def test_a_configuration_that_cannot_be_read_is_refused_by_its_path(repository: Path) -> None:
     (repository / "rank").mkdir(parents=True)
     (repository / "rank" / "config.pbtxt").write_text("name: 'rank'\nflavour: 3\n")
+    (repository / "manifest.json").write_text('{"libraries": {}, "models": {}, "ensembles": {"rank": {}}}')
     with pytest.raises(pbtxt.ConfigError, match=r"rank/config\.pbtxt: not a model configuration .*flavour.*'make repo"):
         served_variant(repository)
 
