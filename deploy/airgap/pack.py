@@ -77,6 +77,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     limits.add_argument("--folder-mib", type=int, default=48, help="largest size of a folder (%(default)s)")
     limits.add_argument("--folders", type=int, help="how many folders, in place of their size")
     parser.add_argument("--recipes", nargs="+", default=["cross_encoder", "dcn_v2"], help="what is measured there")
+    parser.add_argument("--build", type=Path, default=PROJECT / "build", help="where 'make export' built it (build/)")
     parser.add_argument("--preset", type=int, default=6, help="xz's: 1 packs in half the time, a fifth larger")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     return parser.parse_args(arguments)
@@ -84,6 +85,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def pack(options: argparse.Namespace) -> None:
     """Everything. Raises: PythonMissing, ToolMissing, ValueError."""
+    from builders.core.workspace import Workspace
     from deploy.airgap.workload import write_workload
 
     python = find_python(options.python)
@@ -91,7 +93,7 @@ def pack(options: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".work-") as name:
         work = Path(name)
-        write_workload(work / "workload", options.recipes)
+        write_workload(work / "workload", options.recipes, Workspace(build=options.build.absolute()))
         make_environment(work, python, options.tensorrt)
         _offer_lz4(work)
         pieces, facts = compress_all(work, work / "pieces", options)

@@ -28,6 +28,7 @@ from deploy.airgap.environment import RUNNER, ToolMissing, check_tools
 from deploy.airgap.interpreter import PythonMissing, find_python
 from deploy.airgap.pack import Piece, compress_all, folder_limit, spread, write_folders
 from deploy.airgap.workload import NothingToCarry, trimmed, write_workload
+from tests.support import kit
 from tests.support.python310 import PYTHON_310, WHY_NO_PYTHON_310
 
 RECIPE = "dcn_v2"
@@ -308,7 +309,7 @@ def test_the_whole_kit_is_packed_carried_and_run_up_to_no_gpu(tmp_path: Path) ->
     """With the real TensorRT 8.6, its Python 3.10 and Triton; downloads about 1 GB."""
     out, target = tmp_path / "out", tmp_path / "target"
     command = [sys.executable, "-m", "deploy.airgap.pack", str(out), "--preset", "0", "--folders", "2",
-               "--recipes", RECIPE]  # fmt: skip
+               "--recipes", RECIPE, "--build", str(kit.WORKSPACE.build)]  # fmt: skip
     packed = subprocess.run(command, cwd=REPOSITORY_ROOT, capture_output=True, text=True)
     if "is PyPI reachable?" in packed.stderr:
         pytest.skip(packed.stderr)
