@@ -1,6 +1,7 @@
 """What a stored product depends on, as one key: the only place where such a key is made.
 
 A key names everything that a computation reads, by name, so that a product which is out of date can say what changed.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ import sysconfig
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pydantic
 
 from builders.core.files import sha256
 
@@ -74,12 +72,12 @@ def _content(value: object) -> Any:
         return value
     if isinstance(value, Path):
         return sha256(value)
-    if isinstance(value, pydantic.BaseModel):
-        return _content(value.model_dump(mode="json"))
+    if callable(dump := getattr(value, "model_dump", None)):  # a pydantic model
+        return _content(dump(mode="json"))
     if isinstance(value, datetime.date):
         return value.isoformat()
-    if isinstance(value, np.generic):
-        return value.item()
+    if getattr(value, "shape", None) == () and callable(item := getattr(value, "item", None)):  # a NumPy number
+        return item()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _content(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
