@@ -154,7 +154,8 @@ def test_figures_of_another_versions_form_are_measured_anew(
         figures.get("report", {}).pop(missing, None)
         state.write_text(json.dumps(figures), encoding="utf-8")
     found = build_variants(built.recipe, built.ranker, built.judged, said.append, workspace)
-    assert found[1].figures == built.variants[1].figures
+    times = {"build_s": built.variants[1].figures["build_s"]}  # of the file, which another test makes anew
+    assert {**found[1].figures, **times} == built.variants[1].figures
     assert "cross_encoder_int8_onnx: quality over 8 judged queries" in said
 
 
