@@ -146,7 +146,7 @@ def _export(context: BuildContext, steps: Sequence[NetworkStep], graph: Graph, m
         mine = next(each for each in source.ranker.graphs if each.name == graph.name)
         context.say(f"{model}: exporting to ONNX")
         samples = [sample[graph.name] for sample in parity_samples(source.ranker, context.data)]
-        if any(not step.keepable for step in steps[-1:]):
+        if any(step.inserts_quantizers for step in steps):
             from builders.compress.quantize_network import onnx_from_quantized
 
             onnx_from_quantized(mine, samples[1], target)

@@ -39,6 +39,8 @@ class CompressionStep(Settings):
     """Whether its product's scores are independent of the rows beside them, so that requests may be run together."""
     keepable: ClassVar[bool] = True
     """Whether its product can be stored and loaded again."""
+    inserts_quantizers: ClassVar[bool] = False
+    """Whether the network has quantizers after it, which are exported as explicit Q/DQ by their own exporter."""
     reads_data: ClassVar[bool] = False
     """Whether its product depends on the data besides the network."""
     changes_graph: ClassVar[bool] = True
@@ -343,6 +345,7 @@ class Int8Network(NetworkStep):
     reads_data: ClassVar[bool] = True
     quantizes: ClassVar[bool] = True
     keepable: ClassVar[bool] = False  # its classes are made at run time and cannot be pickled
+    inserts_quantizers: ClassVar[bool] = True
     smooth: bool = True
     keep_fp32: tuple[str, ...] = ()
     calibration_lists: int = pydantic.Field(32, ge=1)
