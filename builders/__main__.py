@@ -43,6 +43,21 @@ def data(data: Data = None) -> None:
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="What the training wrote: a folder, a .onnx or a .pt2 file.")],
+    name: Annotated[str | None, typer.Option(help="Of the ranker; none = made of the folder's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The recipe's file; none = recipes/NAME.toml.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Python code in the folder may run.")
+    ] = False,
+) -> None:
+    """Look at a checkpoint of sentence-transformers, transformers or PyLate and write the recipe that serves it."""
+    from builders import commands
+
+    commands.init(folder=folder, name=name, out=out, trust_remote_code=trust_remote_code)
+
+
+@app.command()
 def train(recipes: Recipes = None, data: Data = None) -> None:
     """Train the rankers of the recipes, each as its `trainer` says; writes their checkpoints."""
     from builders import commands

@@ -45,6 +45,13 @@ def data(data: Path | None) -> None:
     )
 
 
+def init(folder: Path, name: str | None, out: Path | None, trust_remote_code: bool) -> None:
+    """Write a recipe for a checkpoint. Raises: CheckpointError, RecipeError."""
+    from builders.init_recipe import init_recipe
+
+    init_recipe(folder, name, out, trust_remote_code, say)
+
+
 def train(recipes: list[Path] | None, data: Path | None) -> None:
     """Run the recipes' trainers. Raises: RecipeError, and what a trainer raises."""
     folder = _data(data).folder

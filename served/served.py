@@ -242,8 +242,11 @@ class StoreModel(abc.ABC):
         contract = read_contract(args)
         self.parameters = contract["parameters"]
         self.output_names = [tensor["name"] for tensor in contract["outputs"]]
-        self.store = ItemStore()
-        self.items = self.store.table(self.parameters["item_features"], self.parameters["item_features_version"])
+        self.store: ItemStore | None = None
+        self.items: ItemReader | None = None
+        if self.parameters["item_features"]:  # None: all that it reads of an item comes in the request
+            self.store = ItemStore()
+            self.items = self.store.table(self.parameters["item_features"], self.parameters["item_features_version"])
         self.unknown = Counter(
             "tritonrank_unknown_items_total", "Candidates that the item store does not know", args["model_name"]
         )
@@ -262,7 +265,8 @@ class StoreModel(abc.ABC):
 
     def finalize(self) -> None:
         """Close the store."""
-        self.store.close()
+        if self.store is not None:
+            self.store.close()
 
 
 def load_tokenizer(args: dict[str, str]) -> Tokenizer:
@@ -273,37 +277,109 @@ def load_tokenizer(args: dict[str, str]) -> Tokenizer:
     return tokenizer
 
 
-class Preprocessor(StoreModel):
-    """The part of pre-processing that the text rankers with one of their own share: tokenise the query, read the items.
+class TextPreprocessor(StoreModel):
+    """The part of pre-processing that text rankers share: the query, and each item as it is stored or as the request
+    brings its text.
 
     A ranker's ``model.py`` derives from it and gives :meth:`tensors`.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load tokenizer and item store. Raises: RuntimeError when the store belongs to another model."""
+        """Load tokenizer, template and item store. Raises: RuntimeError when the store belongs to another model."""
+        from item_text import ItemTemplate  # beside the models of text rankers only
+
         super().initialize(args)
         self.tokenizer = load_tokenizer(args)
+        self.template = ItemTemplate(self.parameters["item"])
+        self.truncated = Counter(
+            "tritonrank_truncated_texts_total",
+            "Candidates whose text, or whose query, is not read to its end",
+            args["model_name"],
+        )
 
     def answer(self, request: Any) -> dict[str, np.ndarray]:
         """The tensors of the contract beside ``model.py``."""
-        query = query_text(request, self.parameters)
-        stored = self.items.read(item_ids(request, self.parameters))
-        known = known_mask(stored)
+        query = self.parameters["query_prompt"] + query_text(request, self.parameters)
+        ids = item_ids(request, self.parameters)
+        texts = self._texts(request, ids)
+        stored = self._stored(ids, texts)
+        known = np.array(
+            [text is not None or value is not None for text, value in zip(texts, stored, strict=True)], dtype=np.bool_
+        )
         self.unknown.add(int((~known).sum()))
-        return {"known": known, **self.tensors(self.query_tokens(query), stored)}
-
-    def query_tokens(self, query: str) -> list[int]:
-        """At most ``max_query_tokens`` token ids, without special tokens."""
-        return self.tokenizer.encode(query, add_special_tokens=False).ids[: self.parameters["max_query_tokens"]]
+        return {"known": known, **self.tensors(query, stored, texts)}
 
     @abc.abstractmethod
-    def tensors(self, query: list[int], stored: list[bytes | None]) -> dict[str, np.ndarray]:
-        """What the ranker's scorer takes.
+    def tensors(self, query: str, stored: list[bytes | None], texts: list[str | None]) -> dict[str, np.ndarray]:
+        """What the ranker's graphs take.
 
         Args:
-            query: token ids without special tokens.
-            stored: per candidate its stored bytes, None where the store does not know it.
+            query: with its prompt.
+            stored: per candidate its stored bytes; None where the store does not know it or ``texts`` has its text.
+            texts: per candidate the text that the request brings, with its prompt; None where it brings none.
         """
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Of each text, without special tokens, not cut."""
+        return [one.ids for one in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    # ------------------------------------------------------------ what the request brings
+    def _texts(self, request: Any, ids: list[bytes]) -> list[str | None]:
+        given = _per_item(request, "item_texts", ids, self.parameters["max_text_bytes"])
+        fields = _per_item(request, "item_fields", ids, self.parameters["max_context_bytes"])
+        prompt = self.parameters["item_prompt"]
+        texts: list[str | None] = [None] * len(ids)
+        for row, text in given.items():
+            texts[row] = prompt + text
+        for row, raw in fields.items():
+            if row in given:
+                raise InvalidArgument(f"item_fields[{row}]: item_texts has this item's text, wanted one of the two")
+            texts[row] = prompt + self._templated(raw, f"item_fields[{row}]")
+        return texts
+
+    def _templated(self, raw: str, what: str) -> str:
+        try:
+            fields = json.loads(raw)
+            if not isinstance(fields, dict):
+                raise InvalidArgument(f"{what}: a JSON {type(fields).__name__}, wanted an object of raw fields")
+            return str(self.template.text(fields))
+        except json.JSONDecodeError as error:
+            raise InvalidArgument(f"{what}: not JSON ({error}), wanted an object of raw fields") from None
+        except InvalidArgument:
+            raise
+        except ValueError as error:  # of the template
+            raise InvalidArgument(f"{what}: {error}") from None
+
+    def _stored(self, ids: list[bytes], texts: list[str | None]) -> list[bytes | None]:
+        wanted = [row for row, text in enumerate(texts) if text is None]
+        stored: list[bytes | None] = [None] * len(ids)
+        if not wanted:
+            return stored
+        if self.items is None:
+            raise InvalidArgument(
+                f"item_texts[{wanted[0]}]: no text, and this ranker reads no item store; wanted item_texts (or "
+                "item_fields) with a text for each item"
+            )
+        for row, value in zip(wanted, self.items.read([ids[row] for row in wanted]), strict=True):
+            stored[row] = value
+        return stored
+
+
+def _per_item(request: Any, name: str, ids: list[bytes], limit: int) -> dict[int, str]:
+    """Row => value, of an optional input with a string an item; empty ones are left out. Raises: InvalidArgument."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return {}
+    given = tensor.as_numpy().reshape(-1).tolist()
+    if len(given) != len(ids):
+        raise InvalidArgument(f"{name}: {len(given)} values, wanted one for each of {len(ids)} items")
+    values = {}
+    for row, raw in enumerate(given):
+        if len(raw) > limit:
+            raise InvalidArgument(f"{name}[{row}]: {len(raw)} bytes, wanted at most {limit}")
+        if raw:
+            values[row] = _utf8(raw, f"{name}[{row}]")
+    return values
 
 
 def known_mask(stored: Sequence[bytes | None]) -> np.ndarray:

@@ -69,6 +69,7 @@ def ranker_inputs(ranker: Ranker) -> dict[str, str]:
         {
             "checkpoint": list(ranker.checkpoint_files),
             "code": [*code_of(ranker, *(graph.module for graph in ranker.graphs)), *_FEATURES_CODE],
+            "settings": dict(ranker.settings),
             "opset": OPSET,
             "libraries": libraries(),
         }

@@ -29,6 +29,8 @@ MAX_HISTORY_EVENTS = 10_000
 """A longer history is refused; a ranker reads as many of the latest events as its own features say."""
 MAX_CONTEXT_BYTES = 4096
 """Of ``context`` and of each item's ``item_fields``."""
+MAX_TEXT_BYTES = 32_768
+"""Of each of ``item_texts``; what has more tokens than the ranker reads is truncated, and counted."""
 
 # ---------------------------------------------------------------- limits of business rules and of similar items
 MAX_BOOSTS = 64
@@ -205,6 +207,14 @@ ITEM_FIELDS = Tensor(
     "per_candidate",
     optional=True,
 )
+ITEM_TEXTS = Tensor(
+    "item_texts",
+    "BYTES",
+    ("candidates",),
+    f"per item its text, UTF-8, at most {MAX_TEXT_BYTES} bytes, in place of what is stored; empty = the stored one",
+    "per_candidate",
+    optional=True,
+)
 
 # ---------------------------------------------------------------- tensors of business rules
 IN_STOCK_ONLY = Tensor("in_stock_only", "BOOL", (1,), "leave items out that are not in stock", optional=True)
@@ -243,6 +253,7 @@ _LIMITS = {
     "max_query_bytes": MAX_QUERY_BYTES,
     "max_history_events": MAX_HISTORY_EVENTS,
     "max_context_bytes": MAX_CONTEXT_BYTES,
+    "max_text_bytes": MAX_TEXT_BYTES,
     "max_attribute_bytes": MAX_ATTRIBUTE_BYTES,
     "max_boosts": MAX_BOOSTS,
     "max_boost_amount": MAX_BOOST_AMOUNT,
@@ -290,7 +301,7 @@ SIMILAR = Contract(
 """The endpoint that finds the items nearest to one; a model, not an ensemble."""
 
 _READ_BY_SOME = {
-    RANK.name: (dataclasses.replace(HISTORY, optional=True), USER_ID, CONTEXT, ITEM_FIELDS),
+    RANK.name: (dataclasses.replace(HISTORY, optional=True), USER_ID, CONTEXT, ITEM_FIELDS, ITEM_TEXTS),
     RECOMMEND.name: (USER_ID, CONTEXT, ITEM_FIELDS),
     SIMILAR.name: (),
 }

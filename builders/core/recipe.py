@@ -200,12 +200,59 @@ class Postprocess(Settings):
     rules: RuleDefaults = RuleDefaults()
 
 
+class Text(Settings):
+    """How a text ranker reads query and items; for a checkpoint of a library, absent = as the checkpoint says.
+
+    Attributes:
+        item: template of an item's text over any of its fields, such as ``"{title}. {brand}"``; a missing field leaves
+            no trace of its punctuation. Absent = the title, and the brand where the title does not name it.
+        query_prompt, item_prompt: put before the text, as they are.
+        max_length: tokens of one sequence, special ones counted; what is longer is truncated, and counted.
+        max_query_tokens: the query is cut to as many before it is joined with an item; absent = query and item are cut
+            together, the longer one first.
+        store: whether items' tokens or vectors are kept in the item store; false = all texts come in the request.
+        vectors: how items' vectors are stored, where they are.
+        dimensions: of a vector that are kept, for checkpoints trained so (Matryoshka); absent = all.
+    """
+
+    item: str = ""
+    query_prompt: str | None = None
+    item_prompt: str | None = None
+    max_length: int | None = pydantic.Field(None, ge=4)
+    max_query_tokens: int | None = pydantic.Field(None, ge=1)
+    store: bool = True
+    vectors: Literal["fp32", "fp16", "int8"] = "fp32"
+    dimensions: int | None = pydantic.Field(None, ge=1)
+
+
+class Reference(Settings):
+    """Scores from outside, which the reference variant must give; the build fails where it does not.
+
+    Attributes:
+        scores: JSON lines, a request each: ``query`` (or ``history``, ``user_id``, ``context``) and ``scores``, item id
+            => score, written by the code that trained the ranker.
+        tolerance: largest difference of one score.
+        lists: candidate lists that the library which made the checkpoint scores itself; 0 = none.
+    """
+
+    scores: Path | None = None
+    tolerance: float = pydantic.Field(1e-4, gt=0)
+    lists: int = pydantic.Field(8, ge=0)
+
+
+Format = Literal["cross_encoder", "causal_reranker", "bi_encoder", "late_interaction", "onnx", "torch_export"]
+
+
 class Recipe(Settings):
     """A ranker from checkpoint to serving.
 
     Attributes:
         ranker: its name, the prefix of every model it becomes.
         module: ``<file relative to the project>:<class>`` of a :class:`builders.rankers.base.Ranker`.
+        format: in place of ``module``: what the checkpoint of a library is, as ``python -m builders init`` finds it.
+        text: how it reads query and items.
+        reference: scores from outside that it must give.
+        trust_remote_code: whether Python code in the checkpoint's folder may run.
         backbone: Hugging Face checkpoint folder; absent = the packaged all-MiniLM-L6-v2.
         checkpoint: folder of the trained part; absent = untrained.
         variants: the first is the reference of the others.
@@ -223,7 +270,11 @@ class Recipe(Settings):
     """
 
     ranker: str = pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$")
-    module: str = pydantic.Field(pattern=r"^.+\.py:\w+$")
+    module: str | None = pydantic.Field(None, pattern=r"^.+\.py:\w+$")
+    format: Format | None = None
+    text: Text = Text()
+    reference: Reference = Reference()
+    trust_remote_code: bool = False
     data: Literal["judged", "purchases", "categories"] = "judged"
     backbone: Path | None = None
     checkpoint: Path | None = None
@@ -237,6 +288,15 @@ class Recipe(Settings):
     trainer: str | None = pydantic.Field(None, pattern=r"^.+\.py:\w+$")
     training: dict[str, Any] | TrainerSettings = pydantic.Field({})
     root: Path = REPOSITORY_ROOT
+
+    @pydantic.model_validator(mode="after")
+    def _one_maker(self) -> Recipe:
+        if (self.module is None) == (self.format is None):
+            found = "neither 'module' nor 'format'" if self.module is None else "both 'module' and 'format'"
+            raise ValueError(f"{found}, wanted one: your own class, or a library's checkpoint ('builders init FOLDER')")
+        if self.format is not None and self.checkpoint is None:
+            raise ValueError(f"format '{self.format}' without 'checkpoint', wanted the folder or file that it is in")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _reference_is_exact(self) -> Recipe:

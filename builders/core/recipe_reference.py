@@ -26,6 +26,8 @@ from builders.core.workspace import REPOSITORY_ROOT
 PAGE = REPOSITORY_ROOT / "docs" / "reference" / "recipe.md"
 TABLES: Sequence[tuple[str, type[pydantic.BaseModel]]] = (
     ("Top level", recipe.Recipe),
+    ("`[text]`", recipe.Text),
+    ("`[reference]`", recipe.Reference),
     ("`[[variants]]`", recipe.Variant),
     ("`[[variants]]`, `gate`", recipe.OwnLimits),
     ("`[gate]`", recipe.Gate),

@@ -1,39 +1,97 @@
 """Text in, token ids out: what an item says, and a query joined with items in one sequence.
 
 The tokenizer is the checkpoint's own ``tokenizer.json`` with its own special tokens (``[CLS] q [SEP] t [SEP]`` for
-BERT, ``<s> q </s></s> t </s>`` for XLM-R). Knows nothing of torch or of any ranker.
+BERT, ``<s> q </s></s> t </s>`` for XLM-R), and cuts sequences as its library does. Knows nothing of torch or of any
+ranker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from builders.core.contract import LENGTH_BUCKET, MAX_LENGTH, MAX_QUERY_TOKENS
 from builders.core.errors import BuilderError
+from builders.core.keys import key_of
+from builders.core.recipe import Text
 from builders.data.beir import Product
+from builders.features.item_text import ItemTemplate, TemplateError
 
-ITEM_TEXT_FORM = "title and brand 1"
-"""Changes when :func:`item_text` does: features stored from another form do not belong to the ranker."""
+STORED_TOKENS_FORM = "length, then ids 2"
+"""Changes when :func:`stored_tokens` does: tokens stored in another form do not belong to the ranker."""
+Side = Literal["left", "right"]
 
 
 class TokenizerError(BuilderError):
     """A tokenizer that cannot be used; the message says what was found, what was wanted and what to do."""
 
 
-def item_text(title: str, brand: str) -> str:
-    """What a ranker reads of an item: its title, and its brand where the title does not name it."""
-    if brand and brand.casefold() not in title.casefold():
-        return f"{title} {brand}".strip()
-    return title
+@dataclasses.dataclass(frozen=True)
+class TextForm:
+    """How query and items become tokens; whatever is stored of a text depends on all of it.
+
+    Attributes:
+        item: template of an item's text, see :class:`builders.features.item_text.ItemTemplate`; "" = its title, and its
+            brand where the title does not name it.
+        query_prompt, item_prompt: put before the text, as they are.
+        max_length: tokens of one sequence, special ones counted.
+        max_query_tokens: the query is cut to as many before it is joined with an item; None = the two are cut together,
+            the longer one first.
+        truncation_side: where tokens are cut off.
+        pad_token_id: what rows are padded with; None = :func:`padding_id`.
+    """
+
+    item: str = ""
+    query_prompt: str = ""
+    item_prompt: str = ""
+    max_length: int = MAX_LENGTH
+    max_query_tokens: int | None = MAX_QUERY_TOKENS
+    truncation_side: Side = "right"
+    pad_token_id: int | None = None
+
+    def query(self, query: str) -> str:
+        """The query with its prompt."""
+        return self.query_prompt + query
+
+    def items(self, products: Iterable[Product]) -> list[str]:
+        """Each product's text with its prompt. Raises: TokenizerError: a value does not go with its format."""
+        template = ItemTemplate(self.item)
+        try:
+            return [self.item_prompt + template.text(product.raw_fields) for product in products]
+        except TemplateError as error:
+            raise TokenizerError(f"[text] item: {error}; mend the template or the corpus") from error
+
+    @property
+    def version(self) -> str:
+        """Of an item's text and tokens; the tokenizer apart."""
+        return key_of(dataclasses.asdict(self))
+
+    def with_recipe(self, text: Text) -> TextForm:
+        """With what the recipe's [text] sets. Raises: TokenizerError: a template that cannot be."""
+        try:
+            ItemTemplate(text.item)
+        except TemplateError as error:
+            raise TokenizerError(f"[text] item: {error}") from error
+        given = {name: value for name, value in text.model_dump(exclude_unset=True).items() if name in FORM_TEXT}
+        return dataclasses.replace(self, **given)
+
+
+FORM_TEXT = ("item", "query_prompt", "item_prompt", "max_length", "max_query_tokens")
+"""Fields of a recipe's [text] that a form is made of."""
+KIT_FORM = TextForm()
+"""Of the kit's own text rankers."""
 
 
 def item_texts(products: Iterable[Product]) -> list[str]:
-    """:func:`item_text` of each product."""
-    return [item_text(product.title, product.brand) for product in products]
+    """What the kit's own text rankers read of each product."""
+    return KIT_FORM.items(products)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -60,6 +118,15 @@ def load_tokenizer_file(path: Path) -> Tokenizer:
         raise TokenizerError(
             f"{path}: not a tokenizer ({error}); copy it anew from where the checkpoint is from"
         ) from error
+    return _plain(tokenizer)
+
+
+def load_tokenizer_text(text: str) -> Tokenizer:
+    """A ``tokenizer.json`` as text, without padding and truncation."""
+    return _plain(Tokenizer.from_str(text))
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -87,67 +154,102 @@ def separator_id(tokenizer: Tokenizer) -> int:
 
 
 def encode_pairs(
-    tokenizer: Tokenizer,
-    query: str,
-    item_texts: Sequence[str],
-    *,
-    max_query_tokens: int = MAX_QUERY_TOKENS,
-    max_length: int = MAX_LENGTH,
-    bucket: int = LENGTH_BUCKET,
+    tokenizer: Tokenizer, query: str, item_texts: Sequence[str], form: TextForm = KIT_FORM, bucket: int = LENGTH_BUCKET
 ) -> dict[str, np.ndarray]:
-    """One query with each item, as a cross-encoder reads them.
+    """One query with each item, as a cross-encoder reads them, cut and joined by the tokenizers library.
 
-    The query keeps its first ``max_query_tokens`` tokens (special ones not counted), each item what is left of
-    ``max_length``. All rows are padded on the right to the longest, rounded up to a multiple of ``bucket``.
+    The query keeps ``form.max_query_tokens`` tokens (special ones not counted); then each pair is cut to
+    ``form.max_length``, the longer of the two first. All rows are padded on the right to the longest, rounded up to a
+    multiple of ``bucket``. Prompts are the caller's: ``form.query``, ``form.items``.
 
     Returns:
         ``input_ids``, ``attention_mask`` (1 = token) and ``token_type_ids`` (the template's: BERT 0 query, 1 item):
         int32 [items, length], in the order of ``item_texts``.
 
     Raises:
-        TokenizerError: ``max_length`` leaves no room for an item.
+        TokenizerError: ``max_length`` leaves no room for a query and an item.
     """
     query_part, *item_parts = tokenizer.encode_batch([query, *item_texts], add_special_tokens=False)
-    query_part.truncate(max_query_tokens)
-    room = max_length - len(query_part.ids) - tokenizer.num_special_tokens_to_add(is_pair=True)
-    if room < 1:
-        raise TokenizerError(
-            f"max_length {max_length} leaves no token for an item beside a query of {len(query_part.ids)}; "
-            f"wanted at least {max_length + 1 - room}"
-        )
-    return _padded(tokenizer, [_joined(tokenizer, query_part, part, room) for part in item_parts], max_length, bucket)
+    if form.max_query_tokens is not None:
+        query_part.truncate(form.max_query_tokens, direction=form.truncation_side)
+    _check_room(tokenizer, form.max_length)
+    with _cutting(tokenizer, form) as cut:
+        rows = [cut.post_process(query_part, part) for part in item_parts]
+    return padded(tokenizer, rows, form, bucket)
 
 
 def encode_texts(
-    tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int = MAX_LENGTH, bucket: int = LENGTH_BUCKET
+    tokenizer: Tokenizer, texts: Sequence[str], form: TextForm = KIT_FORM, bucket: int = LENGTH_BUCKET
 ) -> dict[str, np.ndarray]:
-    """Each text alone, as a two-tower reads it: ``input_ids`` and ``attention_mask``, int32 [texts, length].
+    """Each text alone, as a two-tower reads it: int32 [texts, length] as of :func:`encode_pairs`.
 
-    Texts keep what fits into ``max_length`` with the special tokens; rows are padded as in :func:`encode_pairs`.
+    Texts keep what fits into ``form.max_length`` with the special tokens; rows are padded as in :func:`encode_pairs`.
     """
-    room = max_length - tokenizer.num_special_tokens_to_add(is_pair=False)
-    rows = []
-    for row in tokenizer.encode_batch(list(texts), add_special_tokens=False):
-        row.truncate(room)
-        rows.append(tokenizer.post_process(row))
-    arrays = _padded(tokenizer, rows, max_length, bucket)
-    return {name: arrays[name] for name in ("input_ids", "attention_mask")}
+    with _cutting(tokenizer, form) as cut:
+        rows = cut.encode_batch(list(texts))
+    return padded(tokenizer, rows, form, bucket)
 
 
-def _joined(tokenizer: Tokenizer, query: Encoding, item: Encoding, item_room: int) -> Encoding:
-    item.truncate(item_room)
-    return tokenizer.post_process(query, item)
+def truncated_pairs(tokenizer: Tokenizer, query: str, item_texts: Sequence[str], form: TextForm) -> int:
+    """How many of the pairs of :func:`encode_pairs` are not read to their end."""
+    query_part, *item_parts = tokenizer.encode_batch([query, *item_texts], add_special_tokens=False)
+    limit = len(query_part.ids) if form.max_query_tokens is None else form.max_query_tokens
+    if len(query_part.ids) > limit:
+        return len(item_parts)
+    room = form.max_length - tokenizer.num_special_tokens_to_add(is_pair=True) - len(query_part.ids)
+    return sum(len(part.ids) > room for part in item_parts)
+
+
+def truncated_texts(tokenizer: Tokenizer, texts: Sequence[str], form: TextForm) -> int:
+    """How many of the texts of :func:`encode_texts` are not read to their end."""
+    room = form.max_length - tokenizer.num_special_tokens_to_add(is_pair=False)
+    return sum(len(one.ids) > room for one in tokenizer.encode_batch(list(texts), add_special_tokens=False))
+
+
+def stored_tokens(tokenizer: Tokenizer, texts: Iterable[str], form: TextForm, batch: int = 10_000) -> Iterator[bytes]:
+    """Each text's tokens as the item store keeps them: little-endian INT32, first how many the text has, then the
+    ``form.max_length`` that a sequence can take at most, without special tokens."""
+    for some in _batched(texts, batch):
+        for encoding in tokenizer.encode_batch(some, add_special_tokens=False):
+            kept = encoding.ids[-form.max_length :] if form.truncation_side == "left" else encoding.ids
+            yield np.array([len(encoding.ids), *kept[: form.max_length]], dtype="<i4").tobytes()
+
+
+def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(texts)
+    while some := list(itertools.islice(iterator, size)):
+        yield some
+
+
+@contextlib.contextmanager
+def _cutting(tokenizer: Tokenizer, form: TextForm) -> Iterator[Tokenizer]:
+    tokenizer.enable_truncation(form.max_length, strategy="longest_first", direction=form.truncation_side)
+    try:
+        yield tokenizer
+    finally:
+        tokenizer.no_truncation()
+
+
+def _check_room(tokenizer: Tokenizer, max_length: int) -> None:
+    needed = tokenizer.num_special_tokens_to_add(is_pair=True) + 2
+    if max_length < needed:
+        raise TokenizerError(
+            f"max_length {max_length} leaves no token for a query and an item beside the special tokens; wanted at "
+            f"least {needed}"
+        )
 
 
 def _leading_specials(pair: Encoding) -> int:
     return pair.special_tokens_mask.index(0)
 
 
-def _padded(tokenizer: Tokenizer, rows: Sequence[Encoding], max_length: int, bucket: int) -> dict[str, np.ndarray]:
+def padded(tokenizer: Tokenizer, rows: Sequence[Encoding], form: TextForm, bucket: int) -> dict[str, np.ndarray]:
+    """INT32 [rows, length] each of ``input_ids``, ``attention_mask`` and ``token_type_ids``, padded on the right."""
     longest = max((len(row.ids) for row in rows), default=1)
-    length = min(-(-longest // bucket) * bucket, max_length)  # positions of the backbone may end at max_length
+    length = min(-(-longest // bucket) * bucket, form.max_length)  # positions of the backbone may end at max_length
+    pad_id = padding_id(tokenizer) if form.pad_token_id is None else form.pad_token_id
     for row in rows:
-        row.pad(length, pad_id=padding_id(tokenizer))
+        row.pad(length, pad_id=pad_id)
     arrays = {
         "input_ids": [row.ids for row in rows],
         "attention_mask": [row.attention_mask for row in rows],
@@ -157,8 +259,9 @@ def _padded(tokenizer: Tokenizer, rows: Sequence[Encoding], max_length: int, buc
 
 
 def padding_id(tokenizer: Tokenizer) -> int:
+    """Where the checkpoint names none: by its usual names; masked, so any id of the vocabulary serves else."""
     known = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
-    return next((token for token in known if token is not None), 0)  # masked, so any id of the vocabulary serves
+    return next((token for token in known if token is not None), 0)
 
 
 _WORD_STARTS = "▁Ġ"

@@ -77,3 +77,29 @@ def load_backbone(folder: Path) -> PreTrainedModel:
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model.eval()
+
+
+def check_positions(max_length: int, network: torch.nn.Module, what: Path | str) -> None:
+    """Raises: CheckpointError: a sequence of ``max_length`` tokens has more positions than the network learned."""
+    positions = known_positions(network)
+    if positions is not None and max_length > positions:
+        raise CheckpointError(
+            f"{what}: max_length {max_length}, but the checkpoint has positions for {positions} tokens; wanted at most "
+            f"{positions}: set max_length under [text] in the recipe"
+        )
+
+
+def known_positions(network: torch.nn.Module) -> int | None:
+    """Tokens of the longest sequence that a Hugging Face network has positions for; None where there is no limit.
+
+    Where positions start behind the padding id (RoBERTa, MPNet and their kin), that many are fewer than the table has.
+    """
+    tables = [
+        module
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")
+    ]
+    if not tables:
+        limit = getattr(network.config, "max_position_embeddings", None)
+        return limit if limit and limit > 0 else None
+    return min(table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1) for table in tables)

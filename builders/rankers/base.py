@@ -16,10 +16,14 @@ import numpy as np
 from torch import nn
 
 from builders.core.contract import RANK, Contract
+from builders.core.recipe import Recipe
 from builders.data.beir import Product, Request
 
 Sample = dict[str, np.ndarray]
 """Tensor name => array, in the contract's dtypes: what one request gives one graph."""
+
+FOLDERS = ("checkpoint", "backbone")
+"""Fields of a recipe that name what a ranker is loaded from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +53,26 @@ class Ranker(abc.ABC):
     """A trained ranker with everything around its networks."""
 
     name: str
+    """The recipe's: the prefix of its models, tables and endpoints."""
+    reads_text: tuple[str, ...] = ()
+    """Fields of the recipe's [text] that it is made with; others are refused."""
     endpoint: Contract = RANK
     """What a search service calls: one of ``builders.core.contract.ENDPOINTS``."""
     preprocess_code: str = ""
     """Folder of ``served/`` with its ``model.py``; empty = ``<name>_preprocess``."""
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> Ranker:
+        """As the recipe says, under its name: ``cls(checkpoint=..., backbone=...)`` where a class says no other."""
+        folders = {name: recipe.path(path) if (path := getattr(recipe, name)) else None for name in FOLDERS}
+        ranker = cls(**folders)
+        ranker.name = recipe.ranker
+        return ranker
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What its scores depend on besides checkpoint and code, such as how it reads text."""
+        return {}
 
     @property
     @abc.abstractmethod
@@ -102,3 +122,12 @@ class Ranker(abc.ABC):
     @abc.abstractmethod
     def score(self, request: Request, products: Sequence[Product]) -> np.ndarray:
         """FP32 [candidates] (or [candidates, heads]): the torch reference, padded as served."""
+
+    def library_scores(self, request: Request, products: Sequence[Product]) -> np.ndarray | None:
+        """FP32 [candidates] (or [candidates, heads]) by the library that made the checkpoint, its own tokens and
+        batches included; None where there is no such library."""
+        return None
+
+    def truncated(self, request: Request, products: Sequence[Product]) -> int:
+        """How many candidates' texts are not read to their end, or the query's with all of them."""
+        return 0

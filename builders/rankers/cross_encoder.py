@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,23 @@ from torch.nn import functional
 from builders.core.contract import (
     ATTENTION_MASK,
     INPUT_IDS,
-    MAX_CANDIDATES,
-    MAX_LENGTH,
     SCORE,
     TOKEN_TYPE_IDS,
     Contract,
-    length_buckets,
 )
-from builders.core.files import fingerprint, sha256
+from builders.core.recipe import Recipe
 from builders.data.beir import Product, Request
-from builders.features.preprocessing import preprocess_contract
-from builders.features.text import ITEM_TEXT_FORM, encode_pairs, item_texts, load_tokenizer, separator_id, special_ids
-from builders.rankers.backbone import MASKED, CheckpointError, load_backbone, packaged_backbone, weight_files
-from builders.rankers.base import Graph, Ranker, Sample
+from builders.features.text import KIT_FORM, TextForm, load_tokenizer, separator_id, special_ids
+from builders.rankers.backbone import (
+    MASKED,
+    CheckpointError,
+    check_positions,
+    load_backbone,
+    packaged_backbone,
+    weight_files,
+)
+from builders.rankers.base import FOLDERS, Graph, Ranker, Sample
+from builders.rankers.token_pairs import PAIR_TEXT, TokenPairs
 
 HEAD_FILE = "head.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -240,13 +244,41 @@ class CrossEncoderRanker(Ranker):
     """One graph; query and item in one sequence, a row a candidate."""
 
     name = "cross_encoder"
+    reads_text = PAIR_TEXT
+    preprocess_code = "pair_preprocess"
 
-    def __init__(self, checkpoint: Path | None = None, backbone: Path | None = None) -> None:
-        """Load; see :meth:`CrossEncoder.from_checkpoint` for the folders and the errors."""
+    def __init__(
+        self,
+        checkpoint: Path | None = None,
+        backbone: Path | None = None,
+        form: TextForm = KIT_FORM,
+        store: bool = True,
+    ) -> None:
+        """Load; see :meth:`CrossEncoder.from_checkpoint` for the folders and the errors.
+
+        Args:
+            form: how query and items become tokens.
+            store: whether items' tokens lie in the item store.
+        """
         self._backbone = backbone or packaged_backbone()
         self._checkpoint = checkpoint
         self._network = CrossEncoder.from_checkpoint(checkpoint, self._backbone).eval()
         self._tokenizer = load_tokenizer(self._backbone)
+        self._pairs = TokenPairs(self._tokenizer, self._backbone / "tokenizer.json", form, store)
+        check_positions(form.max_length, self._network.backbone, self._backbone)
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> CrossEncoderRanker:
+        """With the recipe's [text]."""
+        folders = {name: recipe.path(path) if (path := getattr(recipe, name)) else None for name in FOLDERS}
+        ranker = cls(**folders, form=KIT_FORM.with_recipe(recipe.text), store=recipe.text.store)
+        ranker.name = recipe.ranker
+        return ranker
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """How it reads text."""
+        return {"text": self._pairs.form}
 
     @property
     def network(self) -> CrossEncoder:
@@ -261,7 +293,7 @@ class CrossEncoderRanker(Ranker):
 
     @property
     def graphs(self) -> list[Graph]:
-        """``cross_encoder``: rows of requests of equal padded length may be joined."""
+        """One: rows of requests of equal padded length may be joined."""
         token_types = (TOKEN_TYPE_IDS,) if self._network.takes_token_types else ()
         contract = Contract(
             name=self.name,
@@ -269,28 +301,17 @@ class CrossEncoderRanker(Ranker):
             outputs=(SCORE,),
             score="relevance of the item to the query, comparable within one query only; higher is better",
         )
-        return [
-            Graph(
-                self.name,
-                self._network,
-                contract,
-                batches=True,
-                max_batch_size=MAX_CANDIDATES,
-                lengths=length_buckets(),
-            )
-        ]
+        return [self._pairs.graph(self._network, contract)]
 
     @property
     def preprocess(self) -> Contract:
         """Token sequences of query and item."""
-        version = fingerprint([ITEM_TEXT_FORM, sha256(self._backbone / "tokenizer.json")])
-        inputs = self.graphs[0].contract.inputs
-        return preprocess_contract(self.name, inputs, self._tokenizer, pair=True, features_version=version)
+        return self._pairs.preprocess(self.name, self.graphs[0].contract.inputs)
 
     @property
-    def preprocess_files(self) -> dict[str, Path | str]:
-        """The backbone's tokenizer."""
-        return {"tokenizer.json": self._backbone / "tokenizer.json"}
+    def preprocess_files(self) -> Mapping[str, Path | str]:
+        """The backbone's tokenizer, and what makes items' texts."""
+        return self._pairs.files
 
     @property
     def checkpoint_files(self) -> list[Path]:
@@ -298,19 +319,19 @@ class CrossEncoderRanker(Ranker):
         return [*weight_files(self._backbone), *(weight_files(self._checkpoint) if self._checkpoint else [])]
 
     def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
-        """Token ids of title and brand without special tokens, little-endian INT32, at most MAX_LENGTH."""
-        listed = list(products)
-        encodings = self._tokenizer.encode_batch(item_texts(listed), add_special_tokens=False)
-        for product, encoding in zip(listed, encodings, strict=True):
-            yield product.item_id, np.array(encoding.ids[:MAX_LENGTH], dtype="<i4").tobytes()
+        """Tokens of each item's text, see :func:`builders.features.text.stored_tokens`."""
+        return self._pairs.item_features(products)
 
     def sample(self, request: Request, products: Sequence[Product]) -> dict[str, Sample]:
         """Token sequences from the tokenizer's own template for pairs."""
-        sequences = encode_pairs(self._tokenizer, request.query, item_texts(products))
-        return {self.name: {tensor.name: sequences[tensor.name] for tensor in self.graphs[0].contract.inputs}}
+        return {self.name: self._pairs.sample(request, products, self.graphs[0].contract)}
 
     def score(self, request: Request, products: Sequence[Product]) -> np.ndarray:
         """FP32 [candidates]."""
         sample = self.sample(request, products)[self.name]
         with torch.inference_mode():
             return self._network(*(torch.from_numpy(array) for array in sample.values())).numpy()[:, 0]
+
+    def truncated(self, request: Request, products: Sequence[Product]) -> int:
+        """Of its pairs."""
+        return self._pairs.truncated(request, products)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import sys
 import traceback
@@ -21,21 +22,35 @@ from builders.features.encoder import FeatureError
 from builders.rankers.base import Ranker
 from builders.rankers.feature_ranker import FeatureRanker
 
+FORMATS = {
+    "cross_encoder": "builders.rankers.imported.cross_encoder:ImportedCrossEncoder",
+}
+"""Format of a library's checkpoint => the class that serves it; imported when it is asked for."""
+
 
 def load_ranker(recipe: Recipe) -> Ranker:
-    """Import the recipe's module and load its checkpoint.
+    """Import what the recipe names and load its checkpoint.
 
     Raises:
-        RecipeError: the file or the class is not there, or the class is neither a Ranker nor a torch.nn.Module.
+        RecipeError: the file or the class is not there, the class is neither a Ranker nor a torch.nn.Module, or it does
+            not read the recipe's [text].
         ContractError: a module whose declared features cannot be, or no network could take.
+        CheckpointError: a library's checkpoint that cannot be served as the library computes it.
     """
-    loaded = import_from(recipe, recipe.module)
-    checkpoint = recipe.path(recipe.checkpoint) if recipe.checkpoint else None
-    backbone = recipe.path(recipe.backbone) if recipe.backbone else None
+    loaded = _class_of(recipe)
+    is_class = isinstance(loaded, type)
+    reads = loaded.reads_text if is_class and issubclass(loaded, Ranker) else ()
+    if unread := sorted(recipe.text.model_fields_set.difference(reads)):
+        raise RecipeError(
+            f"recipe of {recipe.ranker}: [text] sets {', '.join(unread)}, which {getattr(loaded, '__name__', loaded)} "
+            f"does not read; it reads {', '.join(reads) or 'none of that table'}"
+        )
     with feature_faults_as(ContractError, f"recipe of {recipe.ranker}"):
-        if isinstance(loaded, type) and issubclass(loaded, Ranker):
-            return loaded(checkpoint=checkpoint, backbone=backbone)  # type: ignore[call-arg]
-        if isinstance(loaded, type) and issubclass(loaded, nn.Module):
+        if is_class and issubclass(loaded, Ranker):
+            return loaded.from_recipe(recipe)
+        if is_class and issubclass(loaded, nn.Module):
+            checkpoint = recipe.path(recipe.checkpoint) if recipe.checkpoint else None
+            backbone = recipe.path(recipe.backbone) if recipe.backbone else None
             return FeatureRanker.load(recipe.ranker, loaded, checkpoint, backbone)
     raise RecipeError(
         f"recipe of {recipe.ranker}: '{recipe.module}' is no class derived from torch.nn.Module or "
@@ -43,13 +58,23 @@ def load_ranker(recipe: Recipe) -> Ranker:
     )
 
 
-def import_from(recipe: Recipe, reference: str) -> Any:
+def _class_of(recipe: Recipe) -> Any:
+    if recipe.format is None:
+        assert recipe.module is not None  # the recipe has one of the two
+        return import_from(recipe, recipe.module)
+    module, name = FORMATS[recipe.format].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def import_from(recipe: Recipe, reference: str | None) -> Any:
     """What ``<file>:<name>`` of a recipe refers to.
 
     Raises:
         RecipeError: no such file or name, or Python cannot import it.
         ContractError: it declares a feature that cannot be.
     """
+    if reference is None:
+        raise RecipeError(f"recipe of {recipe.ranker}: no 'module', wanted <file>.py:<name> of what is to be trained")
     file_name, name = reference.rsplit(":", 1)
     path = recipe.path(file_name)
     if not path.is_file():

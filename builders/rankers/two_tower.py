@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from torch.nn import functional
 from builders.core.contract import (
     ATTENTION_MASK,
     INPUT_IDS,
-    MAX_QUERY_TOKENS,
     MAX_ROWS_PER_RUN,
     SCORE,
     Contract,
@@ -24,12 +24,13 @@ from builders.core.contract import (
     padded_length,
     query_vector,
 )
-from builders.core.files import fingerprint, sha256
+from builders.core.keys import key_of
+from builders.core.recipe import Recipe
 from builders.data.beir import Product, Request
-from builders.features.preprocessing import preprocess_contract
-from builders.features.text import ITEM_TEXT_FORM, encode_texts, item_texts, load_tokenizer
-from builders.rankers.backbone import MASKED, load_backbone, packaged_backbone, weight_files
-from builders.rankers.base import Graph, Ranker, Sample
+from builders.features.preprocessing import TEXT_CODE, preprocess_contract, tokens_version
+from builders.features.text import FORM_TEXT, KIT_FORM, TextForm, encode_texts, load_tokenizer, truncated_texts
+from builders.rankers.backbone import MASKED, check_positions, load_backbone, packaged_backbone, weight_files
+from builders.rankers.base import FOLDERS, Graph, Ranker, Sample
 
 BATCH = 64
 
@@ -56,16 +57,22 @@ class TwoTower(nn.Module):
         mean = (states * own.unsqueeze(-1)).sum(dim=1) / own.sum(dim=1, keepdim=True).clamp(min=1)
         return functional.normalize(mean, dim=-1)
 
-    def encode_texts(self, tokenizer: Tokenizer, texts: Sequence[str], batch: int = BATCH) -> np.ndarray:
+    def encode_texts(
+        self, tokenizer: Tokenizer, texts: Sequence[str], batch: int = BATCH, form: TextForm = KIT_FORM
+    ) -> np.ndarray:
         """float32 [texts, width], in their order; encoded shortest first, so that little is padding."""
         order = sorted(range(len(texts)), key=lambda position: len(texts[position]))
         vectors = np.zeros((len(texts), self.width), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(order), batch):
                 chosen = order[start : start + batch]
-                tokens = encode_texts(tokenizer, [texts[position] for position in chosen])
-                vectors[chosen] = self(*(torch.from_numpy(array) for array in tokens.values())).numpy()
+                tokens = encode_texts(tokenizer, [texts[position] for position in chosen], form)
+                vectors[chosen] = self(*_inputs(tokens)).numpy()
         return vectors
+
+
+def _inputs(tokens: Sample) -> list[Tensor]:
+    return [torch.from_numpy(tokens[tensor.name]) for tensor in (INPUT_IDS, ATTENTION_MASK)]
 
 
 class CosineHead(nn.Module):
@@ -80,14 +87,35 @@ class TwoTowerRanker(Ranker):
     """Two graphs; the query is encoded once a request and compared with the items' stored vectors."""
 
     name = "two_tower"
+    reads_text = FORM_TEXT
+    preprocess_code = "vector_preprocess"
 
-    def __init__(self, checkpoint: Path | None = None, backbone: Path | None = None) -> None:
-        """Load; ``checkpoint`` is another name of the backbone, the two-tower has no trained part of its own."""
+    def __init__(self, checkpoint: Path | None = None, backbone: Path | None = None, form: TextForm = KIT_FORM) -> None:
+        """Load; ``checkpoint`` is another name of the backbone, the two-tower has no trained part of its own.
+
+        Args:
+            form: how query and items become tokens.
+        """
         self._backbone = checkpoint or backbone or packaged_backbone()
         self._encoder = TwoTower.from_checkpoint(self._backbone).eval()
         self._query_encoder = self._encoder
         self._tokenizer = load_tokenizer(self._backbone)
+        self._form = form
         self._vector_of_text: dict[str, np.ndarray] = {}
+        check_positions(form.max_length, self._encoder.backbone, self._backbone)
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> TwoTowerRanker:
+        """With the recipe's [text]."""
+        folders = {name: recipe.path(path) if (path := getattr(recipe, name)) else None for name in FOLDERS}
+        ranker = cls(**folders, form=KIT_FORM.with_recipe(recipe.text))
+        ranker.name = recipe.ranker
+        return ranker
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """How it reads text."""
+        return {"text": self._form}
 
     @property
     def network(self) -> TwoTower:
@@ -102,10 +130,10 @@ class TwoTowerRanker(Ranker):
 
     @property
     def graphs(self) -> list[Graph]:
-        """``two_tower_query`` (a row a request) and ``two_tower`` (the cosine with every candidate)."""
+        """``<name>_query`` (a row a request) and ``<name>`` (the cosine with every candidate)."""
         width = self._encoder.width
         encoder = Contract(
-            name="two_tower_query", inputs=(INPUT_IDS, ATTENTION_MASK), outputs=(query_vector(width, "rows"),)
+            name=f"{self.name}_query", inputs=(INPUT_IDS, ATTENTION_MASK), outputs=(query_vector(width, "rows"),)
         )
         head = Contract(
             name=self.name,
@@ -120,33 +148,43 @@ class TwoTowerRanker(Ranker):
                 encoder,
                 batches=True,
                 max_batch_size=MAX_ROWS_PER_RUN,
-                lengths=length_buckets(padded_length(self._longest_query)),
+                lengths=length_buckets(padded_length(self._query_form.max_length)),
             ),
             Graph(head.name, CosineHead(), head, batches=False, keep_fp32=True),
         ]
 
     @property
-    def _longest_query(self) -> int:
-        """Tokens of a truncated query with its special tokens."""
-        return MAX_QUERY_TOKENS + self._tokenizer.num_special_tokens_to_add(is_pair=False)
+    def _query_form(self) -> TextForm:
+        """Of the query alone: cut to ``max_query_tokens`` besides its special tokens."""
+        specials = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        limit = self._form.max_query_tokens
+        longest = self._form.max_length if limit is None else min(limit + specials, self._form.max_length)
+        return dataclasses.replace(self._form, max_length=longest)
 
     @property
     def preprocess(self) -> Contract:
         """The query's tokens and the items' vectors."""
-        weights = [sha256(path) for path in self.checkpoint_files]
+        version = key_of(
+            {
+                "tokens": tokens_version(self._form, self._backbone / "tokenizer.json"),
+                "checkpoint": self.checkpoint_files,
+            }
+        )
         return preprocess_contract(
             self.name,
             (INPUT_IDS, ATTENTION_MASK, item_vectors(self._encoder.width)),
             self._tokenizer,
+            self._form,
             pair=False,
-            features_version=fingerprint([ITEM_TEXT_FORM, sha256(self._backbone / "tokenizer.json"), *weights]),
+            features_version=version,
+            takes_texts=False,
             vector_width=self._encoder.width,
         )
 
     @property
     def preprocess_files(self) -> dict[str, Path | str]:
-        """The backbone's tokenizer."""
-        return {"tokenizer.json": self._backbone / "tokenizer.json"}
+        """The backbone's tokenizer, and what makes items' texts."""
+        return {"tokenizer.json": self._backbone / "tokenizer.json", TEXT_CODE.name: TEXT_CODE}
 
     @property
     def checkpoint_files(self) -> list[Path]:
@@ -161,12 +199,13 @@ class TwoTowerRanker(Ranker):
 
     def sample(self, request: Request, products: Sequence[Product]) -> dict[str, Sample]:
         """The query's tokens; its vector with the items' vectors."""
-        tokens = encode_texts(self._tokenizer, [request.query], max_length=self._longest_query)
+        tokens = encode_texts(self._tokenizer, [self._form.query(request.query)], self._query_form)
         with torch.inference_mode():
-            vector = self._query_encoder(*(torch.from_numpy(array) for array in tokens.values())).numpy()
+            vector = self._query_encoder(*_inputs(tokens)).numpy()
+        encoder, head = self.graphs
         return {
-            "two_tower_query": tokens,
-            self.name: {"query_vector": vector, "item_vectors": self._item_vectors(products)},
+            encoder.name: {tensor.name: tokens[tensor.name] for tensor in encoder.contract.inputs},
+            head.name: {"query_vector": vector, "item_vectors": self._item_vectors(products)},
         }
 
     def score(self, request: Request, products: Sequence[Product]) -> np.ndarray:
@@ -174,9 +213,16 @@ class TwoTowerRanker(Ranker):
         head = self.sample(request, products)[self.name]
         return (head["item_vectors"] @ head["query_vector"][0]).astype(np.float32)
 
+    def truncated(self, request: Request, products: Sequence[Product]) -> int:
+        """Of its texts."""
+        if truncated_texts(self._tokenizer, [self._form.query(request.query)], self._query_form):
+            return len(products)
+        return truncated_texts(self._tokenizer, self._form.items(products), self._form)
+
     def _item_vectors(self, products: Sequence[Product]) -> np.ndarray:
         """FP32 [products, width]; each text is encoded once in this ranker's life."""
-        texts = item_texts(products)
+        texts = self._form.items(products)
         unseen = sorted({text for text in texts if text not in self._vector_of_text})
-        self._vector_of_text.update(zip(unseen, self._encoder.encode_texts(self._tokenizer, unseen), strict=True))
+        vectors = self._encoder.encode_texts(self._tokenizer, unseen, form=self._form)
+        self._vector_of_text.update(zip(unseen, vectors, strict=True))
         return np.stack([self._vector_of_text[text] for text in texts])

@@ -33,7 +33,7 @@ from builders.core.errors import told_in_one_line
 from builders.core.recipe import Recipe, load_recipe
 from builders.core.training_settings import CrossEncoderSettings, TrainerSettings
 from builders.data.beir import GAINS, JudgedQueries, Product, load_judged
-from builders.features.text import Tokenizer, encode_pairs, item_text, load_tokenizer
+from builders.features.text import Tokenizer, encode_pairs, item_texts, load_tokenizer
 from builders.rankers.backbone import packaged_backbone
 from builders.rankers.cross_encoder import ADAPTER_CONFIG, CrossEncoder, save_head
 from builders.rankers.losses import listnet, pairwise
@@ -204,7 +204,7 @@ def _drawn(grades: Mapping[str, int], count: int, rng: random.Random) -> list[st
 
 
 def _text(product: Product) -> str:
-    return item_text(product.title, product.brand)
+    return item_texts([product])[0]
 
 
 # ---------------------------------------------------------------- the two stages

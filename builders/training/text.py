@@ -35,7 +35,7 @@ from builders.core.training_settings import IntentSettings, MatcherSettings, Tex
 from builders.data.beir import GAINS, JudgedQueries, Product, load_judged
 from builders.data.categories import category_lists, labels_of, titled_categories
 from builders.features.encoder import ABSENT, FeatureEncoder
-from builders.features.text import item_texts, load_tokenizer
+from builders.features.text import KIT_FORM, TextForm, item_texts, load_tokenizer
 from builders.rankers.backbone import packaged_backbone
 from builders.rankers.checkpoint import save_checkpoint
 from builders.rankers.intent import Intent, intent_features
@@ -113,9 +113,11 @@ class _Remembering(TwoTower):
         super().__init__(backbone, width)
         self._known: dict[str, np.ndarray] = {}
 
-    def encode_texts(self, tokenizer: Tokenizer, texts: Sequence[str], batch: int = BATCH) -> np.ndarray:
+    def encode_texts(
+        self, tokenizer: Tokenizer, texts: Sequence[str], batch: int = BATCH, form: TextForm = KIT_FORM
+    ) -> np.ndarray:
         unseen = sorted({text for text in texts if text not in self._known})
-        self._known.update(zip(unseen, super().encode_texts(tokenizer, unseen, batch), strict=True))
+        self._known.update(zip(unseen, super().encode_texts(tokenizer, unseen, batch, form), strict=True))
         return np.stack([self._known[text] for text in texts])
 
 

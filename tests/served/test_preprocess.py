@@ -13,10 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders.core.contract import MAX_LENGTH, MAX_QUERY_TOKENS
+from builders.core.contract import MAX_QUERY_TOKENS
 from builders.core.workspace import SERVED_CODE
 from builders.features.preprocessing import preprocess_contract
-from builders.features.text import encode_pairs, encode_texts, load_tokenizer
+from builders.features.text import (
+    KIT_FORM,
+    TextForm,
+    encode_pairs,
+    encode_texts,
+    load_tokenizer,
+    stored_tokens,
+    truncated_pairs,
+)
 from builders.publish.item_store import ItemStore
 from builders.rankers.backbone import packaged_backbone
 
@@ -49,16 +57,12 @@ def tokenizer() -> Any:
     return load_tokenizer(packaged_backbone())
 
 
-def parameters(tokenizer: Any, pair: bool) -> dict[str, Any]:
-    return preprocess_contract("x", (), tokenizer, pair=pair, features_version="1").parameters
+def parameters(tokenizer: Any, pair: bool, form: TextForm = KIT_FORM) -> dict[str, Any]:
+    return preprocess_contract("x", (), tokenizer, form, pair=pair, features_version="1").parameters
 
 
-def token_ids(tokenizer: Any, text: str, limit: int) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False).ids[:limit]
-
-
-def as_stored(tokenizer: Any, title: str) -> bytes:
-    return np.array(token_ids(tokenizer, title, MAX_LENGTH), dtype="<i4").tobytes()
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def title(generator: random.Random) -> str:
@@ -66,45 +70,58 @@ def title(generator: random.Random) -> str:
     return " ".join(generator.choices(WORDS, k=generator.choice([0, 1, 3, 12, 60, 200])))
 
 
+FORMS = [
+    KIT_FORM,
+    TextForm(max_query_tokens=None),
+    TextForm(max_query_tokens=None, max_length=31),
+    TextForm(max_query_tokens=None, max_length=32, truncation_side="left"),
+    TextForm(max_query_tokens=5, max_length=17, truncation_side="left"),
+    TextForm(max_query_tokens=200, max_length=21),
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=range(len(FORMS)))
 @pytest.mark.parametrize("seed", range(12))
-def test_joined_sequences_are_the_tokenizers_own(served_code: Any, tokenizer: Any, seed: int) -> None:
+def test_joined_sequences_are_the_tokenizers_own(served_code: Any, tokenizer: Any, seed: int, form: TextForm) -> None:
     generator = random.Random(seed)
     query, titles = f"mug {title(generator)}", [title(generator) for _ in range(generator.choice([1, 5, 30]))]
-    found = served_code("cross_encoder_preprocess").join(
-        token_ids(tokenizer, query, MAX_QUERY_TOKENS),
-        [as_stored(tokenizer, one) for one in titles],
-        parameters(tokenizer, pair=True),
-    )
-    wanted = encode_pairs(tokenizer, query, titles)
+    pairs = served_code("pair_preprocess")
+    stored = [pairs.stored_item(one) for one in stored_tokens(tokenizer, titles, form)]
+    found, truncated = pairs.join(token_ids(tokenizer, query), stored, parameters(tokenizer, pair=True, form=form))
+    wanted = encode_pairs(tokenizer, query, titles, form)
     assert {name: array.tolist() for name, array in found.items()} == {
         name: array.tolist() for name, array in wanted.items()
     }
     assert {array.dtype for array in found.values()} == {np.dtype(np.int32)}
+    assert truncated == truncated_pairs(tokenizer, query, titles, form)
 
 
 def test_an_unknown_item_has_the_row_of_an_empty_title(served_code: Any, tokenizer: Any) -> None:
-    join = served_code("cross_encoder_preprocess").join
-    query, known = token_ids(tokenizer, "mug", 32), as_stored(tokenizer, "red mug")
-    unknown = join(query, [known, None], parameters(tokenizer, pair=True))
-    empty = join(query, [known, b""], parameters(tokenizer, pair=True))
-    assert all(np.array_equal(unknown[name], empty[name]) for name in unknown)
+    pairs = served_code("pair_preprocess")
+    query = token_ids(tokenizer, "mug")
+    known, empty = (pairs.stored_item(one) for one in stored_tokens(tokenizer, ["red mug", ""], KIT_FORM))
+    settings = parameters(tokenizer, pair=True)
+    of_unknown, _ = pairs.join(query, [known, pairs.stored_item(None)], settings)
+    of_empty, _ = pairs.join(query, [known, empty], settings)
+    assert all(np.array_equal(of_unknown[name], of_empty[name]) for name in of_unknown)
 
 
 @pytest.mark.parametrize("words", [1, 5, 6, 7, 40])
 def test_a_query_alone_is_the_tokenizers_own_sequence(served_code: Any, tokenizer: Any, words: int) -> None:
     settings = parameters(tokenizer, pair=False)
     query = "mug " * words
-    found = served_code("two_tower_preprocess").sequence(token_ids(tokenizer, query, MAX_QUERY_TOKENS), settings)
-    wanted = encode_texts(tokenizer, [query], max_length=MAX_QUERY_TOKENS + 2)
+    found, truncated = served_code("vector_preprocess").sequence(token_ids(tokenizer, query), settings)
+    wanted = encode_texts(tokenizer, [query], TextForm(max_length=MAX_QUERY_TOKENS + 2))
     for name in ("input_ids", "attention_mask"):
         width = found[name].shape[1]
         assert width % 8 == 0
         assert found[name][:, : wanted[name].shape[1]].tolist() == wanted[name].tolist()
         assert not found["attention_mask"][:, wanted[name].shape[1] :].any()
+    assert truncated == (words > MAX_QUERY_TOKENS)
 
 
 def test_vectors_are_read_in_order_with_zeros_for_the_unknown(served_code: Any) -> None:
-    vectors = served_code("two_tower_preprocess").vectors
+    vectors = served_code("vector_preprocess").vectors
     rows = np.arange(6, dtype="<f4").reshape(2, 3)
     found = vectors([rows[1].tobytes(), None, rows[0].tobytes()], 3)
     assert found.tolist() == [[3, 4, 5], [0, 0, 0], [0, 1, 2]]
