@@ -16,6 +16,8 @@ from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
 from builders.data.evaluation import judging_queries
 from builders.evaluate.judge import BuiltRanker, BuiltVariant, Judging, judged_variant, torch_scores
+from builders.evaluate.reference import check_against_outside
+from builders.features.text import check_item_fields
 from builders.rankers.base import Ranker
 from builders.rankers.load import load_ranker
 
@@ -23,7 +25,13 @@ from builders.rankers.load import load_ranker
 def build_ranker(
     recipe: Recipe, data: JudgedQueries, say: Say = print, workspace: Workspace = PROJECT, **choice: Any
 ) -> BuiltRanker:
-    """Load the recipe's ranker and build its variants. choice: as for :func:`build_variants`."""
+    """Load the recipe's ranker and build its variants. choice: as for :func:`build_variants`.
+
+    Raises:
+        TokenizerError: the recipe's [text] names a field that no item has.
+    """
+    if recipe.text.item:
+        check_item_fields(recipe.text.item, data.products.values())
     ranker = load_ranker(recipe)
     return BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, workspace, **choice), data)
 
@@ -70,6 +78,8 @@ def build_variants(
         )
         if made is None:
             continue
+        if variant is recipe.variants[0]:
+            check_against_outside(context, variant, made, evaluated)
         built.append(judged_variant(context, variant, made, judging))
         judging.reference = judging.reference or built[0].figures["rankings"]
         say(built[-1].figures["gate"])

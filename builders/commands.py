@@ -18,7 +18,7 @@ from builders.data.beir import read_corpus, read_users
 from builders.data.evaluation import evaluation_data
 from builders.data.find import DatasetError, DataSource, find_data, load_judged
 from builders.evaluate.choose import chosen_variant, run_choose
-from builders.evaluate.judge import BuiltRanker
+from builders.evaluate.judge import BuiltRanker, truncations
 from builders.evaluate.metrics import GateFailed
 from builders.evaluate.slices import slice_quality, slice_table
 from builders.publish import endpoints
@@ -96,7 +96,10 @@ def quality(recipes: list[Path] | None, data: Path | None) -> None:
     """Print quality and parity, and the worst slices."""
     slices = []
     table = Table("variant", "queries", "NDCG@10", "largest difference from torch", "gate")
+    cut = []
     for built in _built(recipes, data):
+        if told := truncations(built):
+            cut.append(told)
         for variant in built.variants:
             difference = max(variant.figures["max_abs_difference_from_torch_by_query"].values())
             table.add_row(
@@ -110,6 +113,8 @@ def quality(recipes: list[Path] | None, data: Path | None) -> None:
         rows = slice_quality(built.data, ndcg, built.recipe.judged_slices)
         slices.append(slice_table(rows, f"{built.recipe.model_name(built.recipe.variants[0])}: NDCG@10 by slice"))
     console.print(table, *slices)
+    for line in cut:
+        say(line)
 
 
 def recommend_quality(recipes: list[Path] | None, data: Path | None) -> None:
@@ -258,6 +263,11 @@ def _built(recipes: list[Path] | None, data: Path | None, **choice: Any) -> list
     source = _data(data)
     built = []
     for recipe in _recipes(recipes):
+        if recipe.untrained and not recipes:
+            console.print(
+                f"{recipe.ranker}: skipped, not trained yet; 'builders train' with its recipe does", style="yellow"
+            )
+            continue
         try:
             judged = evaluation_data(recipe.data, source.folder)
         except DatasetError as error:

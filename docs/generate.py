@@ -38,7 +38,7 @@ LIMITS = {
     "MAX_ITEM_ID_BYTES": "bytes of an item id (the key limit of LMDB)",
     "MAX_QUERY_BYTES": "bytes of a query; a longer one is refused",
     "MAX_QUERY_TOKENS": "word pieces of a query that the kit's own text rankers read, unless `[text]` says other",
-    "MAX_LENGTH": "tokens of one sequence of the kit's own text rankers, special tokens included, unless `[text]` says other",
+    "MAX_LENGTH": "tokens of one sequence of the kit's own text rankers, unless `[text]` says other",
     "LENGTH_BUCKET": "sequences are padded to a multiple of this",
     "MAX_HISTORY_EVENTS": "items of a history; a ranker reads as many of the latest as its features say",
     "MAX_CONTEXT_BYTES": "bytes of `context`, and of each item's `item_fields`",

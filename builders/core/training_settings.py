@@ -151,7 +151,26 @@ class CrossEncoderSettings(TrainerSettings):
     folds: int = pydantic.Field(4, ge=2)
 
 
+class StCrossEncoderSettings(TrainerSettings):
+    """A CrossEncoder of sentence-transformers: ``builders/training/st_cross_encoder.py:train_from_recipe``.
+
+    Attributes:
+        epochs: passes over the judged pairs of training queries.
+        batch: pairs a step.
+        learning_rate: AdamW's highest; rises over ``warm_up`` of the steps, then falls to 0.
+        warm_up: share of the steps.
+        max_length: tokens of a pair, as the checkpoint then says of itself.
+    """
+
+    epochs: int = pydantic.Field(2, ge=1)
+    batch: int = pydantic.Field(16, ge=1)
+    learning_rate: float = pydantic.Field(5e-5, gt=0)
+    warm_up: float = pydantic.Field(0.1, ge=0, lt=1)
+    max_length: int = pydantic.Field(128, ge=8)
+
+
 TRAINERS: Mapping[str, type[TrainerSettings]] = {
+    "builders/training/st_cross_encoder.py:train_from_recipe": StCrossEncoderSettings,
     "builders/training/recommenders.py:train_interactions": RecommenderSettings,
     "builders/training/text.py:train_text_ranker": MatcherSettings,
     "builders/training/text.py:train_intent": IntentSettings,

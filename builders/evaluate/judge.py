@@ -29,6 +29,8 @@ from builders.rankers.base import Ranker, Sample
 
 FIDELITY_SEED = 103
 """Of the gate's unlabeled lists."""
+SPOT_CHECKS = 20
+"""Queries whose candidates torch scores where a library is the reference."""
 Scores = dict[str, dict[str, float]]
 """Query id => item id => score."""
 
@@ -63,10 +65,22 @@ class BuiltRanker:
         return {each.variant.name: each for each in self.variants}[variant.name]
 
 
+def truncations(built: BuiltRanker) -> str:
+    """One line: how many of the judged pairs are not read to their end; "" for a ranker that reads no text."""
+    if not built.ranker.reads_text:
+        return ""
+    pairs = cut = 0
+    for query_id, grades in built.data.judgements.items():
+        pairs += len(grades)
+        cut += built.ranker.truncated(built.data.request(query_id), [built.data.products[item] for item in grades])
+    return f"{built.recipe.ranker}: {cut:,} of {pairs:,} judged pairs are truncated ({cut / max(pairs, 1):.1%})"
+
+
 def torch_scores(
     recipe: Recipe, ranker: Ranker, judged: JudgedQueries, say: Say = print, workspace: Workspace = PROJECT
 ) -> Scores:
-    """The torch module's own score of every judged candidate, computed once and kept under ``build/``."""
+    """The torch module's own score of every judged candidate, computed once and kept under ``build/``: of all queries,
+    or of a spot check where the library that made the checkpoint is the reference (builders/evaluate/reference.py)."""
 
     def compute() -> dict[str, Scores]:
         say(f"{recipe.ranker}: scoring {len(judged.queries)} queries with torch")
@@ -77,9 +91,16 @@ def torch_scores(
             }
         }
 
+    judged = _spot_checked(ranker, judged)
     inputs = {**ranker_inputs(ranker), "data": judged.digest, "head_weights": recipe.postprocess.head_weights}
     state = workspace.ranker_folder(recipe.ranker) / "torch_scores.json"
     return dict(keep_figures(state, inputs, compute)["scores"])
+
+
+def _spot_checked(ranker: Ranker, judged: JudgedQueries) -> JudgedQueries:
+    return (
+        judged.only(list(judged.queries)[:: -(-len(judged.queries) // SPOT_CHECKS)]) if ranker.has_library else judged
+    )
 
 
 def judged_variant(
@@ -216,6 +237,7 @@ def _measure(
     differences = {
         query_id: max(abs(score - judging.torch_scores[query_id][item_id]) for item_id, score in of_query.items())
         for query_id, of_query in scores.items()
+        if query_id in judging.torch_scores
     }
     rankings = metrics.rankings_from_scores(order, _finite(scores))
     ndcg = metrics.ndcg_of_rankings(data, rankings)

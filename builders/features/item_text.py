@@ -78,30 +78,36 @@ def _title_and_brand(title: str, brand: str) -> str:
 def _parsed(template: str) -> tuple[list[_Part], str]:
     """Its fields, and what ends the text."""
     parts: list[_Part] = []
+    literal = end = ""
     try:
         pieces = list(string.Formatter().parse(template))
     except ValueError as error:
         raise TemplateError(f"template {template!r}: {error}, wanted text with fields such as {{title}}") from None
-    end = ""
-    for literal, field, spec, conversion in pieces:
+    for before, field, spec, conversion in [*pieces, ("", None, None, None)]:
+        literal += before  # a doubled brace ends a piece
+        if field is None and before:
+            continue
         if field is not None and (not field.isidentifier() or conversion):
             found = f"{field}!{conversion}" if conversion else field
             raise TemplateError(f"template {template!r}: field {{{found}}}, wanted the plain name of an item's field")
-        if not parts and field is not None:
-            parts.append(_Part(field, spec or "", "", literal))
-            continue
-        between = _BETWEEN.fullmatch(literal)
-        if not parts or between is None:
-            break
-        closing, separator, label = between.groups()
-        if field is None:  # words at the end, such as " USD", go with the last field
-            closing, end = (f"{closing}{separator}{label}", "") if label else (closing, separator)
-        parts[-1] = dataclasses.replace(parts[-1], closing=closing)
+        if parts:
+            closing, separator, label = _split(literal)
+            if field is None:  # words at the end, such as " USD", go with the last field
+                closing, end = (literal, "") if label else (closing, separator)
+            parts[-1] = dataclasses.replace(parts[-1], closing=closing)
         if field is not None:
-            parts.append(_Part(field, spec or "", separator, label))
+            parts.append(_Part(field, spec or "", *((separator, label) if parts else ("", literal))))
+        literal = ""
     if not parts:
         raise TemplateError(f"template {template!r}: no field, wanted one at least, such as {{title}}")
     return parts, end
+
+
+def _split(literal: str) -> tuple[str, str, str]:
+    """What stands between two fields: closing brackets of the first, separator, label of the second."""
+    between = _BETWEEN.fullmatch(literal)
+    assert between is not None  # each of its parts may be empty
+    return between["closing"], between["separator"], between["label"]
 
 
 def _shown(value: Any, part: _Part | None = None) -> str:

@@ -89,6 +89,20 @@ KIT_FORM = TextForm()
 """Of the kit's own text rankers."""
 
 
+def check_item_fields(template: str, products: Iterable[Product]) -> None:
+    """Raises: TokenizerError: the template names a field that no item has."""
+    wanted = set(ItemTemplate(template).fields)
+    known: set[str] = set()
+    for product in products:
+        known.update(product.raw_fields)
+        if wanted <= known:
+            return
+    raise TokenizerError(
+        f"[text] item: no item of the corpus has the field {', '.join(sorted(wanted - known))}; wanted some of "
+        f"{', '.join(sorted(known))}"
+    )
+
+
 def item_texts(products: Iterable[Product]) -> list[str]:
     """What the kit's own text rankers read of each product."""
     return KIT_FORM.items(products)

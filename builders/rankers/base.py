@@ -56,6 +56,8 @@ class Ranker(abc.ABC):
     """The recipe's: the prefix of its models, tables and endpoints."""
     reads_text: tuple[str, ...] = ()
     """Fields of the recipe's [text] that it is made with; others are refused."""
+    has_library: bool = False
+    """Whether :meth:`library_scores` gives any; then the library is the reference, and torch's own are spot checks."""
     endpoint: Contract = RANK
     """What a search service calls: one of ``builders.core.contract.ENDPOINTS``."""
     preprocess_code: str = ""
@@ -127,6 +129,10 @@ class Ranker(abc.ABC):
         """FP32 [candidates] (or [candidates, heads]) by the library that made the checkpoint, its own tokens and
         batches included; None where there is no such library."""
         return None
+
+    def tokens(self, sample: Mapping[str, Sample]) -> list[str]:
+        """What the first row of a sample reads, as tokens; nothing for a ranker that reads none."""
+        return []
 
     def truncated(self, request: Request, products: Sequence[Product]) -> int:
         """How many candidates' texts are not read to their end, or the query's with all of them."""

@@ -332,6 +332,10 @@ class CrossEncoderRanker(Ranker):
         with torch.inference_mode():
             return self._network(*(torch.from_numpy(array) for array in sample.values())).numpy()[:, 0]
 
+    def tokens(self, sample: Mapping[str, Sample]) -> list[str]:
+        """Of the first pair."""
+        return self._pairs.tokens(sample[self.name])
+
     def truncated(self, request: Request, products: Sequence[Product]) -> int:
         """Of its pairs."""
         return self._pairs.truncated(request, products)

@@ -33,7 +33,7 @@ from builders.core.errors import told_in_one_line
 from builders.core.recipe import Recipe, load_recipe
 from builders.core.training_settings import CrossEncoderSettings, TrainerSettings
 from builders.data.beir import GAINS, JudgedQueries, Product, load_judged
-from builders.features.text import Tokenizer, encode_pairs, item_texts, load_tokenizer
+from builders.features.text import KIT_FORM, Tokenizer, encode_pairs, item_texts, load_tokenizer
 from builders.rankers.backbone import packaged_backbone
 from builders.rankers.cross_encoder import ADAPTER_CONFIG, CrossEncoder, save_head
 from builders.rankers.losses import listnet, pairwise
@@ -69,6 +69,10 @@ def train_from_recipe(recipe: Recipe, data: Path) -> Path:
     """The trainer of ``recipes/cross_encoder.toml``. Raises: as :func:`train_cross_encoder`."""
     if recipe.checkpoint is None:
         raise TrainingError(f'{recipe.ranker}: no checkpoint in the recipe; add checkpoint = "checkpoints/..."')
+    if KIT_FORM.with_recipe(recipe.text) != KIT_FORM:
+        raise TrainingError(
+            f"{recipe.ranker}: this trainer reads items as the kit does, [text] says other; leave it out"
+        )
     backbone = recipe.path(recipe.backbone) if recipe.backbone else None
     return train_cross_encoder(data, recipe.path(recipe.checkpoint), recipe.training, backbone)
 

@@ -21,7 +21,14 @@ from builders.evaluate.explain.explanation import (
     explanation_of,
 )
 from builders.evaluate.explain.gradients import IntegrationPath
-from builders.features.text import load_tokenizer_file, padding_id, separator_id, special_ids, token_text
+from builders.features.text import (
+    load_tokenizer_file,
+    load_tokenizer_text,
+    padding_id,
+    separator_id,
+    special_ids,
+    token_text,
+)
 from builders.rankers.base import Ranker
 
 ROWS_AT_ONCE = 32
@@ -52,7 +59,8 @@ def explain_text(ranker: Ranker, request: Request, products: Sequence[Product]) 
             f"{ranker.name}: neither a module that declares features nor one that reads {INPUT_IDS.name} with a "
             "'backbone'; wanted one of the two, so that its embeddings can be found"
         )
-    tokenizer = load_tokenizer_file(Path(ranker.preprocess_files["tokenizer.json"]))
+    stored = ranker.preprocess_files["tokenizer.json"]
+    tokenizer = load_tokenizer_file(stored) if isinstance(stored, Path) else load_tokenizer_text(stored)
     items = [_explained_text(ranker, backbone, tokenizer, request, product) for product in products]
     return explanation_of(ranker, request, items)
 

@@ -14,6 +14,8 @@ from builders.rankers.base import Ranker
 class ImportedRanker(Ranker):
     """Served as the library that saved it computes it."""
 
+    has_library = True
+
     @abc.abstractmethod
     def __init__(self, name: str, folder: Path, text: Text, *, trust_remote_code: bool = False) -> None:
         """Load.

@@ -213,6 +213,10 @@ class ImportedCrossEncoder(ImportedRanker):
         pairs = [(request.query, text) for text in self.form.items(products)]
         return np.asarray(self._library.predict(pairs, prompt=self.form.query_prompt), dtype=np.float32)
 
+    def tokens(self, sample: Mapping[str, Sample]) -> list[str]:
+        """Of the first pair."""
+        return self._pairs.tokens(sample[self.name])
+
     def truncated(self, request: Request, products: Sequence[Product]) -> int:
         """Of its pairs."""
         return self._pairs.truncated(request, products)
