@@ -24,9 +24,7 @@ from tests.support.served_checkpoints import Write, published
 TEMPLATE = "{title}. {brand}. {text}"
 LONG_QUERY = "waterproof camping tent for kids, " * 30
 CHECKPOINTS: dict[str, Write] = {
-    "bert": lambda folder: write_classifier(folder, "bert"),
     "modernbert": lambda folder: write_classifier(folder, "modernbert"),
-    "deberta": lambda folder: write_classifier(folder, "deberta_v2"),
     "roberta": lambda folder: write_classifier(folder, "roberta", {"model_max_length": 37}),
     "two_labels": lambda folder: write_classifier(folder, "bert", num_labels=2),
     "modular": write_modular_cross_encoder,

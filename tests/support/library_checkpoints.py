@@ -5,9 +5,10 @@ Tokenizers are trained on the shop's own texts. Weights are drawn wide, so that 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,7 @@ def texts() -> list[str]:
 # ---------------------------------------------------------------- tokenizers
 def wordpiece(**settings: Any) -> PreTrainedTokenizerFast:
     """As BERT's: ``[CLS] a [SEP] b [SEP]``, token types 0 and 1."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=specials, show_progress=False)
-    tokenizer.train_from_iterator(texts(), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
+    tokenizer = Tokenizer.from_str(_wordpiece_json())
     given: dict[str, Any] = {
         "model_max_length": LENGTH, "model_input_names": ["input_ids", "token_type_ids", "attention_mask"], **settings,
     }  # fmt: skip
@@ -98,10 +91,24 @@ def wordpiece(**settings: Any) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
+@functools.cache  # training twice does not give one vocabulary
+def _wordpiece_json() -> str:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=specials, show_progress=False)
+    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return str(tokenizer.to_str())
+
+
 def byte_level(**settings: Any) -> PreTrainedTokenizerFast:
     """As RoBERTa's: byte-level BPE, ``<s> a </s></s> b </s>``, no token types."""
-    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer = _byte_level_bpe(specials)
+    specials = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+    tokenizer = Tokenizer.from_str(_byte_level_json(specials))
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     given: dict[str, Any] = {
         "model_max_length": LENGTH, "model_input_names": ["input_ids", "attention_mask"], **settings,
@@ -114,7 +121,7 @@ def byte_level(**settings: Any) -> PreTrainedTokenizerFast:
 
 def plain_byte_level(**settings: Any) -> PreTrainedTokenizerFast:
     """As Qwen's: no special token around a text, a pair is one text behind the other; id 0 is "!"."""
-    tokenizer = _byte_level_bpe([])
+    tokenizer = Tokenizer.from_str(_byte_level_json(()))
     tokenizer.add_special_tokens(["<|endoftext|>"])
     given: dict[str, Any] = {
         "model_max_length": LENGTH, "model_input_names": ["input_ids", "attention_mask"], **settings,
@@ -124,7 +131,8 @@ def plain_byte_level(**settings: Any) -> PreTrainedTokenizerFast:
     )
 
 
-def _byte_level_bpe(specials: Sequence[str]) -> Tokenizer:
+@functools.cache
+def _byte_level_json(specials: tuple[str, ...]) -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -133,7 +141,7 @@ def _byte_level_bpe(specials: Sequence[str]) -> Tokenizer:
         show_progress=False,
     )  # fmt: skip
     tokenizer.train_from_iterator(texts(), trainer)
-    return tokenizer
+    return str(tokenizer.to_str())
 
 
 # ---------------------------------------------------------------- classifiers of transformers

@@ -1,4 +1,4 @@
-"""Library checkpoints from ``init`` to a repository, as a user takes them: one workspace, one recipe after the other."""
+"""Library checkpoints from ``init`` to a repository, as a user takes them: one workspace, recipe after recipe."""
 
 from __future__ import annotations
 

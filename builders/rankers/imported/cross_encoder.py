@@ -66,7 +66,7 @@ class ImportedCrossEncoder(ImportedRanker):
         self._tokenizer_json = library.served_tokenizer(first.tokenizer)
         tokenizer = load_tokenizer_text(self._tokenizer_json)
         self._pairs = TokenPairs(tokenizer, self._tokenizer_json, self._form(first, text), text.store)
-        self._library.max_length = self._pairs.form.max_length
+        self._library.max_seq_length = self._pairs.form.max_length
         self._inputs = library.token_inputs(first.tokenizer, first.model)
         names = [tensor.name for tensor in self._inputs]
         self._network = Classifier(list(self._library), names, self._library.activation_fn).eval()
@@ -100,7 +100,7 @@ class ImportedCrossEncoder(ImportedRanker):
 
     def _form(self, first: Any, text: Text) -> TextForm:
         longest = library.longest_sequence(first.tokenizer, first.model)
-        stated = first.processing_kwargs.get("text", {}).get("max_length") or self._library.max_length
+        stated = first.processing_kwargs.get("text", {}).get("max_length") or self._library.max_seq_length
         own = TextForm(
             query_prompt=self._library.prompts.get(self._library.default_prompt_name, "") or "",
             max_length=min(longest, int(stated)),

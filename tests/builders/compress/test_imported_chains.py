@@ -14,9 +14,7 @@ from tests.support.library_checkpoints import shop, write_classifier
 STEPS = {
     "fp32_onnx": [],
     "int8_onnx": [{"step": "int8_network", "calibration_lists": 4, "lists": 0}],
-    "int8_static_onnx": [{"step": "int8", "calibration_queries": 2}],
     "int8_dynamic_onnx": [{"step": "dynamic_int8"}],
-    "int8_openvino": [{"step": "int8_network", "calibration_lists": 4, "lists": 0}],
     "bf16_openvino": [{"step": "bf16"}],
     "fp16_onnx": [{"step": "fp16"}],
     "heads50_onnx": [{"step": "prune_heads", "amount": 0.5, "lists": 4}, {"step": "distill", "lists": 4, "batch": 2}],

@@ -57,7 +57,13 @@ def onnx_scores(ranker: ImportedCrossEncoder, file: Path, request: Request, prod
     return run_onnx(session, ranker.sample(request, products)[ranker.name])["score"]
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+USUAL = ("bert", "deberta_v2", "modernbert", "two labels", "an odd length", "a prompt", "modules, cls")
+"""Those of every run; the rest of the matrix takes minutes."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in USUAL else pytest.mark.slow) for name in FOLDERS]
+)
 def test_scores_are_the_librarys_own(name: str, tmp_path: Path, judged: JudgedQueries) -> None:
     folder = FOLDERS[name](tmp_path)
     ranker = ImportedCrossEncoder("mine", folder, Text(item=TEMPLATE))
