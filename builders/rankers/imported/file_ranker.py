@@ -43,7 +43,7 @@ class FileRanker(FeatureRanker):
         Raises:
             CheckpointError: the file is none of the format, or its inputs are not the declared ones.
             ContractError: the network cannot take what the features make.
-            RecipeError: the file is of the other format.
+            RecipeError: the file is of the other format, or a backbone is named that nothing reads.
         """
         assert recipe.checkpoint is not None  # a recipe with a format has one
         path = recipe.path(recipe.checkpoint)
@@ -51,7 +51,9 @@ class FileRanker(FeatureRanker):
         if found.format != cls.format:
             raise RecipeError(f"recipe of {recipe.ranker}: {path} is of format '{found.format}', not '{cls.format}'")
         module = cls.module_of(path, recipe, declared_features(recipe))
-        if any(feature.kind == "tokens" for feature in module.features) and recipe.backbone is not None:
+        if recipe.backbone is not None:
+            if all(feature.kind != "tokens" for feature in module.features):
+                raise RecipeError(f"recipe of {recipe.ranker}: backbone, but no feature of kind 'tokens'; leave it out")
             module.tokenizer_file = str(recipe.path(recipe.backbone) / TOKENIZER)
         return cls(recipe.ranker, module, cls.files_of(path))
 

@@ -112,7 +112,14 @@ class OnnxModule(FileModule):
         return self._session
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """The features' tensors, in the file's order => float32 [candidates, heads]."""
+        """The features' tensors, in the file's order => float32 [candidates, heads].
+
+        Raises: CheckpointError: gradients are asked for.
+        """
+        if any(tensor.requires_grad for tensor in tensors):
+            raise CheckpointError(
+                f"{self.path}: an ONNX file has no gradients; explain the network that it was made of"
+            )
         first = next(row for row, one in enumerate(self.inputs) if one.feature.per_candidate)
         rows = tensors[first].shape[0]
         feeds = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import typing
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from builders.rankers.base import Ranker
 from builders.rankers.load import load_ranker
 from tests.support import network_files as files
 from tests.support.network_files import NUMBERS, SPARSE, TAKEN
+from tests.support.tiny_bert import write_tiny_bert
 
 BY_HAND = NUMBERS + 'input = "Float_Input"\n'
 HISTORY = ("i1", "i7", "i39")
@@ -228,6 +231,33 @@ def test_what_cannot_be_served_as_it_is_is_refused_in_one_line(tmp_path: Path, f
     assert "\n" not in str(error.value)
 
 
+class Runs:
+    """What its pickle says is run when it is loaded: a file is made."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.mark,)
+
+
+def test_no_pickle_of_a_program_is_run(tmp_path: Path) -> None:
+    whole, harmful = files.write_program(tmp_path / "whole.pt2"), tmp_path / "m.pt2"
+    pickled = io.BytesIO()
+    torch.save(Runs(tmp_path / "mark"), pickled)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(harmful, "w") as target:
+        for name in source.namelist():
+            is_sample = "/sample_inputs/" in name
+            target.writestr(name, pickled.getvalue() if is_sample else source.read(name))
+    with pytest.raises(
+        CheckpointError, match=r"m\.pt2: \w+/data/sample_inputs/model\.pt is no pickle of tensors alone"
+    ):
+        ranker_of(tmp_path, harmful, *ALL)
+    assert not (tmp_path / "mark").exists()
+    torch.load(io.BytesIO(pickled.getvalue()), weights_only=False)
+    assert (tmp_path / "mark").exists()  # it would have run
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".pkl", ""])
 def test_other_files_are_refused_with_what_to_do(tmp_path: Path, suffix: str) -> None:
     torch.jit.save(torch.jit.trace(nn.Linear(2, 1), torch.rand(1, 2)), tmp_path / f"m{suffix}")
@@ -252,6 +282,25 @@ def test_steps_that_need_a_torch_network_are_refused_before_anything_is_built(tm
         RecipeError, match=r"an ONNX file has not \(int8_onnx: int8_network\); wanted steps on the graph"
     ):
         ranker_of(tmp_path, files.write_by_dynamo(tmp_path / "m.onnx"), *ALL, more=more)
+
+
+def test_a_text_feature_reads_the_tokenizer_of_the_backbone(tmp_path: Path) -> None:
+    titles = '[[features]]\nname = "taken"\nkind = "tokens"\nfields = ["title"]\nsize = 8\n'
+    top = f'backbone = "{write_tiny_bert(tmp_path / "backbone")}"'
+    network = onnx.load(files.write_by_dynamo(tmp_path / "m.onnx"))
+    network.graph.input[2].type.tensor_type.shape.dim[1].dim_param = "length"
+    onnx.save(network, tmp_path / "m.onnx")
+    ranker = ranker_of(tmp_path, tmp_path / "m.onnx", SPARSE, NUMBERS, titles, top=top)
+    assert "tokenizer.json" in ranker.preprocess_files
+    with pytest.raises(RecipeError, match="backbone, but no feature of kind 'tokens'"):
+        ranker_of(tmp_path, tmp_path / "m.onnx", SPARSE, NUMBERS, TAKEN, top=top)
+
+
+def test_gradients_of_an_onnx_file_are_refused(tmp_path: Path) -> None:
+    ranker = ranker_of(tmp_path, files.write_by_older_exporter(tmp_path / "m.onnx"), SPARSE, NUMBERS)
+    numbers = torch.zeros(3, 2, requires_grad=True)
+    with pytest.raises(CheckpointError, match="an ONNX file has no gradients"):
+        ranker.network(torch.zeros(3, 1, dtype=torch.int32), numbers)
 
 
 def test_features_belong_to_a_file(tmp_path: Path) -> None:
