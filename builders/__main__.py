@@ -51,7 +51,8 @@ def init(
         bool, typer.Option("--trust-remote-code", help="Python code in the folder may run.")
     ] = False,
 ) -> None:
-    """Look at a checkpoint of sentence-transformers, transformers or PyLate and write the recipe that serves it."""
+    """Look at a checkpoint of sentence-transformers, transformers or PyLate, or at an ONNX or torch.export file, and
+    write the recipe that serves it."""
     from builders import commands
 
     commands.init(folder=folder, name=name, out=out, trust_remote_code=trust_remote_code)

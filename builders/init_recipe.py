@@ -12,7 +12,7 @@ import jinja2
 
 from builders.compress.context import Say
 from builders.core.files import write_atomically
-from builders.core.recipe import Recipe, RecipeError, load_recipe
+from builders.core.recipe import FILE_FORMATS, Recipe, RecipeError, load_recipe
 from builders.core.workspace import REPOSITORY_ROOT
 from builders.rankers.base import Ranker
 from builders.rankers.imported.base import ImportedRanker
@@ -44,6 +44,11 @@ def init_recipe(path: Path, name: str | None, out: Path | None, trust_remote_cod
     target = out or REPOSITORY_ROOT / "recipes" / f"{name}.toml"
     if target.exists():
         raise RecipeError(f"{target}: is there already; remove it, or name another with --name or --out")
+    _check_name(name)
+    if found.format in FILE_FORMATS:
+        from builders.init_file_recipe import write_file_recipe
+
+        return write_file_recipe(found, name, target, _environment(), say)
     recipe = _bare(found, name, trust_remote_code)
     ranker = load_ranker(recipe)
     for fact in ranker.facts if isinstance(ranker, ImportedRanker) else ():
@@ -59,24 +64,33 @@ def _bare(found: Found, name: str, trust_remote_code: bool) -> Recipe:
         "ranker": name, "format": found.format, "checkpoint": found.path, "text": {"item": DEFAULT_ITEM},
         "trust_remote_code": trust_remote_code, "variants": [{"name": "fp32_onnx"}],
     }  # fmt: skip
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise RecipeError(f"name '{name}', wanted a letter, then letters, digits and _, all lower case: give --name")
     return Recipe.model_validate(content)
 
 
-def _rendered(recipe: Recipe, ranker: Ranker, found: Found) -> str:
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise RecipeError(f"name '{name}', wanted a letter, then letters, digits and _, all lower case: give --name")
+
+
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["toml"] = _toml
+    return environment
+
+
+def _rendered(recipe: Recipe, ranker: Ranker, found: Found) -> str:
     text: Mapping[str, Any] = {"item": DEFAULT_ITEM}
     head_weights: Sequence[float] = ()
     facts: Sequence[str] = ()
     if isinstance(ranker, ImportedRanker):
         text, head_weights, facts = {**text, **ranker.own_text}, ranker.head_weights, ranker.facts
-    return environment.get_template(TEMPLATE).render(
-        recipe=recipe, text=text, head_weights=list(head_weights), facts=[*found.facts, *facts]
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(recipe=recipe, text=text, head_weights=list(head_weights), facts=[*found.facts, *facts])
     )
 
 

@@ -4,6 +4,7 @@ preprocess  median of the pre-processing of 40 and of 1,024 candidates, from the
 latency     a served request over the same model in this process: ONNX Runtime, same threads and padded shape, in turn
 int8        requests/s of a variant over its fp32 reference, both as served, rounds in turn; and what NDCG@10 it keeps
 broadcast   the part of a request that has no candidate in it, computed once, over repeating it for each candidate
+texts       tokenising 100 documents of 128 tokens, as the pre-processing does with texts that a request brings
 dcn         a dcn_v2 of 26 sparse and 13 dense fields with 512 candidates, served over in-process; random weights
 memory      of the server's process tree with two endpoints: idle, at 1,024 candidates, and over 5,000 requests
 
@@ -24,6 +25,7 @@ from rich.console import Console
 
 from perf.bench_base import Bench, Figure, figures_table, paired_ms
 from perf.bench_dcn import bench_dcn
+from perf.bench_texts import bench_texts
 from perf.bench_tiled import CANDIDATES, gain_of_computing_once
 from perf.endpoints import Endpoint, EndpointClient, served_scorers, serving
 from perf.errors import PerfError
@@ -81,6 +83,7 @@ def run_bench(
         "latency": bench_latency,
         "int8": bench_int8,
         "broadcast": bench_broadcast,
+        "texts": bench_texts,
         "dcn": bench_dcn,
         "memory": bench_memory,
     }

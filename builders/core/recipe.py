@@ -240,7 +240,48 @@ class Reference(Settings):
     lists: int = pydantic.Field(8, ge=0)
 
 
+class FeatureTable(Settings):
+    """One input of a network that comes as a file: how the kit makes this tensor; see ``builders/features/encoder.py``.
+
+    Attributes:
+        name: of the tensor as it is served, lower case.
+        input: the file's own name of it; absent = ``name``.
+        kind: ``dense`` (numbers), ``sparse`` (one id a field), ``multi_hot`` (a list of ids), ``tokens`` (a text's
+            token ids) or ``vector`` (numbers from elsewhere).
+        fields: raw fields that it is made of, a column each; absent = ``name``, the ids of a history, the query's text.
+        source: what has the fields; ``item`` and ``user`` are stored, the others come with the request.
+        size: at most so many ids or tokens; the width of a vector.
+        log1p: of ``dense``: take ln(1 + x) first.
+        mean, std: of ``dense``, a number a field, after ``log1p``.
+        vocabularies: of ``sparse`` (a list a field) and ``multi_hot`` (one): known values. A value's id is
+            1 + ``oov_buckets`` + its place; 0 = absent.
+        vocabulary_files: in their place, text files with a value a line.
+        oov_buckets: ids from 1 on that values outside the vocabulary share.
+    """
+
+    name: str = pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$")
+    input: str = ""
+    kind: Literal["dense", "sparse", "multi_hot", "tokens", "vector"]
+    fields: tuple[str, ...] = ()
+    source: Literal["item", "user", "query", "history", "context"] = "item"
+    size: int = pydantic.Field(0, ge=0)
+    log1p: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    vocabularies: tuple[tuple[str, ...], ...] = ()
+    vocabulary_files: tuple[Path, ...] = ()
+    oov_buckets: int = pydantic.Field(1, ge=1)
+
+    @pydantic.model_validator(mode="after")
+    def _one_vocabulary(self) -> FeatureTable:
+        if self.vocabularies and self.vocabulary_files:
+            raise ValueError("both vocabularies and vocabulary_files, wanted one of the two")
+        return self
+
+
 Format = Literal["cross_encoder", "causal_reranker", "bi_encoder", "late_interaction", "onnx", "torch_export"]
+FILE_FORMATS = ("onnx", "torch_export")
+"""Formats of a single file, whose inputs the recipe declares."""
 
 
 class Recipe(Settings):
@@ -252,6 +293,9 @@ class Recipe(Settings):
         format: in place of ``module``: what the checkpoint of a library is, as ``python -m builders init`` finds it.
         text: how it reads query and items.
         reference: scores from outside that it must give.
+        features: of the formats "onnx" and "torch_export": the file's inputs, in any order.
+        score: of these formats: the output that is the score, by its name, or by its place where it has none; absent =
+            the only one.
         trust_remote_code: whether Python code in the checkpoint's folder may run.
         backbone: Hugging Face checkpoint folder; absent = the packaged all-MiniLM-L6-v2.
         checkpoint: folder of the trained part; absent = untrained.
@@ -274,6 +318,8 @@ class Recipe(Settings):
     format: Format | None = None
     text: Text = Text()
     reference: Reference = Reference()
+    features: tuple[FeatureTable, ...] = ()
+    score: str = ""
     trust_remote_code: bool = False
     data: Literal["judged", "purchases", "categories"] = "judged"
     backbone: Path | None = None
@@ -296,6 +342,17 @@ class Recipe(Settings):
             raise ValueError(f"{found}, wanted one: your own class, or a library's checkpoint ('builders init FOLDER')")
         if self.format is not None and self.checkpoint is None:
             raise ValueError(f"format '{self.format}' without 'checkpoint', wanted the folder or file that it is in")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _features_of_files(self) -> Recipe:
+        is_file = self.format in FILE_FORMATS
+        if is_file and not self.features:
+            raise ValueError(f"format '{self.format}' without [[features]], wanted one for each input of the file; "
+                             "'builders init FILE' writes a first form")  # fmt: skip
+        if not is_file and (self.features or self.score):
+            raise ValueError(f"[[features]] or score without a format of {' or '.join(FILE_FORMATS)}: nothing reads "
+                             "them; a module of your own declares its features itself")  # fmt: skip
         return self
 
     @pydantic.model_validator(mode="after")

@@ -28,6 +28,7 @@ TABLES: Sequence[tuple[str, type[pydantic.BaseModel]]] = (
     ("Top level", recipe.Recipe),
     ("`[text]`", recipe.Text),
     ("`[reference]`", recipe.Reference),
+    ("`[[features]]`", recipe.FeatureTable),
     ("`[[variants]]`", recipe.Variant),
     ("`[[variants]]`, `gate`", recipe.OwnLimits),
     ("`[gate]`", recipe.Gate),
@@ -185,7 +186,8 @@ def _either(arguments: Sequence[Any]) -> str:
 
 def _plural(annotation: Any) -> str:
     word = _word(annotation)
-    return {"text": "texts", "path": "paths"}.get(word, f"{word}s")
+    irregular = {"text": "texts", "path": "paths", "list of texts": "lists of texts"}
+    return irregular.get(word, f"{word}s")
 
 
 def _default(field: FieldInfo) -> str:

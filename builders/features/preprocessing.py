@@ -51,7 +51,7 @@ def preprocess_contract(
         takes_texts: whether a request may bring the text of items, or their fields.
         parameters: further facts of this ranker's pre-processing.
     """
-    texts = _text_inputs(required=features_version is None) if takes_texts else ()
+    texts = (ITEM_TEXTS, ITEM_FIELDS) if takes_texts else ()
     return Contract(
         name=f"{ranker}_preprocess",
         inputs=(QUERY, ITEM_IDS, *texts),
@@ -98,7 +98,3 @@ def special_token_template(tokenizer: Tokenizer, *, pair: bool) -> dict[str, lis
         found[place].append(token)
         types[place] = kind
     return {**found, "types": list(types.values())}
-
-
-def _text_inputs(*, required: bool) -> tuple[Tensor, ...]:
-    return (dataclasses.replace(ITEM_TEXTS, optional=not required), *(() if required else (ITEM_FIELDS,)))

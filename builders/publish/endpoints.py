@@ -78,7 +78,9 @@ def publish_rankers(
                 name = f"{built.ranker.endpoint.name}_{built.recipe.model_name(variant.variant)}"
                 ensembles[name] = _ensemble(name, built.ranker.endpoint, steps)
     aliases = _aliases(ensembles, published, workspace)
-    similar = [_similar(built.ranker) for built in rankers if built.recipe.ranker == SIMILAR_BY]
+    similar = [
+        _similar(built.ranker) for built in rankers if built.recipe.ranker == SIMILAR_BY and _stores(built.ranker)
+    ]
     versions = publish_models(
         workspace.repository, [*models.values(), *similar], [*ensembles.values(), *aliases], libraries()
     )
@@ -117,12 +119,13 @@ def fill_item_store(rankers: Sequence[BuiltRanker], say: Say = print, workspace:
         for built in rankers:
             parameters = built.ranker.preprocess.parameters
             version = parameters["item_features_version"]
-            there = store.ids(built.ranker.name, version)
             products = built.data.products
-            missing = [product for product in products.values() if product.item_id not in there]
-            if missing:
-                say(f"item store: features of {len(missing)} items for {built.ranker.name}")
-                store.put(built.ranker.name, version, built.ranker.item_features(missing))
+            if _stores(built.ranker):
+                there = store.ids(built.ranker.name, version)
+                missing = [product for product in products.values() if product.item_id not in there]
+                if missing:
+                    say(f"item store: features of {len(missing)} items for {built.ranker.name}")
+                    store.put(built.ranker.name, version, built.ranker.item_features(missing))
             if parameters.get("user_features"):
                 store.put(parameters["user_features"], version, built.ranker.user_features(built.data.users))
             known = store.ids(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION)
@@ -134,8 +137,9 @@ def add_items(rankers: Sequence[Ranker], products: Sequence[Product], workspace:
     """Add or replace products while the store is being served; the next request sees them."""
     with ItemStore(workspace.item_store) as store:
         for ranker in rankers:
-            version = ranker.preprocess.parameters["item_features_version"]
-            store.put(ranker.name, version, ranker.item_features(products))
+            if _stores(ranker):
+                version = ranker.preprocess.parameters["item_features_version"]
+                store.put(ranker.name, version, ranker.item_features(products))
         store.put(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION, attribute_records(products))
 
 
@@ -229,6 +233,11 @@ def _postprocess(recipe: Recipe, ranker: Ranker) -> ServedModel:
     if contract != postprocess_contract():
         contract = dataclasses.replace(contract, name=f"{ranker.name}_postprocess")
     return _python_model("postprocess", contract, {}, {})
+
+
+def _stores(ranker: Ranker) -> bool:
+    """Whether it has a table in the item store; else all that it reads of an item comes in the request."""
+    return ranker.preprocess.parameters["item_features"] is not None
 
 
 def _similar(ranker: Ranker) -> ServedModel:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Graph:
         batches: whether rows of several requests may be joined (dimension 0 of every tensor is then ``rows``).
         max_batch_size: rows that one request may bring; only where it batches.
         lengths: padded lengths of dimension 1 to warm up; empty where there is none.
+        write_onnx: writes the graph's ONNX file, of a network that is ONNX already; None = torch exports ``module``.
         keep_fp32: kept in FP32 whatever the variant (a cosine of two vectors has nothing to quantize).
     """
 
@@ -47,6 +48,7 @@ class Graph:
     max_batch_size: int = 0
     lengths: Sequence[int] = ()
     keep_fp32: bool = False
+    write_onnx: Callable[[Path], None] | None = None
 
 
 class Ranker(abc.ABC):

@@ -24,6 +24,8 @@ from builders.rankers.feature_ranker import FeatureRanker
 
 FORMATS = {
     "cross_encoder": "builders.rankers.imported.cross_encoder:ImportedCrossEncoder",
+    "onnx": "builders.rankers.imported.onnx_file:OnnxFile",
+    "torch_export": "builders.rankers.imported.exported_program:ExportedProgramFile",
 }
 """Format of a library's checkpoint => the class that serves it; imported when it is asked for."""
 

@@ -22,7 +22,7 @@ from ._errors import (
 )
 from ._mock import MockTransport
 from ._privacy import hashed_id
-from ._response import RankedList
+from ._response import RankedList, Reranked
 from ._rules import Boost, Rules
 from ._transport import InferRequest, Transport
 from ._version import __version__
@@ -39,6 +39,7 @@ __all__ = [
     "Overloaded",
     "RankClient",
     "RankedList",
+    "Reranked",
     "Rules",
     "ServerError",
     "TensorSpec",

@@ -17,17 +17,21 @@ from ._request import (
     Fields,
     check_inputs,
     context_input,
+    document_ids,
+    document_inputs,
+    document_position,
     history_input,
     item_fields_input,
     item_input,
     item_inputs,
+    item_texts_input,
     listed,
     query_input,
     similar_top_k_input,
     top_k_input,
     user_input,
 )
-from ._response import RankedList, ranked_list_from_outputs, similar_items_from_outputs
+from ._response import RankedList, Reranked, ranked_list_from_outputs, similar_items_from_outputs
 from ._rules import Rules, may_leave_out, may_move, rule_inputs
 from ._transport import GrpcTransport, Transport
 
@@ -87,6 +91,7 @@ class RankClient:
         history: Sequence[str] | None = None,
         context: Fields | None = None,
         item_fields: Mapping[str, Fields] | None = None,
+        item_texts: Mapping[str, str] | None = None,
     ) -> RankedList:
         """Rank the items for the query, within the time budget or not at all.
 
@@ -109,6 +114,8 @@ class RankClient:
             context: raw fields of this request, at most 4,096 bytes of JSON.
             item_fields: item id => raw fields in place of its stored features, as `context`; for a fresh item, say.
                 Rules go by the stored attributes.
+            item_texts: item id => text in place of what is stored of it, 1 to 32,768 bytes of UTF-8; an item has a text
+                or fields, not both. What the ranker does not read to its end is counted by the server.
 
         Returns: K = min(top_k, N) ids with float32 scores, highest first; fewer where only items in stock are wanted,
             in another order where items are pinned or a brand is limited, by `rules` or by the recipe. Items that the
@@ -122,8 +129,32 @@ class RankClient:
             **query_input(query),
             **self._inputs_of_all(ids, top_k, rules, user_id, context, item_fields),
             **history_input(history),
+            **item_texts_input(item_texts, ids, item_fields),
         }
         return self._ranked("rank", ids, top_k, inputs, deadline)
+
+    def rerank(
+        self, query: str, documents: Sequence[str], top_k: int | None = None, timeout_s: float | None = None
+    ) -> Reranked:
+        """Rank texts for the query that no item store needs to know, within the time budget or not at all.
+
+            for position, score in client.rerank("red shoes", ["a red shoe", "a blue mug"]):
+                ...
+
+        Args:
+            query: as with `rank`.
+            documents: N = 1 to 1,024 texts of 1 to 32,768 bytes of UTF-8; the same text may stand there twice.
+            top_k, timeout_s: as with `rank`.
+
+        Returns: K = min(top_k, N) positions of documents with float32 scores, highest first; equal ones in the order of
+            the documents.
+        Raises: as `rank`; InvalidRequest also where the served model takes no texts.
+        """
+        deadline = self._deadline(timeout_s)
+        texts = listed(documents, "documents", "")
+        inputs = {**query_input(query), **document_inputs(texts), **top_k_input(top_k)}
+        ranked = self._ranked("rank", document_ids(len(texts)), top_k, inputs, deadline)
+        return Reranked(tuple(map(document_position, ranked.ids)), ranked.scores)
 
     def recommend(
         self,

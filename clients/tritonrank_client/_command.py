@@ -1,4 +1,4 @@
-"""`tritonrank-rank`: rank the ids of a file for a query, from a shell."""
+"""`tritonrank-rank`: rank the ids or the texts of a file for a query, from a shell."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 
 from ._client import RankClient
 from ._errors import InvalidRequest, TritonRankError
-from ._response import RankedList
+from ._response import RankedList, Reranked
 
 # A person waits longer than a page, and each command pays for a new connection.
 COMMAND_TIMEOUT_S = 5.0
 
 _EPILOG = """\
-Prints rank, id and score, separated by tabs; an item that the server could not score has '-' (null in JSON).
+Prints rank, id and score, separated by tabs; an item that the server could not score has '-' (null in JSON). Of
+documents it prints the position in the file in place of an id, 0 = the first that is not an empty line.
 Exit codes: 0 ranked, 1 the server failed or did not answer, 2 the request is at fault.
 """
 
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(error, 2)
     except TritonRankError as error:
         return _failed(error, 1)
-    print(_as_json(options.query, ranked) if options.json else _as_table(ranked))
+    key = "id" if isinstance(ranked, RankedList) else "index"
+    print(_as_json(options.query, ranked, key) if options.json else _as_table(ranked, key))
     return 0
 
 
@@ -42,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--query", required=True)
-    parser.add_argument("--items", required=True, metavar="FILE", help="item ids, one a line; - reads standard input")
+    ranked = parser.add_mutually_exclusive_group(required=True)
+    ranked.add_argument("--items", metavar="FILE", help="item ids, one a line; - reads standard input")
+    ranked.add_argument("--documents", metavar="FILE", help="texts, one a line, in place of items of the store")
     parser.add_argument("--url", default="localhost:8001", help="Triton's gRPC service (default: %(default)s)")
     parser.add_argument("--top-k", type=int, metavar="K", help="items to print (default: all)")
     parser.add_argument("--timeout-s", type=float, default=COMMAND_TIMEOUT_S, help="(default: %(default)s)")
@@ -50,37 +54,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _ranked(options: argparse.Namespace) -> RankedList:
-    item_ids = _item_ids(options.items)
+def _ranked(options: argparse.Namespace) -> RankedList | Reranked:
+    lines = _lines(options.items, "items") if options.documents is None else _lines(options.documents, "documents")
     with RankClient(options.url, timeout_s=options.timeout_s) as client:
-        return client.rank(options.query, item_ids, top_k=options.top_k)
+        rank = client.rank if options.documents is None else client.rerank
+        return rank(options.query, lines, top_k=options.top_k)
 
 
-def _item_ids(source: str) -> list[str]:
+def _lines(source: str, argument: str) -> list[str]:
     """The lines of a file or of standard input; empty lines are skipped."""
     try:
         text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         # Not splitlines(), which also breaks at characters that an id may hold.
         lines = text.decode("utf-8-sig").split("\n")
     except OSError as error:
-        raise InvalidRequest(f"--items: cannot read {source} ({error.strerror})", "items") from error
+        raise InvalidRequest(f"--{argument}: cannot read {source} ({error.strerror})", argument) from error
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"--items: {source} is not UTF-8 ({error})", "items") from error
+        raise InvalidRequest(f"--{argument}: {source} is not UTF-8 ({error})", argument) from error
     return [line.removesuffix("\r") for line in lines if line.removesuffix("\r")]
 
 
-def _as_table(ranked: RankedList) -> str:
+def _as_table(ranked: RankedList | Reranked, key: str) -> str:
     rows = [
-        f"{rank}\t{item_id}\t{f'{score:.6g}' if scored else '-'}"
-        for rank, ((item_id, score), scored) in enumerate(zip(ranked, ranked.scored, strict=True), start=1)
+        f"{rank}\t{which}\t{f'{score:.6g}' if scored else '-'}"
+        for rank, ((which, score), scored) in enumerate(zip(ranked, ranked.scored, strict=True), start=1)
     ]
-    return "\n".join(["rank\tid\tscore", *rows])
+    return "\n".join([f"rank\t{key}\tscore", *rows])
 
 
-def _as_json(query: str, ranked: RankedList) -> str:
+def _as_json(query: str, ranked: RankedList | Reranked, key: str) -> str:
     rows = [
-        {"rank": rank, "id": item_id, "score": score if scored else None}
-        for rank, ((item_id, score), scored) in enumerate(zip(ranked, ranked.scored, strict=True), start=1)
+        {"rank": rank, key: which, "score": score if scored else None}
+        for rank, ((which, score), scored) in enumerate(zip(ranked, ranked.scored, strict=True), start=1)
     ]
     return json.dumps({"query": query, "ranked": rows}, ensure_ascii=False)
 

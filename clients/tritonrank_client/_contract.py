@@ -55,6 +55,7 @@ class Limits:
         max_item_id_bytes, max_query_bytes: of the UTF-8 text; the first also of a user's id.
         max_history_events: items of a history.
         max_context_bytes: of the JSON text of a request's or an item's raw fields.
+        max_text_bytes: of an item's or a document's UTF-8 text.
         max_attribute_bytes: of a boost's attribute=value.
         max_boosts: of one request.
         max_boost_amount: in either direction.
@@ -67,6 +68,7 @@ class Limits:
     max_query_bytes: int
     max_history_events: int
     max_context_bytes: int
+    max_text_bytes: int
     max_attribute_bytes: int
     max_boosts: int
     max_boost_amount: float

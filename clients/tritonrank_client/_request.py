@@ -13,6 +13,7 @@ from ._contract import LIMITS, ModelSpec, array_fault
 from ._errors import InvalidRequest
 
 _MAX_INT32 = int(np.iinfo(np.int32).max)
+_DOCUMENT = "document "
 Fields = Mapping[str, Any]
 """Raw field => text, number, boolean, list of them, or None."""
 
@@ -21,7 +22,9 @@ def listed(ids: Iterable[str], argument: str = "item_ids", order: str = "in firs
     """The ids, taken once, so that an iterator serves too. Raises: InvalidRequest where they have no order."""
     # A lone string is a sequence of strings too, and a set has no order.
     if isinstance(ids, (str, bytes, Set, Mapping)) or not isinstance(ids, Iterable):
-        raise InvalidRequest(f"{argument}: found {type(ids).__name__}, wanted a sequence of strings {order}", argument)
+        raise InvalidRequest(
+            f"{argument}: found {type(ids).__name__}, wanted a sequence of strings {order}".rstrip(), argument
+        )
     return list(ids)
 
 
@@ -94,16 +97,52 @@ def item_fields_input(item_fields: Mapping[str, Fields] | None, ids: Sequence[st
     """`item_fields` BYTES [N], a JSON object or nothing for each item; nothing for None."""
     if item_fields is None:
         return {}
-    if not isinstance(item_fields, Mapping):
-        found = type(item_fields).__name__
-        raise InvalidRequest(f"item_fields: found {found}, wanted a mapping of item ids to fields", "item_fields")
-    for stranger in set(item_fields).difference(ids):
-        raise InvalidRequest(f"item_fields: found {stranger!r}, wanted ids of item_ids", "item_fields")
+    _check_of_items(item_fields, ids, "item_fields", "fields")
     objects = {
         item_id: _json_object(fields, f"item_fields[{item_id!r}]", "item_fields")
         for item_id, fields in item_fields.items()
     }
     return {"item_fields": _texts([objects.get(item_id, b"") for item_id in ids])}
+
+
+def item_texts_input(
+    item_texts: Mapping[str, str] | None, ids: Sequence[str], item_fields: Mapping[str, Fields] | None = None
+) -> dict[str, np.ndarray]:
+    """`item_texts` BYTES [N], a text or nothing for each item; nothing for None.
+
+    item_fields: what else is sent of the items; an item has a text or fields, not both.
+    """
+    if item_texts is None:
+        return {}
+    _check_of_items(item_texts, ids, "item_texts", "texts")
+    for item_id in set(item_texts).intersection(item_fields or ()):
+        raise InvalidRequest(
+            f"item_texts: found {item_id!r}, of which item_fields has the fields; wanted one of the two", "item_texts"
+        )
+    texts = {
+        item_id: _text_bytes(text, f"item_texts[{item_id!r}]", "item_texts", "leave the item out to use what is stored")
+        for item_id, text in item_texts.items()
+    }
+    return {"item_texts": _texts([texts.get(item_id, b"") for item_id in ids])}
+
+
+def document_inputs(documents: Sequence[str]) -> dict[str, np.ndarray]:
+    """`item_ids` and `item_texts`, BYTES [N] each: the documents under ids made of their positions."""
+    if not 1 <= len(documents) <= LIMITS.max_candidates:
+        wanted = f"1 to {LIMITS.max_candidates}"
+        raise InvalidRequest(f"documents: found {len(documents)} documents, wanted {wanted}", "documents")
+    texts = [_text_bytes(text, f"documents[{row}]", "documents", "leave it out") for row, text in enumerate(documents)]
+    return {**item_inputs(document_ids(len(documents))), "item_texts": _texts(texts)}
+
+
+def document_ids(count: int) -> list[str]:
+    """An id a position. Not the bare number, which may be an item's of the store: rules would go by its attributes."""
+    return [f"{_DOCUMENT}{position}" for position in range(count)]
+
+
+def document_position(document_id: str) -> int:
+    """Inverse of :func:`document_ids`."""
+    return int(document_id.removeprefix(_DOCUMENT))
 
 
 def check_inputs(inputs: Mapping[str, np.ndarray], contract: ModelSpec) -> None:
@@ -132,6 +171,28 @@ def _id_bytes(text: str, place: str, argument: str) -> bytes:
     return encoded
 
 
+def _text_bytes(text: str, place: str, argument: str, without: str) -> bytes:
+    encoded = _utf8(text, place, argument)
+    if not encoded:
+        raise InvalidRequest(f"{place}: found no text, wanted some; {without}", argument)
+    if len(encoded) > LIMITS.max_text_bytes:
+        wanted = f"at most {LIMITS.max_text_bytes}"
+        raise InvalidRequest(
+            f"{place}: found {len(encoded)} bytes of UTF-8, wanted {wanted}; send its beginning", argument
+        )
+    return encoded
+
+
+def _check_of_items(given: Any, ids: Sequence[str], argument: str, what: str) -> None:
+    """That it maps ids of the request."""
+    if not isinstance(given, Mapping):
+        raise InvalidRequest(
+            f"{argument}: found {type(given).__name__}, wanted a mapping of item ids to {what}", argument
+        )
+    for stranger in set(given).difference(ids):
+        raise InvalidRequest(f"{argument}: found {stranger!r}, wanted ids of item_ids", argument)
+
+
 def _check_distinct(ids: Sequence[str]) -> None:
     if len(set(ids)) == len(ids):
         return
@@ -151,8 +212,9 @@ def _utf8(text: Any, place: str, argument: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:  # a lone surrogate, from bytes decoded with 'surrogateescape'
-        # An error's text may be logged, and what a user is or did must not be.
-        found = "a lone surrogate" if argument in ("user_id", "history") else repr(text)
+        # An error's text may be logged: what a user is or did must not be, and a whole document need not.
+        untold = ("user_id", "history", "item_texts", "documents")
+        found = "a lone surrogate" if argument in untold else repr(text)
         raise InvalidRequest(f"{place}: found {found}, wanted text that UTF-8 can hold", argument) from error
 
 

@@ -36,6 +36,30 @@ class RankedList:
         return len(self.ids)
 
 
+@dataclass(frozen=True, eq=False)
+class Reranked:
+    """Documents of one request by their positions in it, best first; iterates over (position, score) pairs.
+
+    Attributes:
+        indices: K positions, 0 = the first document.
+        scores: float32 [K], read-only, comparable within this list only; highest first.
+    """
+
+    indices: tuple[int, ...]
+    scores: np.ndarray
+
+    @property
+    def scored(self) -> np.ndarray:
+        """bool [K]: False for a document that the server could not score, which comes after all that it could."""
+        return self.scores != LIMITS.unscored
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        return zip(self.indices, self.scores.tolist(), strict=True)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
 def ranked_list_from_outputs(
     outputs: Mapping[str, np.ndarray],
     item_ids: list[str],

@@ -71,6 +71,21 @@ def test_a_request_at_fault_is_exit_code_2(items, capsys, change, message):
     assert capsys.readouterr().err.startswith(f"tritonrank-rank: {message}")
 
 
+@pytest.mark.server
+def test_documents_for_a_model_that_takes_no_texts_are_exit_code_2(server, items, capsys):
+    assert _command.main(["--query", "shoes", "--documents", str(items), "--url", server.grpc_url]) == 2
+
+    output = capsys.readouterr()
+    assert output.err.startswith("tritonrank-rank: item_texts: model 'rank' on the server has no input 'item_texts'")
+
+
+def test_items_and_documents_at_once_are_refused(items, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        _command.main(["--query", "shoes", "--items", str(items), "--documents", str(items)])
+
+    assert "not allowed with argument --items" in capsys.readouterr().err
+
+
 def test_a_file_that_is_not_utf8_is_exit_code_2(tmp_path, capsys):
     (tmp_path / "ids").write_bytes(b"a\n\xff\n")
 

@@ -11,7 +11,7 @@ from tritonrank_client import MockTransport, RankClient, _command, _errors
 from builders.core.contract import ITEM_IDS, RANKED_IDS, SCORES
 
 README = (Path(__file__).parents[2] / "clients" / "README.md").read_text(encoding="utf-8")
-USAGES, FOR_A_USER, RULES, PRIVACY, FALLBACK, MOCKS = (
+USAGES, FOR_A_USER, TEXTS, RULES, PRIVACY, FALLBACK, MOCKS = (
     block.partition("```")[0] for block in README.split("```python\n")[1:]
 )
 
@@ -46,15 +46,14 @@ def test_the_usages_for_a_user_with_rules_and_with_a_key_run():
         return RankClient(url, transport=MockTransport(handler), timeout_s=30, **options)
 
     names = {"ids": ["1", "2", "3"], "key": b"sixteen secrets!", "RankClient": client, "client": client("mock")}
-    for block in (FOR_A_USER, RULES, PRIVACY):
+    for block in (FOR_A_USER, TEXTS, RULES, PRIVACY):
         exec(block, names)
 
     assert [request.model for request in requests] == [
         *["recommend"] * 2,
         "rank",
         "similar",
-        "rank",
-        "rank",
+        *["rank"] * 4,
         "recommend",
     ]
     assert requests[-1].inputs["user_id"].tolist() == [names["hashed_id"]("user 7", names["key"]).encode()]

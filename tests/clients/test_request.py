@@ -18,7 +18,18 @@ from tritonrank_client import (
 )
 from tritonrank_client._contract import LIMITS
 
-from builders.core.contract import CONTEXT, HISTORY, ITEM_FIELDS, ITEM_IDS, QUERY, RANKED_IDS, SCORES, TOP_K, USER_ID
+from builders.core.contract import (
+    CONTEXT,
+    HISTORY,
+    ITEM_FIELDS,
+    ITEM_IDS,
+    ITEM_TEXTS,
+    QUERY,
+    RANKED_IDS,
+    SCORES,
+    TOP_K,
+    USER_ID,
+)
 
 
 class Recorder:
@@ -162,6 +173,24 @@ BAD = [
     ({"timeout_s": float("nan")}, "timeout_s", "timeout_s: found nan, wanted seconds above 0 and at most 3600"),
     ({"timeout_s": float("inf")}, "timeout_s", "timeout_s: found inf, wanted seconds above 0 and at most 3600"),
     ({"timeout_s": "1"}, "timeout_s", "timeout_s: found '1', wanted seconds above 0 and at most 3600"),
+    ({"item_texts": ["a"]}, "item_texts", "item_texts: found list, wanted a mapping of item ids to texts"),
+    ({"item_texts": {"z": "a"}}, "item_texts", "item_texts: found 'z', wanted ids of item_ids"),
+    ({"item_texts": {"a": b"a"}}, "item_texts", "item_texts['a']: found bytes, wanted str"),
+    (
+        {"item_texts": {"a": ""}},
+        "item_texts",
+        "item_texts['a']: found no text, wanted some; leave the item out to use what is stored",
+    ),
+    (
+        {"item_texts": {"a": "x" * 32_769}},
+        "item_texts",
+        "item_texts['a']: found 32769 bytes of UTF-8, wanted at most 32768; send its beginning",
+    ),
+    (
+        {"item_texts": {"a": "x"}, "item_fields": {"a": {}}},
+        "item_texts",
+        "item_texts: found 'a', of which item_fields has the fields; wanted one of the two",
+    ),
 ]
 
 
@@ -188,8 +217,10 @@ def test_a_client_is_not_made_for_a_bad_budget():
 
 
 def test_the_documented_limits_are_the_contracts():
-    for limit in (LIMITS.max_query_bytes, LIMITS.max_candidates, LIMITS.max_item_id_bytes):
+    for limit in (LIMITS.max_query_bytes, LIMITS.max_candidates, LIMITS.max_item_id_bytes, LIMITS.max_text_bytes):
         assert f" {limit:,} " in RankClient.rank.__doc__
+    for limit in (LIMITS.max_candidates, LIMITS.max_text_bytes):
+        assert f" {limit:,} " in RankClient.rerank.__doc__
 
 
 # ---------------------------------------------------------------- what only some rankers read
@@ -240,6 +271,64 @@ def test_user_history_context_and_item_fields_leave_as_text(client, recorder):
         CONTEXT.name: [b"{}"],
         ITEM_FIELDS.name: [b"{}"],
     }
+
+
+def test_item_texts_leave_at_their_items_places(client, recorder):
+    client.rank("shoes", ["a", "é", "c"], item_texts={"é": "röt"}, item_fields={"c": {}})
+
+    inputs = recorder.requests[0].inputs
+    assert inputs[ITEM_TEXTS.name].dtype == object
+    assert inputs[ITEM_TEXTS.name].tolist() == [b"", "röt".encode(), b""]
+    assert inputs[ITEM_FIELDS.name].tolist() == [b"", b"", b"{}"]
+
+
+def test_documents_leave_as_texts_of_made_ids_and_come_back_as_positions(client, recorder):
+    reranked = client.rerank("shoes", (text for text in ("same", "other", "same")), top_k=2)
+
+    inputs = recorder.requests[0].inputs
+    assert recorder.requests[0].model == "rank"
+    assert inputs[ITEM_TEXTS.name].tolist() == [b"same", b"other", b"same"]
+    assert len(set(inputs[ITEM_IDS.name].tolist())) == 3
+    assert inputs[TOP_K.name].tolist() == [2]
+    assert reranked.indices == (0, 1)
+    assert reranked.scored.tolist() == [True, True]
+    assert list(reranked) == [(0, 0.0), (1, -1.0)] and len(reranked) == 2
+
+
+def test_documents_come_back_in_the_servers_order():
+    def last_first(request):
+        ids = request.inputs[ITEM_IDS.name]
+        scores = np.arange(len(ids), dtype=np.float32)[::-1].copy()
+        scores[-1] = LIMITS.unscored
+        return {RANKED_IDS.name: ids[::-1], SCORES.name: scores}
+
+    client = RankClient("mock", timeout_s=30, transport=MockTransport(last_first))
+    reranked = client.rerank("shoes", ["a"] * LIMITS.max_candidates)
+
+    assert reranked.indices == tuple(reversed(range(LIMITS.max_candidates)))
+    assert reranked.scored.tolist() == [True] * (LIMITS.max_candidates - 1) + [False]
+
+
+BAD_DOCUMENTS = [
+    ([], "documents: found 0 documents, wanted 1 to 1024"),
+    (["a"] * 1025, "documents: found 1025 documents, wanted 1 to 1024"),
+    ("abc", "documents: found str, wanted a sequence of strings"),
+    ({"a": "b"}, "documents: found dict, wanted a sequence of strings"),
+    (["a", ""], "documents[1]: found no text, wanted some; leave it out"),
+    (["a", 7], "documents[1]: found int, wanted str"),
+    (["é" * 16_385], "documents[0]: found 32770 bytes of UTF-8, wanted at most 32768; send its beginning"),
+    (["secret \ud800"], "documents[0]: found a lone surrogate, wanted text that UTF-8 can hold"),
+]
+
+
+@pytest.mark.parametrize(("documents", "message"), BAD_DOCUMENTS, ids=[message[:50] for _, message in BAD_DOCUMENTS])
+def test_documents_that_cannot_be_are_named_and_nothing_leaves(client, recorder, documents, message):
+    with pytest.raises(InvalidRequest) as caught:
+        client.rerank("shoes", documents)
+
+    assert str(caught.value) == message
+    assert caught.value.argument == "documents"
+    assert recorder.requests == []
 
 
 def test_an_empty_history_of_rank_leaves_and_none_does_not(client, recorder):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,12 +172,41 @@ def _modules(folder: Path) -> Sequence[Mapping[str, Any]]:
 def _file(path: Path) -> Found:
     formats: dict[str, Format] = {".onnx": "onnx", ".pt2": "torch_export"}
     if path.suffix in formats:
+        _check_content(path)
         return Found(path, formats[path.suffix], (f"a {path.suffix} file",))
-    raise CheckpointError(
-        f"{path}: a {path.suffix or 'file without a suffix'}, wanted a folder, a .onnx or a .pt2 file. TorchScript and "
-        "pickled modules hold code: load it where it was trained and save torch.export.export(...) as a .pt2, or "
-        "torch.onnx.export(..., dynamo=True)"
-    )
+    kind = _in_zip(path) or f"a {path.suffix or 'file without a suffix'}"
+    raise CheckpointError(f"{path}: {kind}, wanted a folder, a .onnx or a .pt2 file. {_EXPORT}")
+
+
+_EXPORT = (
+    "TorchScript and pickled modules hold code: load it where it was trained and save torch.export.export(...) as a "
+    ".pt2, or torch.onnx.export(..., dynamo=True)"
+)
+
+
+def _check_content(path: Path) -> None:
+    """That a file is what its name says. Raises: CheckpointError."""
+    found = _in_zip(path)
+    if path.suffix == ".pt2" and found != _PROGRAM:
+        raise CheckpointError(f"{path}: {found or 'no zip archive'} inside, wanted {_PROGRAM}. {_EXPORT}")
+    if path.suffix == ".onnx" and found:
+        raise CheckpointError(f"{path}: {found} inside, wanted an ONNX model. {_EXPORT}")
+
+
+_PROGRAM = "a program of torch.export.save"
+
+
+def _in_zip(path: Path) -> str:
+    """What a zip archive of torch holds; "" for another file."""
+    if not zipfile.is_zipfile(path):
+        return ""
+    with zipfile.ZipFile(path) as archive:
+        names = [name.partition("/")[2] for name in archive.namelist()]
+    if "archive_format" in names:
+        return _PROGRAM
+    if any(name.startswith("code/") for name in names):
+        return "TorchScript"
+    return "a pickle of torch.save" if "data.pkl" in names else "a zip archive"
 
 
 def _json(path: Path) -> Any:
