@@ -17,7 +17,7 @@ A network that it trains is a class that :class:`builders.rankers.feature_ranker
 
 ``forward`` sees one example as in serving, [1, ...] of the request and [candidates, ...]; ``torch.vmap`` makes a batch
 of it. ``encode_request`` sees several, [rows, ...], and ``score_candidates`` then gives [candidates, rows]. In both, a
-history is as long as the longest of the batch: padding in front is cut.
+history is as long as the longest of the batch: padding is cut.
 
 Knows nothing of any network, and never reads a purchase after the cut.
 """
@@ -101,7 +101,7 @@ class EncodedExamples:
         candidates: of each per-candidate feature, [items, ...].
         requests: name of each per-request feature => [examples, ...].
         unknown_user: name of each feature of a user => [1, ...] of an unknown one.
-        histories: names of the features whose padding in front may be cut.
+        histories: names of the features whose padding may be cut => whether it stands in front.
         positives, quantities, had: of each example: rows of ``candidates`` bought for the first time, units of
             them, and rows bought before.
         weights: float32 [examples], how often to draw each.
@@ -110,7 +110,7 @@ class EncodedExamples:
     candidates: list[Tensor]
     requests: dict[str, Tensor]
     unknown_user: dict[str, Tensor]
-    histories: tuple[str, ...]
+    histories: dict[str, bool]
     positives: list[Tensor]
     quantities: list[Tensor]
     had: list[Tensor]
@@ -121,7 +121,7 @@ class EncodedExamples:
         """int64 [examples]: events of the history, 0 where no feature reads it."""
         if not self.histories:
             return torch.zeros(len(self.positives), dtype=torch.int64)
-        return (self.requests[self.histories[0]] != 0).sum(dim=1)
+        return (self.requests[next(iter(self.histories))] != 0).sum(dim=1)
 
 
 def encode_examples(ranker: FeatureRanker, log: PurchaseLog, settings: RecommenderSettings) -> EncodedExamples:
@@ -141,7 +141,7 @@ def encode_examples(ranker: FeatureRanker, log: PurchaseLog, settings: Recommend
         candidates=[torch.from_numpy(columns[feature.name]) for feature in ranker.features if feature.per_candidate],
         requests=_stacked(ranker, examples),
         unknown_user={feature.name: torch.from_numpy(unknown[feature.name]) for feature in encoder.of("user")},
-        histories=tuple(feature.name for feature in encoder.of("history")),
+        histories={feature.name: feature.padding == "front" for feature in encoder.of("history")},
         positives=[_rows(example.positives, row_of) for example in examples],
         quantities=[torch.tensor(example.quantities, dtype=torch.float32) for example in examples],
         had=[_rows(example.history, row_of) for example in examples],
@@ -242,7 +242,9 @@ def _requests(examples: EncodedExamples, drawn: Tensor, settings: RecommenderSet
         rows = tensor[drawn]
         if name in examples.unknown_user:
             rows = torch.where(hidden[:, None], examples.unknown_user[name], rows)
-        tensors.append(rows[:, -longest:] if name in examples.histories else rows)
+        if name in examples.histories:
+            rows = rows[:, -longest:] if examples.histories[name] else rows[:, :longest]
+        tensors.append(rows)
     return tensors
 
 
