@@ -28,7 +28,7 @@ demo: setup ## from a fresh clone to ranked lists and a report: three variants (
 test: setup ## the tests, on the real Triton, without the slow tier
 	@$(RUN) -m pytest -m "not slow" $(ARGS)
 
-test-slow: setup ## the slow tier: TensorRT 11's builder on this CPU, the whole kit for a GPU machine packed
+test-slow: setup ## the slow tier: TensorRT 11's builder on this CPU, the kit packed for a GPU machine, recommenders of three libraries
 	@$(RUN) -m pytest -m slow $(ARGS)
 
 check: setup ## lint, layers and types

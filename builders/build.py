@@ -59,6 +59,8 @@ def build_variants(
     Raises:
         as :func:`builders.compress.chain.variant_files`.
     """
+    for note in judged.notes:
+        say(f"{recipe.ranker}: {note}")
     evaluated = judging_queries(recipe, judged)
     judging = Judging(
         evaluated,

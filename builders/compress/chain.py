@@ -145,7 +145,7 @@ def _export(context: BuildContext, steps: Sequence[NetworkStep], graph: Graph, m
     def make(target: Path, source: Compressed) -> None:
         mine = next(each for each in source.ranker.graphs if each.name == graph.name)
         context.say(f"{model}: exporting to ONNX")
-        samples = [sample[graph.name] for sample in parity_samples(source.ranker, context.data)]
+        samples = [sample[graph.name] for sample in parity_samples(source.ranker, context.data, context.say)]
         if any(step.inserts_quantizers for step in steps):
             from builders.compress.quantize_network import onnx_from_quantized
 

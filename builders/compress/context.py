@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from builders import features
 from builders.compress.lists import tensors_of
-from builders.core.contract import MAX_CANDIDATES, MAX_ROWS_PER_RUN, USUAL_CANDIDATES
+from builders.core.contract import (
+    CONTEXT,
+    HISTORY,
+    MAX_CANDIDATES,
+    MAX_ROWS_PER_RUN,
+    USER_ID,
+    USUAL_CANDIDATES,
+)
 from builders.core.keys import code_of, digests
 from builders.core.recipe import Recipe
 from builders.core.versions import libraries
 from builders.core.workspace import PROJECT, Workspace
-from builders.data.beir import JudgedQueries
+from builders.data.beir import JudgedQueries, Request
 from builders.data.unlabeled import unlabeled_lists
 from builders.export.onnx import OPSET
 from builders.rankers.base import Graph, Ranker, Sample
@@ -76,19 +85,52 @@ def ranker_inputs(ranker: Ranker) -> dict[str, str]:
     )
 
 
-def parity_samples(ranker: Ranker, judged: JudgedQueries) -> list[dict[str, Sample]]:
-    """Real requests: one candidate, a usual request, and the largest at the longest texts: MAX_CANDIDATES, or the
-    MAX_ROWS_PER_RUN rows that a scorer which joins requests ever runs at once."""
+def parity_samples(ranker: Ranker, judged: JudgedQueries, say: Say = print) -> list[dict[str, Sample]]:
+    """Requests for every shape: one candidate, a usual request, and the largest at the longest texts: MAX_CANDIDATES,
+    or the MAX_ROWS_PER_RUN rows that a scorer which joins requests ever runs at once.
+
+    The first is a real one as it is; the others hold a history, a user and a context wherever the ranker reads one,
+    from other real requests if their own have none. What the data has nowhere is said.
+    """
     query_id, grades = next(iter(judged.judgements.items()))
     request = judged.request(query_id)
+    longest_query = judged.request(max(judged.queries, key=lambda each: len(judged.queries[each])))
     candidates = [judged.products[item_id] for item_id in grades]
     largest = MAX_ROWS_PER_RUN if ranker.graphs[-1].batches else MAX_CANDIDATES
     longest = sorted(judged.products.values(), key=lambda product: len(product.title))[-largest:]
+    found = _fullest(ranker, judged, say)
     return [
         ranker.sample(request, candidates[:1]),
-        ranker.sample(request, candidates[:USUAL_CANDIDATES]),
-        ranker.sample(judged.request(max(judged.queries, key=lambda each: len(judged.queries[each]))), longest),
+        ranker.sample(_filled(request, found), candidates[:USUAL_CANDIDATES]),
+        ranker.sample(_filled(longest_query, found), longest),
     ]
+
+
+def _fullest(ranker: Ranker, judged: JudgedQueries, say: Say) -> dict[str, Any]:
+    """The longest history, a user and a context of the data, of those that the ranker reads."""
+    reads = {tensor.name for tensor in ranker.preprocess.inputs}
+    requests = [judged.request(query_id) for query_id in judged.queries]
+    found: dict[str, Any] = {}
+    if HISTORY.name in reads:
+        found["history"] = max((request.history for request in requests), key=len, default=())
+        if not found["history"]:
+            found["history"] = tuple(itertools.islice(judged.products, USUAL_CANDIDATES))
+            told = f"the first {len(found['history'])} items stand in for one"
+            say(f"{ranker.name}: no request of the data has a history; in its parity samples {told}")
+    if USER_ID.name in reads:
+        users = itertools.chain((request.user for request in requests), judged.users.values())
+        found["user"] = next(filter(None, users), None)
+    if CONTEXT.name in reads:
+        found["context"] = next((request.context for request in requests if request.context), {})
+    for name in ("user", "context"):
+        if name in found and not found[name]:
+            say(f"{ranker.name}: no request of the data has a {name}; its parity samples have none either")
+    return found
+
+
+def _filled(request: Request, found: Mapping[str, Any]) -> Request:
+    """With what the request lacks."""
+    return dataclasses.replace(request, **{name: value for name, value in found.items() if not getattr(request, name)})
 
 
 def calibration_samples(context: BuildContext, ranker: Ranker, graph: Graph, count: int) -> list[Sample]:

@@ -109,6 +109,7 @@ class JudgedQueries:
         requests: query id to what it asks besides its text, where there is more.
         users: user id to raw fields.
         unlabeled: makes requests that nobody judged; None = they are made of the products' texts.
+        notes: lines for a reader: where the judgements come from, what was left out.
     """
 
     queries: dict[str, str]
@@ -117,14 +118,13 @@ class JudgedQueries:
     requests: Mapping[str, Request] = dataclasses.field(default_factory=dict)
     users: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     unlabeled: UnlabeledRequests | None = dataclasses.field(default=None, compare=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     @functools.cached_property
     def digest(self) -> str:
         """Changes with anything that it holds: products with titles and prices, judgements, requests, users, and what
         unlabeled requests are made of."""
-        held = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "unlabeled"
-        }
+        held = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.compare}
         return key_of({**held, "unlabeled": getattr(self.unlabeled, "digest", "")})
 
     def request(self, query_id: str) -> Request:

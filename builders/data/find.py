@@ -23,7 +23,7 @@ from builders.data.beir import (
     load_judged,
 )
 from builders.data.esci import DownloadError, download_esci
-from builders.data.purchases import load_purchases
+from builders.data.purchases import PURCHASES, load_purchases, purchases_path
 from builders.data.synthetic import write_generated
 
 __all__ = [
@@ -51,7 +51,7 @@ Kind = Literal["option", "environment", "shared", "download", "generated"]
 
 @dataclasses.dataclass(frozen=True)
 class DataSource:
-    """A folder that :func:`load_judged` reads.
+    """A folder that :func:`load_judged` reads; one that the user names may hold purchases alone.
 
     Attributes:
         note: a line for the user: which folder, why this one, and what its figures are worth.
@@ -74,7 +74,7 @@ def find_data(option: Path | None = None) -> DataSource:
         option: a folder named by the user. It, and ``TRITONRANK_DATA``, are refused rather than passed over.
 
     Raises:
-        DatasetError: the named folder holds no judged queries, or a download's SHA-256 is wrong.
+        DatasetError: the named folder holds neither judged queries nor purchases, or a download's SHA-256 is wrong.
     """
     named = _named_folder(option)
     if named is not None:
@@ -94,10 +94,11 @@ def _named_folder(option: Path | None) -> DataSource | None:
     for kind, origin, value in named:
         if value:
             folder = Path(value).expanduser().resolve()
-            if judged_folder(folder) is None:
+            if judged_folder(folder) is None and purchases_path(folder) is None:
                 raise DatasetError(
-                    f"{folder}: named by {origin}, but no corpus.jsonl here nor in esci/ below it; "
-                    "name a folder in BEIR's layout, or none to let the data be looked for"
+                    f"{folder}: named by {origin}, but no corpus.jsonl here nor in esci/ below it, and no "
+                    f"{PURCHASES}; name a folder in BEIR's layout or with purchases, or none to let the data be "
+                    "looked for"
                 )
             return DataSource(folder, kind, f"data: {folder} (from {origin})")
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -142,7 +143,7 @@ def user_fields(country: str, baskets: Sequence[Basket], moment: datetime.dateti
     first_time = [new for basket in baskets for new in basket.first_time]
     recency = days(moment - baskets[-1].time)
     mean_basket = len(units) / len(baskets)
-    return {
+    fields = {
         "user_id": baskets[0].user_id,
         "country": country,
         "usual_weekday": statistics.mode(WEEKDAYS[basket.time.weekday()] for basket in baskets),
@@ -160,6 +161,7 @@ def user_fields(country: str, baskets: Sequence[Basket], moment: datetime.dateti
         "recency_days": recency,
         "tenure_days": days(moment - baskets[0].time),
     }
+    return _with_none(fields)
 
 
 def title_fields(item_id: str, title: str) -> Fields:
@@ -184,7 +186,7 @@ def title_fields(item_id: str, title: str) -> Fields:
 def item_products(before: pd.DataFrame, after: pd.DataFrame, cut: datetime.datetime) -> dict[str, Product]:
     """The most popular first, ties by id."""
     titles = {**_titles(after), **_titles(before)}
-    sold = {row.pop("item_id"): row for row in _item_statistics(before, cut).to_dict("records")}
+    sold = {row.pop("item_id"): _with_none(row) for row in _item_statistics(before, cut).to_dict("records")}
     unsold: Fields = {"popularity": 0, "recent_popularity": 0, "units_sold": 0}
     products = [
         Product(
@@ -201,6 +203,11 @@ def item_products(before: pd.DataFrame, after: pd.DataFrame, cut: datetime.datet
 
 def _without_price(fields: Mapping[str, Any]) -> Fields:
     return {name: value for name, value in fields.items() if name != "price"}
+
+
+def _with_none(fields: Fields) -> Fields:
+    """None in the place of NaN, which is what comes of prices that are not known."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields.items()}
 
 
 def _titles(lines: pd.DataFrame) -> dict[str, str]:
@@ -258,7 +265,8 @@ def _item_values(lines: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _decile(column: pd.Series) -> pd.Series:
-    return (column.rank(pct=True, method="average") * BANDS).clip(upper=BANDS - 1).astype(int).astype(str)
+    bands = (column.rank(pct=True, method="average") * BANDS).clip(upper=BANDS - 1)
+    return bands.dropna().astype(int).astype(str).reindex(column.index)
 
 
 def _commonest(keys: pd.Series, values: pd.Series) -> pd.Series:

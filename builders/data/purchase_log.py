@@ -9,11 +9,13 @@ Knows nothing of any network, nor how a metric is computed.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import datetime
 import functools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +23,9 @@ import pandas as pd
 
 from builders.core.keys import key_of
 from builders.data.beir import DatasetError, JudgedQueries, Product, Request
+from builders.data.purchase_columns import LABEL
 from builders.data.purchase_fields import Basket, Fields, context_fields, days, item_products, user_fields
-from builders.data.purchases import load_purchases
+from builders.data.purchases import read_purchases
 
 CUT = datetime.datetime(2010, 11, 1)
 """In UCI Online Retail II, 2009-12-01 to 2010-12-09: rankers learn from what lies before, the rest judges them."""
@@ -37,6 +40,13 @@ EVALUATION_CUSTOMERS = 400
 NEGATIVES = 99
 POSITIVE_GRADE = 3
 SEED = 20101101
+
+
+class Impression(NamedTuple):
+    """An item that was shown and not taken."""
+
+    time: datetime.datetime
+    item_id: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +65,9 @@ class PurchaseLog:
         positives: user id to the first-time purchases on or after the cut, in the order of purchase; customers with
             at least one, cold ones included.
         test_times: user id to the time of the first invoice with a first-time purchase, of the same customers.
-        note: a line for a reader if the cut is not the one that was asked for, else empty.
+        shown: user id to impressions: what the customer was shown and did not take, by time; None where the log does
+            not tell ("label").
+        notes: lines for a reader: of what was read, and if the cut is not the one that was asked for.
     """
 
     cut: datetime.datetime
@@ -65,7 +77,8 @@ class PurchaseLog:
     histories: dict[str, tuple[str, ...]]
     positives: dict[str, tuple[str, ...]]
     test_times: dict[str, datetime.datetime]
-    note: str = ""
+    shown: dict[str, tuple[Impression, ...]] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def known_items(self) -> tuple[str, ...]:
@@ -75,6 +88,12 @@ class PurchaseLog:
     def is_warm(self, user_id: str) -> bool:
         """Whether the customer bought something before the cut."""
         return user_id in self.histories
+
+    def passed_over(self, user_id: str) -> list[str]:
+        """Items that the customer was shown on or after the cut and never bought, each once, in time's order."""
+        bought = {*self.histories.get(user_id, ()), *self.positives.get(user_id, ())}
+        shown = [each.item_id for each in (self.shown or {}).get(user_id, ()) if each.time >= self.cut]
+        return [item_id for item_id in dict.fromkeys(shown) if item_id not in bought]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +106,8 @@ class Example:
         quantities: units of each of them.
         context, user: raw fields of the invoice's time, and of the customer just before it.
         age_days: from the basket to the cut.
+        shown: items that the customer was shown since the basket before and took neither then nor now; empty where the
+            log does not tell.
     """
 
     user_id: str
@@ -96,6 +117,7 @@ class Example:
     context: Fields
     user: Fields
     age_days: float
+    shown: tuple[str, ...] = ()
 
 
 def purchase_log(folder: Path, cut: datetime.datetime = CUT, until: datetime.datetime | None = None) -> PurchaseLog:
@@ -104,14 +126,15 @@ def purchase_log(folder: Path, cut: datetime.datetime = CUT, until: datetime.dat
     Args:
         folder: as :func:`builders.data.purchases.load_purchases` takes it.
         cut: where the log does not reach over it (made-up data does not), the time before which nine invoices of ten
-            lie takes its place, and ``note`` says so.
+            lie takes its place, and ``notes`` say so.
         until: leave out all purchases on or after it.
 
     Raises:
         DatasetError: no purchases, or none on one side of any cut.
     """
-    lines = _lines(folder, until)
-    moment, note = _cut_within(lines, cut, folder)
+    read = read_purchases(folder)
+    lines, impressions = _lines(read.lines.to_pandas(), until, folder)
+    moment, notes = _cut_within(lines, cut, folder)
     before, after = lines[lines.time < moment], lines[lines.time >= moment]
     baskets = _baskets(before)
     histories = {user_id: tuple(_history(of_user)) for user_id, of_user in baskets.items()}
@@ -119,13 +142,14 @@ def purchase_log(folder: Path, cut: datetime.datetime = CUT, until: datetime.dat
     countries = before.groupby("user_id").country.first().to_dict()
     return PurchaseLog(
         cut=moment,
-        items=item_products(before, after, moment),
+        items=item_products(before, after if impressions is None else pd.concat([after, impressions]), moment),
         users={user_id: user_fields(countries[user_id], of_user, moment) for user_id, of_user in baskets.items()},
         baskets=baskets,
         histories=histories,
         positives=positives,
         test_times=test_times,
-        note=note,
+        shown=None if impressions is None else _impressions(impressions),
+        notes=(*read.notes, *notes),
     )
 
 
@@ -134,13 +158,33 @@ def validation_log(folder: Path) -> PurchaseLog:
     return purchase_log(folder, VALIDATION_CUT, until=purchase_log(folder).cut)
 
 
-def _lines(folder: Path, until: datetime.datetime | None) -> pd.DataFrame:
-    """A row an invoice and item: user_id, invoice, time, item_id, quantity, price, title, country; in time's order."""
-    lines = load_purchases(folder).to_pandas()
-    lines = lines.rename(columns={"invoice_date": "time", "stock_code": "item_id", "description": "title"})
-    lines["user_id"] = lines.customer_id.astype(str)
+def _lines(
+    lines: pd.DataFrame, until: datetime.datetime | None, folder: Path
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Purchases, a row an invoice and item: user_id, invoice, time, item_id, quantity, price, title, country; in time's
+    order. And impressions: user_id, time, item_id, title; None where the log does not tell."""
+    names = {"customer_id": "user_id", "invoice_date": "time", "stock_code": "item_id", "description": "title"}
+    lines = lines.rename(columns=names)
     if until is not None:
         lines = lines[lines.time < until]
+    if LABEL not in lines:
+        return _merged(lines), None
+    bought, shown = lines[lines[LABEL]], lines[~lines[LABEL]]
+    if bought.empty:
+        raise DatasetError(f"{folder}: {LABEL} is 0 in all {len(lines)} lines, wanted some with 1, which were taken")
+    return _merged(bought), shown.sort_values("time", kind="stable")[["user_id", "time", "item_id", "title"]]
+
+
+def _impressions(shown: pd.DataFrame) -> dict[str, tuple[Impression, ...]]:
+    of_user: dict[str, list[Impression]] = {}
+    for user_id, time, item_id in zip(shown.user_id, shown.time, shown.item_id, strict=True):
+        of_user.setdefault(user_id, []).append(Impression(time, item_id))
+    return {user_id: tuple(impressions) for user_id, impressions in of_user.items()}
+
+
+def _merged(lines: pd.DataFrame) -> pd.DataFrame:
+    """A row an invoice and item, in time's order."""
+    lines = lines.copy()
     lines["time"] = lines.groupby(["user_id", "invoice"]).time.transform("min")
     merged = lines.groupby(["user_id", "invoice", "item_id"], sort=False, as_index=False).agg(
         time=("time", "first"),
@@ -152,16 +196,16 @@ def _lines(folder: Path, until: datetime.datetime | None) -> pd.DataFrame:
     return merged.sort_values("time", kind="stable", ignore_index=True)
 
 
-def _cut_within(lines: pd.DataFrame, cut: datetime.datetime, folder: Path) -> tuple[datetime.datetime, str]:
+def _cut_within(lines: pd.DataFrame, cut: datetime.datetime, folder: Path) -> tuple[datetime.datetime, tuple[str, ...]]:
     times = lines.groupby(["user_id", "invoice"]).time.first()
     if times.min() < cut <= times.max():
-        return cut, ""
+        return cut, ()
     moved = times.quantile(TRAINING_SHARE, interpolation="higher").to_pydatetime()
     if not times.min() < moved:
         raise DatasetError(f"{folder}: all {len(times)} invoices are of {moved}, wanted some before and some after")
     return moved, (
         f"the purchases are of {times.min():%Y-%m-%d} to {times.max():%Y-%m-%d} and do not reach over {cut:%Y-%m-%d}: "
-        f"cut at {moved:%Y-%m-%d %H:%M}, before which {TRAINING_SHARE:.0%} of the invoices lie"
+        f"cut at {moved:%Y-%m-%d %H:%M}, before which {TRAINING_SHARE:.0%} of the invoices lie",
     )
 
 
@@ -252,6 +296,8 @@ def training_examples(log: PurchaseLog, *, with_empty_history: bool = False) -> 
 def _examples_of(log: PurchaseLog, user_id: str) -> Iterator[Example]:
     baskets, country = log.baskets[user_id], log.users[user_id]["country"]
     latest: dict[str, None] = {}
+    seen_until = datetime.datetime.min
+    impressions = (log.shown or {}).get(user_id, ())
     for place, basket in enumerate(baskets):
         new = [column for column, first_time in enumerate(basket.first_time) if first_time]
         if new:
@@ -263,8 +309,19 @@ def _examples_of(log: PurchaseLog, user_id: str) -> Iterator[Example]:
                 context=context_fields(basket.time),
                 user=user_fields(country, baskets[:place], basket.time),
                 age_days=days(log.cut - basket.time),
+                shown=_shown_between(impressions, seen_until, basket, latest),
             )
         _buy(latest, basket)
+        seen_until = basket.time
+
+
+def _shown_between(
+    impressions: Sequence[Impression], start: datetime.datetime, basket: Basket, bought: Container[str]
+) -> tuple[str, ...]:
+    """Each item once that was shown after ``start`` and up to the basket's time, and is in neither."""
+    first, last = (bisect.bisect_right(impressions, time, key=lambda each: each.time) for time in (start, basket.time))
+    shown = dict.fromkeys(each.item_id for each in impressions[first:last])
+    return tuple(item_id for item_id in shown if item_id not in bought and item_id not in basket.item_ids)
 
 
 def request_of(log: PurchaseLog, user_id: str) -> Request:
@@ -283,13 +340,19 @@ def evaluation_lists(
     """The served protocol: a test customer's one first-time purchase among sampled items.
 
     Customers are drawn from all test customers, warm and cold, and each one's positive from all of the customer's; the
-    negatives uniformly from the items that the customer bought neither before nor after the cut. Grade 3 for the
+    negatives uniformly from the items that the customer bought neither before nor after the cut or, where the log tells
+    impressions, from those that the customer was shown on or after the cut and never bought; then customers without any
+    are left out. ``notes`` say which, and how many. Grade 3 for the
     positive, 0 for the others. The query's text is empty and candidates are listed by popularity, so that is the first
     stage's order. Query ids are "u" and the customer's id.
     """
     draw = random.Random(seed)
-    chosen = sorted(draw.sample(sorted(log.positives), min(customers, len(log.positives))))
-    judgements = {f"u{user_id}": _judgements(log, user_id, negatives, draw) for user_id in chosen}
+    passed_over = {user_id: found for user_id in log.positives if (found := log.passed_over(user_id))}
+    asked = sorted(passed_over or log.positives)
+    chosen = sorted(draw.sample(asked, min(customers, len(asked))))
+    judgements = {
+        f"u{user_id}": _judgements(log, user_id, passed_over.get(user_id), negatives, draw) for user_id in chosen
+    }
     return JudgedQueries(
         queries=dict.fromkeys(judgements, ""),
         products=log.items,
@@ -297,7 +360,18 @@ def evaluation_lists(
         requests={f"u{user_id}": request_of(log, user_id) for user_id in chosen},
         users=log.users,
         unlabeled=TrainingRequests(log),
+        notes=(*log.notes, _told_of_negatives(log, judgements, len(passed_over))),
     )
+
+
+def _told_of_negatives(log: PurchaseLog, judgements: Mapping[str, Mapping[str, int]], given: int) -> str:
+    counts = [len(grades) - 1 for grades in judgements.values()]
+    lists = f"{statistics.median(counts):g} a list at the median, {sum(counts)} in {len(counts)} lists"
+    if given:
+        left_out = len(log.positives) - given
+        return f"negatives given, shown and not taken: {lists}; {left_out} customers without any are left out"
+    reason = f" ({LABEL} is 0 for no judged customer)" if log.shown is not None else ""
+    return f"negatives sampled among the items that the customer never bought{reason}: {lists}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,9 +397,11 @@ def training_requests(log: PurchaseLog, count: int, seed: int) -> list[Request]:
     return [Request(history=one.history, user_id=one.user_id, user=one.user, context=one.context) for one in drawn]
 
 
-def _judgements(log: PurchaseLog, user_id: str, negatives: int, draw: random.Random) -> dict[str, int]:
+def _judgements(
+    log: PurchaseLog, user_id: str, given: Sequence[str] | None, negatives: int, draw: random.Random
+) -> dict[str, int]:
     bought = {*log.histories.get(user_id, ()), *log.positives[user_id]}
     positive = draw.choice(log.positives[user_id])
-    others = [item_id for item_id in log.items if item_id not in bought]
+    others = given or [item_id for item_id in log.items if item_id not in bought]
     listed = {positive, *draw.sample(others, min(negatives, len(others)))}
     return {item_id: POSITIVE_GRADE * (item_id == positive) for item_id in log.items if item_id in listed}

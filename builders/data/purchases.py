@@ -5,15 +5,30 @@ pyarrow is imported where Parquet is touched, so that those who only read judged
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builders.data.beir import DatasetError
+from builders.data.purchase_columns import LABEL, purchase_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 PURCHASES = "purchases.parquet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Purchases:
+    """A purchase log as read.
+
+    Attributes:
+        lines: as :func:`purchases_schema`; with ``label``, bool, where the file has it: False = shown and not taken.
+        notes: lines for a reader: what was left out, and what was taken for granted.
+    """
+
+    lines: pa.Table
+    notes: tuple[str, ...]
 
 
 def purchases_schema() -> pa.Schema:
@@ -22,7 +37,7 @@ def purchases_schema() -> pa.Schema:
 
     return pa.schema(
         {
-            "customer_id": pa.int64(),
+            "customer_id": pa.string(),
             "invoice": pa.string(),
             "invoice_date": pa.timestamp("us"),
             "stock_code": pa.string(),
@@ -35,44 +50,39 @@ def purchases_schema() -> pa.Schema:
 
 
 def load_purchases(folder: Path) -> pa.Table:
-    """Reads ``folder/online_retail/purchases.parquet`` or ``folder/purchases.parquet``.
+    """The lines of :func:`read_purchases`. Raises: DatasetError."""
+    return read_purchases(folder).lines
+
+
+def read_purchases(folder: Path) -> Purchases:
+    """Reads ``folder/online_retail/purchases.parquet`` or ``folder/purchases.parquet``, with the ``columns.toml``
+    beside it (:mod:`builders.data.purchase_columns`).
 
     Raises:
-        DatasetError: the file is missing, is not Parquet, holds no row, or lacks a column of :func:`purchases_schema`.
+        DatasetError: the file is missing, is not Parquet, holds no row, or lacks a column that is needed.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = _purchases_path(Path(folder))
+    path = purchases_path(Path(folder))
+    if path is None:
+        places = " or ".join(str(place) for place in _places(Path(folder)))
+        raise DatasetError(f"{folder}: no purchases, wanted {places}")
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise DatasetError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
-    _check_schema(path, table.schema)
-    if table.num_rows == 0:
+    lines, notes = purchase_columns(path, table)
+    if lines.num_rows == 0:
         raise DatasetError(f"{path}: no rows, wanted at least one invoice line")
-    return table.select(purchases_schema().names).cast(purchases_schema())
+    names = [*purchases_schema().names, *([LABEL] if LABEL in lines.column_names else [])]
+    return Purchases(lines.select(names), notes)
 
 
-def _purchases_path(folder: Path) -> Path:
-    places = (folder / "online_retail" / PURCHASES, folder / PURCHASES)
-    for place in places:
-        if place.is_file():
-            return place
-    raise DatasetError(f"{folder}: no purchases, wanted {places[0]} or {places[1]}")
+def purchases_path(folder: Path) -> Path | None:
+    """The file of purchases below a folder, None where there is none."""
+    return next((place for place in _places(folder) if place.is_file()), None)
 
 
-def _check_schema(path: Path, found: pa.Schema) -> None:
-    faults = []
-    for wanted in purchases_schema():
-        if wanted.name not in found.names:
-            faults.append(f"no column '{wanted.name}', wanted {wanted.type}")
-        elif _type_name(found, wanted.name) != str(wanted.type):
-            faults.append(f"column '{wanted.name}' is {_type_name(found, wanted.name)}, wanted {wanted.type}")
-    if faults:
-        raise DatasetError(f"{path}: {'; '.join(faults)}")
-
-
-def _type_name(schema: pa.Schema, name: str) -> str:
-    """``large_string`` counts as ``string``: which of the two a file has depends on its writer alone."""
-    return str(schema.field(name).type).removeprefix("large_")
+def _places(folder: Path) -> tuple[Path, Path]:
+    return folder / "online_retail" / PURCHASES, folder / PURCHASES

@@ -21,7 +21,7 @@ PRODUCTS_PER_CATEGORY = 50
 CUSTOMERS = 120
 INVOICES_PER_CUSTOMER = 5
 
-Purchase = tuple[int, str, datetime.datetime, str, str, int, float, str]
+Purchase = tuple[str, str, datetime.datetime, str, str, int, float, str]
 """A row of a purchase log, in the order of :func:`builders.data.purchases.purchases_schema`."""
 
 # category: (names of the thing, complementary category, sizes)
@@ -144,4 +144,4 @@ def _grade(wanted: _Item, item: _Item, asked: list[str]) -> int:
 
 def _line(draw: random.Random, customer: int, invoice: str, date: datetime.datetime, product: Product) -> Purchase:
     quantity, price = draw.randrange(1, 5), product.price or 0.0
-    return customer, invoice, date, product.item_id, product.title, quantity, price, "Nowhere"
+    return str(customer), invoice, date, product.item_id, product.title, quantity, price, "Nowhere"

@@ -6,7 +6,8 @@ keeps, and of a request as it comes.
 
 Ids of a vocabulary: 0 = absent, 1 to ``oov_buckets`` = a value that the vocabulary does not hold, by its CRC-32,
 then the vocabulary in its order. So an embedding table has ``feature.rows(field)`` rows, and a new brand or item
-shares a row with few others instead of failing.
+shares a row with few others instead of failing. With ``oov_buckets=0`` the vocabulary's ids start at 1, as those of
+most libraries do, and a value that it does not hold counts as absent.
 
 This file is copied beside the served models that need it: NumPy and the standard library only, nothing of the project.
 """
@@ -26,11 +27,12 @@ import numpy as np
 
 Kind = Literal["dense", "sparse", "multi_hot", "tokens", "vector"]
 Source = Literal["item", "user", "query", "history", "context"]
+Padding = Literal["front", "behind"]
 Fields = Mapping[str, Any]
 """Raw field name => text, number, list of them, or None."""
 
 ABSENT = 0
-"""Id of a missing value, and padding."""
+"""Id of a missing value, and padding of ids that are not tokens."""
 FALLBACK = "fallback"
 STORED: tuple[Source, ...] = ("item", "user")
 _KINDS_OF = {
@@ -58,12 +60,13 @@ class Feature:
     ===========  =======  =======================================  ============================================
     ``dense``    FP32     [rows, fields]                           numbers, normalized; absent = the mean
     ``sparse``   INT32    [rows, fields]                           one value a field => its id
-    ``multi_hot``      INT32    [rows, size], padded in front with 0     a list of values => their ids, the last kept
-    ``tokens``   INT32    [rows, length], padded behind with 0     text => token ids, the first ``size`` kept
+    ``multi_hot``      INT32    [rows, size], padded with 0              a list of values => their ids, the last kept
+    ``tokens``   INT32    [rows, length], padded behind            text => token ids, the first ``size`` kept
     ``vector``   FP32     [rows, size]                             numbers as they are, from elsewhere; absent = 0
     ===========  =======  =======================================  ============================================
 
-    ``rows`` is the number of candidates for what an item has (``source`` "item"), 1 for what the request has.
+    ``rows`` is the number of candidates for what an item has (``source`` "item"), 1 for what the request has. Tokens
+    are padded with the tokenizer's own padding id.
 
     Attributes:
         name: of the tensor, lower case.
@@ -74,7 +77,8 @@ class Feature:
         log1p: of dense: take ln(1 + x) first, for prices and counts.
         mean, std: of dense, per field, after ``log1p``; absent = 0 and 1.
         vocabularies: of sparse (per field) and multi_hot (one): known values.
-        oov_buckets: rows that unseen values share.
+        oov_buckets: rows that unseen values share; 0 = an unseen value is absent, and a multi_hot leaves it out.
+        padding: of multi_hot: where the zeros stand, "front" or "behind".
     """
 
     name: str
@@ -87,6 +91,7 @@ class Feature:
     std: tuple[float, ...] = ()
     vocabularies: tuple[tuple[str, ...], ...] = ()
     oov_buckets: int = 1
+    padding: Padding = "front"
 
     def __post_init__(self) -> None:
         for name, convert in (("fields", str), ("mean", float), ("std", float), ("vocabularies", tuple)):
@@ -106,8 +111,12 @@ class Feature:
         for name, given in (("mean", self.mean), ("std", self.std), ("vocabularies", self.vocabularies)):
             if given and len(given) != len(self.fields):
                 yield f"{len(given)} {name} for {len(self.fields)} fields, wanted one each or none"
-        if self.kind in _IDS and self.oov_buckets < 1:
-            yield f"oov_buckets {self.oov_buckets}, wanted at least 1: an unseen value must have a row"
+        if self.kind in _IDS and self.oov_buckets < 0:
+            yield f"oov_buckets {self.oov_buckets}, wanted at least 0"
+        if self.kind in _IDS and self.oov_buckets == 0 and not (self.vocabularies and all(self.vocabularies)):
+            yield "oov_buckets 0 without a vocabulary, wanted one or the other: every value would count as absent"
+        if self.padding != "front" and (self.padding != "behind" or self.kind != "multi_hot"):
+            yield f"padding '{self.padding}' of kind '{self.kind}', wanted 'front', or 'behind' for a multi_hot"
         if any(not value > 0 for value in self.std):
             yield f"std {list(self.std)}, wanted all above 0"
 
@@ -144,19 +153,27 @@ class Feature:
         return tuple({value: first + row for row, value in enumerate(values)} for values in self.vocabularies)
 
     def id_of(self, value: Any, column: int = 0) -> int:
-        """Id of one raw value: 0 for None and "", else its row. Numbers and booleans count as their text."""
+        """Id of one raw value: 0 for None and "" (and the unseen without ``oov_buckets``), else its row.
+
+        Numbers and booleans count as their text.
+        """
         if value is None or value == "":
             return ABSENT
         text = value if isinstance(value, str) else json.dumps(value)
         known = self._ids[column].get(text) if self._ids else None
-        return 1 + zlib.crc32(text.encode()) % self.oov_buckets if known is None else known
+        if known is not None:
+            return known
+        return 1 + zlib.crc32(text.encode()) % self.oov_buckets if self.oov_buckets else ABSENT
 
     def knows(self, identifier: int) -> bool:
         """Whether the id is one of the vocabulary's, neither absent nor a bucket of unseen values."""
         return identifier > self.oov_buckets
 
-    def encode(self, fields: Fields, tokenizer: Any = None) -> np.ndarray:
-        """[fields] or [size] of one item, user or context. Raises: FeatureError for a field of the wrong type."""
+    def encode(self, fields: Fields, tokenizer: Any = None, padding_id: int = ABSENT) -> np.ndarray:
+        """[fields] or [size] of one item, user or context. Raises: FeatureError for a field of the wrong type.
+
+        tokenizer, padding_id: of tokens, see :class:`FeatureEncoder`.
+        """
         if self.kind == "dense":
             return np.array([self._number(fields, column) for column in range(len(self.fields))], dtype="<f4")
         if self.kind == "sparse":
@@ -164,10 +181,17 @@ class Feature:
             return np.array([self.id_of(value, column) for column, value in enumerate(values)], dtype="<i4")
         value = fields.get(self.fields[0])
         if self.kind == "multi_hot":
-            return self._padded([self.id_of(each) for each in _listed(value)][-self.size :], in_front=True)
+            return self._padded([self.id_of(each) for each in self.kept(value)], in_front=self.padding == "front")
         if self.kind == "tokens":
-            return self._padded(token_ids(tokenizer, str(value or ""), self.size), in_front=False)
+            return self._padded(token_ids(tokenizer, str(value or ""), self.size), in_front=False, with_id=padding_id)
         return self._vector(value)
+
+    def kept(self, value: Any) -> Sequence[Any]:
+        """Of a multi_hot: the last ``size`` of the listed values; without ``oov_buckets``, of those it knows."""
+        listed = _listed(value)
+        if not self.oov_buckets:
+            listed = [each for each in listed if self.id_of(each) != ABSENT]
+        return listed[-self.size :]
 
     def _number(self, fields: Fields, column: int) -> float:
         value = fields.get(self.fields[column])
@@ -181,8 +205,8 @@ class Feature:
         number = math.log1p(value) if self.log1p else value
         return (number - (self.mean[column] if self.mean else 0.0)) / (self.std[column] if self.std else 1.0)
 
-    def _padded(self, ids: Sequence[int], *, in_front: bool) -> np.ndarray:
-        padded = np.zeros(self.size, dtype="<i4")
+    def _padded(self, ids: Sequence[int], *, in_front: bool, with_id: int = ABSENT) -> np.ndarray:
+        padded = np.full(self.size, with_id, dtype="<i4")
         if ids:
             padded[slice(-len(ids), None) if in_front else slice(len(ids))] = ids
         return padded
@@ -225,7 +249,7 @@ def bag(name: str, field: str, source: Source, size: int, **settings: Any) -> Fe
 
 
 def history(name: str, size: int, vocabulary: Sequence[str], **settings: Any) -> Feature:
-    """INT32 [1, size]: the latest items that the user took, oldest first, padded in front."""
+    """INT32 [1, size]: the latest items that the user took, oldest first, padded in front (``padding="behind"``)."""
     return Feature(
         name, "multi_hot", ("item_id",), "history", size, vocabularies=(tuple(vocabulary),), **_renamed(settings)
     )
@@ -255,13 +279,21 @@ class FeatureEncoder:
         tokenizer: of the ``tokenizers`` library, without padding and truncation; only where a feature has tokens.
         fallback_field: raw item field, a number, that ranks items for a user without a known history.
         length_bucket: token sequences are padded to a multiple of it.
+        padding_id: token id that stands for no token: the tokenizer's own, whatever id that is. A text that is absent
+            is all padding.
 
     Raises:
         FeatureError: two features have the same name, or tokens are declared without a tokenizer.
     """
 
     def __init__(
-        self, features: Sequence[Feature], tokenizer: Any = None, *, fallback_field: str = "", length_bucket: int = 8
+        self,
+        features: Sequence[Feature],
+        tokenizer: Any = None,
+        *,
+        fallback_field: str = "",
+        length_bucket: int = 8,
+        padding_id: int = ABSENT,
     ) -> None:
         names = [feature.name for feature in features]
         if len(set(names)) != len(names) or FALLBACK in names:
@@ -272,16 +304,20 @@ class FeatureEncoder:
         self.tokenizer = tokenizer
         self.fallback_field = fallback_field
         self.length_bucket = length_bucket
+        self.padding_id = padding_id
         self._records = {source: self._record_dtype(source) for source in STORED}
         self._history = next((feature for feature in features if feature.source == "history"), None)
 
     def to_json(self) -> str:
-        """Everything but the tokenizer; stable text."""
+        """Everything but the tokenizer; stable text. What came later stands there only where it is set, so that
+        records stored before still belong to it."""
+        padding_id = {"padding_id": self.padding_id} if self.padding_id != ABSENT else {}
         return json.dumps(
             {
                 "length_bucket": self.length_bucket,
                 "fallback_field": self.fallback_field,
-                "features": [dataclasses.asdict(feature) for feature in self.features],
+                **padding_id,
+                "features": [_settings(feature) for feature in self.features],
             },
             ensure_ascii=False,
         )
@@ -292,10 +328,10 @@ class FeatureEncoder:
         try:
             content = json.loads(text)
             features = cls.features_from_json(content["features"])
-            fallback_field, length_bucket = content["fallback_field"], content["length_bucket"]
+            settings = {name: content[name] for name in ("fallback_field", "length_bucket")}
         except (TypeError, KeyError, ValueError) as error:
             raise FeatureError(f"not features ({error}); run 'make repository' or train anew") from error
-        return cls(features, tokenizer, fallback_field=fallback_field, length_bucket=length_bucket)
+        return cls(features, tokenizer, **settings, padding_id=content.get("padding_id", ABSENT))
 
     @staticmethod
     def features_from_json(content: Sequence[dict[str, Any]]) -> tuple[Feature, ...]:
@@ -325,14 +361,18 @@ class FeatureEncoder:
     def _record(self, source: Source, fields: Fields) -> bytes:
         record = np.zeros(1, dtype=self._records[source])
         for feature in self.of(source):
-            record[feature.name] = feature.encode(fields, self.tokenizer)
+            record[feature.name] = self.encoded(feature, fields)
         if source == "item" and self.fallback_field:
             record[FALLBACK] = fields.get(self.fallback_field) or 0.0
         return record.tobytes()
 
+    def encoded(self, feature: Feature, fields: Fields) -> np.ndarray:
+        """One feature's row, with this encoder's tokenizer; see :meth:`Feature.encode`."""
+        return feature.encode(fields, self.tokenizer, self.padding_id)
+
     # ------------------------------------------------------------ what a network takes
     def candidate_tensors(self, records: Sequence[bytes | None]) -> dict[str, np.ndarray]:
-        """Name => [candidates, ...]; zeros where there is no record; token sequences cut to the longest's bucket."""
+        """Name => [candidates, ...]; absent where there is no record; token sequences cut to the longest's bucket."""
         stored = self._stacked("item", records)
         return {feature.name: self._column(stored, feature) for feature in self.of("item")}
 
@@ -354,7 +394,7 @@ class FeatureEncoder:
         }
         for source, fields in raw.items():
             for feature in self.of(source):
-                row = feature.encode(fields, self.tokenizer)[None, :]
+                row = self.encoded(feature, fields)[None, :]
                 tensors[feature.name] = self._cut(row) if feature.kind == "tokens" else row
         return tensors
 
@@ -376,11 +416,19 @@ class FeatureEncoder:
         dtype = self._records[source]
         if dtype.itemsize == 0:
             return np.zeros(len(records), dtype=dtype)
-        absent = bytes(dtype.itemsize)
+        absent = self._absent(source)
         joined = b"".join([absent if record is None else record for record in records])
         if len(joined) != len(records) * dtype.itemsize:
             raise FeatureError(f"a stored {source} is not of {dtype.itemsize} bytes; fill the item store anew")
         return np.frombuffer(joined, dtype=dtype)
+
+    def _absent(self, source: Source) -> bytes:
+        """A record of padding alone: zeros, and the tokenizer's padding id in texts."""
+        record = np.zeros(1, dtype=self._records[source])
+        for feature in self.of(source):
+            if feature.kind == "tokens":
+                record[feature.name] = self.padding_id
+        return record.tobytes()
 
     def _column(self, stored: np.ndarray, feature: Feature) -> np.ndarray:
         column = np.array(stored[feature.name], order="C")  # a copy: what a buffer holds is not writable
@@ -388,11 +436,11 @@ class FeatureEncoder:
 
     def _cut(self, ids: np.ndarray) -> np.ndarray:
         """INT32 [rows, length]: without the columns that only pad, but a multiple of the bucket, at least one."""
-        used = np.flatnonzero((ids != ABSENT).any(axis=0))
+        used = np.flatnonzero((ids != self.padding_id).any(axis=0))
         longest = int(used[-1]) + 1 if used.size else 1
         length = -(-longest // self.length_bucket) * self.length_bucket
         if length > ids.shape[1]:
-            return np.pad(ids, ((0, 0), (0, length - ids.shape[1])))
+            return np.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=self.padding_id)
         return np.ascontiguousarray(ids[:, :length])
 
 
@@ -415,6 +463,13 @@ def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise FeatureError("'buckets' is the name of 'oov_buckets' until 0.1, and both are given; keep one")
     warnings.warn("a feature's 'buckets' is now called 'oov_buckets'", FutureWarning, stacklevel=3)
     return {"oov_buckets" if name == "buckets" else name: value for name, value in settings.items()}
+
+
+def _settings(feature: Feature) -> dict[str, Any]:
+    settings = dataclasses.asdict(feature)
+    if feature.padding == "front":
+        del settings["padding"]
+    return settings
 
 
 def _feature(content: dict[str, Any]) -> Feature:

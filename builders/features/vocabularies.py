@@ -44,6 +44,7 @@ def normalization(
     """``mean``, ``std`` and ``log1p`` of a dense feature; a field that is everywhere alike gets the deviation 1."""
     table = np.array([[np.nan if row.get(field) is None else row[field] for field in fields] for row in rows], float)
     table = np.log1p(table) if log1p else table
+    table[:, np.isnan(table).all(axis=0)] = 0  # a field that no row has
     deviations = np.nan_to_num(np.nanstd(table, axis=0))
     return {
         "mean": tuple(float(mean) for mean in np.nanmean(table, axis=0)),

@@ -4,6 +4,7 @@ The module, in the kit's ``builders/rankers/`` or in a file of yours:
 
 ``features``
     tuple of :class:`builders.features.encoder.Feature`, a class or instance attribute: ``forward``'s inputs, in order.
+    Where an instance keeps something of its own under that name, as torch-rechub's models do, its class's counts.
 ``forward(*tensors)``
     => float32 [rows, 1], or [rows, heads]; higher is better. All inputs have the same number of rows: what the request
     has once is repeated for each candidate inside the graph, on the server.
@@ -54,7 +55,8 @@ from builders.core.contract import (
 from builders.core.files import fingerprint, sha256
 from builders.data.beir import DatasetError, Product, Request
 from builders.features.checks import check_module, feature_faults_as
-from builders.features.encoder import Feature, FeatureEncoder, Source
+from builders.features.encoder import ABSENT, Feature, FeatureEncoder, Source
+from builders.features.padding import padding_id_of
 from builders.features.preprocessing import limits
 from builders.features.text import load_tokenizer_file
 from builders.rankers.backbone import packaged_backbone, weight_files
@@ -84,7 +86,7 @@ class FeatureRanker(Ranker):
         self.name = name
         self.module = module.eval()
         self._weights = [*weights, Path(inspect.getfile(type(module)))]
-        self.features: tuple[Feature, ...] = tuple(getattr(module, "features", ()))
+        self.features = _declared(name, module)
         if not any(feature.per_candidate for feature in self.features):
             raise ContractError(
                 f"{name}: {type(module).__name__}.features declares {len(self.features)} features, none of an item; "
@@ -263,10 +265,15 @@ class FeatureRanker(Ranker):
         file = getattr(self.module, "tokenizer_file", None)
         beside = Path(inspect.getfile(type(self.module))).parent
         self._tokenizer_file = beside / file if file else None  # an absolute path stays what it is
-        tokenizer = load_tokenizer_file(self._tokenizer_file) if self._tokenizer_file else None
         fallback_field = getattr(self.module, "fallback_field", "")
         with feature_faults_as(ContractError, self.name):
-            return FeatureEncoder(self.features, tokenizer, fallback_field=fallback_field, length_bucket=LENGTH_BUCKET)
+            return FeatureEncoder(
+                self.features,
+                load_tokenizer_file(self._tokenizer_file) if self._tokenizer_file else None,
+                fallback_field=fallback_field,
+                length_bucket=LENGTH_BUCKET,
+                padding_id=padding_id_of(self._tokenizer_file) if self._tokenizer_file else ABSENT,
+            )
 
     def _record(self, product: Product) -> bytes:
         with feature_faults_as(DatasetError, f"{self.name}: item '{product.item_id}'"):
@@ -286,6 +293,23 @@ class FeatureRanker(Ranker):
     def _request_lengths(self) -> Sequence[int]:
         sizes = [feature.size for feature in self.features if feature.kind == "tokens" and not feature.per_candidate]
         return length_buckets(-(-max(sizes) // LENGTH_BUCKET) * LENGTH_BUCKET) if sizes else ()
+
+
+def _declared(name: str, module: nn.Module) -> tuple[Feature, ...]:
+    """``features`` of the instance or, where those are a library's own, of its class. Raises: ContractError."""
+    found = [owner.features for owner in (module, type(module)) if hasattr(owner, "features")] or [()]
+    for features in found:
+        if isinstance(features, (tuple, list)) and all(isinstance(each, Feature) for each in features):
+            return tuple(features)
+    kinds = sorted({type(each).__name__ for each in _listed(found[0])})
+    raise ContractError(
+        f"{name}: {type(module).__name__}.features holds {', '.join(kinds)}, wanted features of builders.features; "
+        "declare them in the class, or wrap the library's model in a module of your own that does"
+    )
+
+
+def _listed(features: object) -> Sequence[object]:
+    return features if isinstance(features, (tuple, list)) else (features,)
 
 
 class Broadcasting(nn.Module):

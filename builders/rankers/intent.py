@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from builders.core.contract import MAX_QUERY_TOKENS
 from builders.features.encoder import Feature, FeatureEncoder, sparse, tokens
+from builders.features.padding import padding_id_of
 from builders.features.text import load_tokenizer_file
 from builders.rankers.backbone import packaged_backbone
 from builders.rankers.checkpoint import load_checkpoint, load_weights
@@ -72,6 +73,7 @@ class Intent(nn.Module):
         [categories] = features[1].vocabularies
         network = cls(word_table(backbone), categories, **config)
         network.tokenizer_file = (backbone or packaged_backbone()) / "tokenizer.json"
+        network.words.padding_id = padding_id_of(network.tokenizer_file)
         return network
 
     @classmethod
@@ -91,7 +93,8 @@ class Intent(nn.Module):
     def encoder(self) -> FeatureEncoder:
         """Makes its tensors from raw fields."""
         assert self.tokenizer_file is not None
-        return FeatureEncoder(self.features, load_tokenizer_file(self.tokenizer_file))
+        tokenizer = load_tokenizer_file(self.tokenizer_file)
+        return FeatureEncoder(self.features, tokenizer, padding_id=self.words.padding_id)
 
     def encode_request(self, query_tokens: Tensor) -> Tensor:
         """int32 [rows, length] => float32 [rows, categories]: logits."""

@@ -2,7 +2,8 @@
 
 Examples are baskets before the log's cut (:func:`builders.data.purchase_log.training_examples`), drawn again each pass,
 the recent ones more often: what sells changes by the month. An example's positives are the items bought for the first
-time, its negatives are other items that the customer had not bought. The same features and encoder as in serving.
+time, its negatives are other items that the customer had not bought or, where the log tells what was shown and not
+taken, those alone. The same features and encoder as in serving.
 
 A network that it trains is a class that :class:`builders.rankers.feature_ranker.FeatureRanker` takes, and has besides
 
@@ -17,7 +18,7 @@ A network that it trains is a class that :class:`builders.rankers.feature_ranker
 
 ``forward`` sees one example as in serving, [1, ...] of the request and [candidates, ...]; ``torch.vmap`` makes a batch
 of it. ``encode_request`` sees several, [rows, ...], and ``score_candidates`` then gives [candidates, rows]. In both, a
-history is as long as the longest of the batch: padding in front is cut.
+history is as long as the longest of the batch: padding is cut.
 
 Knows nothing of any network, and never reads a purchase after the cut.
 """
@@ -69,8 +70,8 @@ def train_interactions(recipe: Recipe, data: Path) -> Path:
     if recipe.checkpoint is None:
         raise TrainingError(f'{recipe.ranker}: no checkpoint in the recipe; add checkpoint = "checkpoints/..."')
     log = purchase_log(data)
-    if log.note:
-        console.print(log.note)
+    for note in log.notes:
+        console.print(note)
     network = trained_network(recipe, log)
     folder = recipe.path(recipe.checkpoint)
     ranker = FeatureRanker(recipe.ranker, network)
@@ -88,8 +89,22 @@ def trained_network(recipe: Recipe, log: PurchaseLog) -> nn.Module:
         with network_made_of(recipe):
             network: nn.Module = import_from(recipe, recipe.module).for_log(log, settings.network)
         examples = encode_examples(FeatureRanker(recipe.ranker, network), log, settings)
+    console.print(f"{recipe.ranker}: {_told_of_negatives(examples, settings)}")
     _fit(network, examples, settings, recipe.ranker)
     return network.eval()
+
+
+def _told_of_negatives(examples: EncodedExamples, settings: RecommenderSettings) -> str:
+    items = len(examples.candidates[0])
+    drawn = settings.negatives if 0 < settings.negatives < items else items
+    sampled = f"sampled, {drawn} of {items} items a step" if drawn < items else f"all of {items} items"
+    given = [len(shown) for shown in examples.shown if len(shown)]
+    if not given:
+        return f"negatives {sampled}, less what the customer had bought"
+    return (
+        f"negatives given for {len(given)} of {len(examples.shown)} examples, {sum(given)} that were shown and not "
+        f"taken; for the others {sampled}, less what the customer had bought"
+    )
 
 
 # ---------------------------------------------------------------- examples as tensors
@@ -101,19 +116,20 @@ class EncodedExamples:
         candidates: of each per-candidate feature, [items, ...].
         requests: name of each per-request feature => [examples, ...].
         unknown_user: name of each feature of a user => [1, ...] of an unknown one.
-        histories: names of the features whose padding in front may be cut.
-        positives, quantities, had: of each example: rows of ``candidates`` bought for the first time, units of
-            them, and rows bought before.
+        histories: names of the features whose padding may be cut => whether it stands in front.
+        positives, quantities, had, shown: of each example: rows of ``candidates`` bought for the first time, units of
+            them, rows bought before, and rows shown and not taken, as far as the log tells.
         weights: float32 [examples], how often to draw each.
     """
 
     candidates: list[Tensor]
     requests: dict[str, Tensor]
     unknown_user: dict[str, Tensor]
-    histories: tuple[str, ...]
+    histories: dict[str, bool]
     positives: list[Tensor]
     quantities: list[Tensor]
     had: list[Tensor]
+    shown: list[Tensor]
     weights: Tensor
 
     @property
@@ -121,7 +137,7 @@ class EncodedExamples:
         """int64 [examples]: events of the history, 0 where no feature reads it."""
         if not self.histories:
             return torch.zeros(len(self.positives), dtype=torch.int64)
-        return (self.requests[self.histories[0]] != 0).sum(dim=1)
+        return (self.requests[next(iter(self.histories))] != 0).sum(dim=1)
 
 
 def encode_examples(ranker: FeatureRanker, log: PurchaseLog, settings: RecommenderSettings) -> EncodedExamples:
@@ -141,10 +157,11 @@ def encode_examples(ranker: FeatureRanker, log: PurchaseLog, settings: Recommend
         candidates=[torch.from_numpy(columns[feature.name]) for feature in ranker.features if feature.per_candidate],
         requests=_stacked(ranker, examples),
         unknown_user={feature.name: torch.from_numpy(unknown[feature.name]) for feature in encoder.of("user")},
-        histories=tuple(feature.name for feature in encoder.of("history")),
+        histories={feature.name: feature.padding == "front" for feature in encoder.of("history")},
         positives=[_rows(example.positives, row_of) for example in examples],
         quantities=[torch.tensor(example.quantities, dtype=torch.float32) for example in examples],
         had=[_rows(example.history, row_of) for example in examples],
+        shown=[_rows([each for each in example.shown if each in row_of], row_of) for example in examples],
         weights=0.5 ** (ages / settings.half_life_days),
     )
 
@@ -242,27 +259,36 @@ def _requests(examples: EncodedExamples, drawn: Tensor, settings: RecommenderSet
         rows = tensor[drawn]
         if name in examples.unknown_user:
             rows = torch.where(hidden[:, None], examples.unknown_user[name], rows)
-        tensors.append(rows[:, -longest:] if name in examples.histories else rows)
+        if name in examples.histories:
+            rows = rows[:, -longest:] if examples.histories[name] else rows[:, :longest]
+        tensors.append(rows)
     return tensors
 
 
 def _drawn_candidates(examples: EncodedExamples, drawn: Tensor, settings: RecommenderSettings) -> Tensor:
-    """int64 [candidates] rows of items: every positive of the batch and the drawn negatives, or all items."""
+    """int64 [candidates] rows of items: every positive and given negative of the batch and the drawn negatives, or all
+    items."""
     items = len(examples.candidates[0])
     if not settings.negatives or settings.negatives >= items:
         return torch.arange(items)
-    positives = [examples.positives[number] for number in drawn.tolist()]
-    return torch.cat([*positives, torch.randperm(items)[: settings.negatives]]).unique()
+    told = [rows[number] for number in drawn.tolist() for rows in (examples.positives, examples.shown)]
+    return torch.cat([*told, torch.randperm(items)[: settings.negatives]]).unique()
 
 
 def _labels(examples: EncodedExamples, number: int, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Which candidates the example's customer had not bought; of those, which came new, and how many units."""
+    """Which candidates the example's customer had not bought; of those, which came new, and how many units.
+
+    Where it is known what was shown, only that and what came new.
+    """
     items = len(examples.candidates[0])
     units = torch.zeros(items).index_put((examples.positives[number],), examples.quantities[number])
-    had = torch.zeros(items, dtype=torch.bool)
-    had[examples.had[number]] = True
-    had[examples.positives[number]] = False
-    kept = (~had[candidates]).nonzero()[:, 0]
+    apart = torch.zeros(items, dtype=torch.bool)
+    apart[examples.had[number]] = True
+    if len(examples.shown[number]):
+        apart[:] = True
+        apart[examples.shown[number]] = False
+    apart[examples.positives[number]] = False
+    kept = (~apart[candidates]).nonzero()[:, 0]
     quantities = units[candidates[kept]]
     return kept, quantities > 0, quantities
 

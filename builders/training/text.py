@@ -34,7 +34,7 @@ from builders.core.recipe import Recipe
 from builders.core.training_settings import IntentSettings, MatcherSettings, TextSettings
 from builders.data.beir import GAINS, JudgedQueries, Product, load_judged
 from builders.data.categories import category_lists, labels_of, titled_categories
-from builders.features.encoder import ABSENT, FeatureEncoder
+from builders.features.encoder import FeatureEncoder
 from builders.features.text import KIT_FORM, TextForm, item_texts, load_tokenizer
 from builders.rankers.backbone import packaged_backbone
 from builders.rankers.checkpoint import save_checkpoint
@@ -203,8 +203,8 @@ def _scores(network: TextMatcher, encoder: FeatureEncoder, queries: Sequence[str
 def query_tokens(encoder: FeatureEncoder, queries: Sequence[str]) -> Tensor:
     """int32 [queries, length], cut to the longest."""
     [feature] = encoder.of("query")
-    ids = torch.from_numpy(np.stack([feature.encode({"query": text}, encoder.tokenizer) for text in queries]))
-    return ids[:, : max(int((ids != ABSENT).sum(dim=1).max()), 1)]
+    ids = torch.from_numpy(np.stack([encoder.encoded(feature, {"query": text}) for text in queries]))
+    return ids[:, : max(int((ids != encoder.padding_id).sum(dim=1).max()), 1)]
 
 
 # ---------------------------------------------------------------- intent

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 import builders.__main__ as builders_cli
 import perf.__main__ as perf_cli
 from builders.core.recipe import Variant, load_recipe
+from builders.data.purchase_columns import COLUMNS_FILE, ColumnNames
 from docs import generate
 from perf.sweep import load_sweep
 
@@ -128,12 +129,15 @@ def test_python_compiles(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")], ids=name_of)
-def test_toml_is_a_recipe_or_part_of_one_or_a_sweep(page: Path, tmp_path: Path) -> None:
+def test_toml_is_a_recipe_or_part_of_one_or_a_sweep_or_names_columns(page: Path, tmp_path: Path) -> None:
     for code in blocks(page, "toml"):
         found = tomllib.loads(code)
         (tmp_path / "found.toml").write_text(code, encoding="utf-8")
         if "ranker" in found:
             load_recipe(tmp_path / "found.toml")
+        elif "columns" in found:
+            (tmp_path / COLUMNS_FILE).write_text(code, encoding="utf-8")
+            assert ColumnNames.beside(tmp_path / "purchases.parquet").theirs == found["columns"]
         elif "variants" in found:
             pydantic.TypeAdapter(list[Variant]).validate_python(found["variants"])
         else:

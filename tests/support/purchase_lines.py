@@ -28,7 +28,7 @@ def line(
     """A row of a log; ``day`` is ISO."""
     time = datetime.datetime.fromisoformat(day)
     title = more.get("title", f"RED {item_id} LAMP")
-    return customer, invoice, time, item_id, title, quantity, price, more.get("country", "Norway")
+    return str(customer), invoice, time, item_id, title, quantity, price, more.get("country", "Norway")
 
 
 def write_lines(folder: Path, lines: Iterable[Any]) -> Path:

@@ -68,7 +68,7 @@ def _explained_features(
     """Its explanation, and the features that were kept."""
     arrays = ranker.tensors(labels.request, [product])
     inputs = tuple(torch.from_numpy(np.array(arrays[feature.name])) for feature in ranker.features)
-    baselines = tuple(torch.zeros_like(tensor) for tensor in inputs)  # ABSENT, the mean, or no vector
+    baselines = tuple(_absent(ranker, feature, tensor) for feature, tensor in zip(ranker.features, inputs, strict=True))
     layers = _embedding_layers(ranker.module)
     path = IntegrationPath(_feature_scorer(ranker, head_weights), layers, inputs, baselines)
     if not path.moves:
@@ -92,6 +92,11 @@ def _kept(ranker: FeatureRanker, inputs: Sequence[Tensor], owners: Sequence[Sequ
         for place, feature in enumerate(ranker.features)
         if feature.dtype == "INT32" and inputs[place].any() and place not in looked_up
     }
+
+
+def _absent(ranker: FeatureRanker, feature: Feature, tensor: Tensor) -> Tensor:
+    """The input where nothing is told: no id, the mean, no vector, or padding alone."""
+    return torch.full_like(tensor, ranker.encoder.padding_id if feature.kind == "tokens" else ABSENT)
 
 
 def _by_column(parts: Attributions, owners: Sequence[Sequence[Sequence[Column]]]) -> tuple[dict[Column, float], float]:
@@ -142,7 +147,8 @@ def _owners(ranker: FeatureRanker, path: IntegrationPath) -> list[list[list[Colu
     wanted = path.lookups()
     owners: list[list[list[Column]]] = [[[] for _ in range(ids.numel())] for ids in wanted]
     for place, feature in enumerate(ranker.features):
-        told = np.flatnonzero(path.inputs[place][0].numpy()) if feature.dtype == "INT32" else ()
+        given = path.inputs[place][0] != path.baselines[place][0]
+        told = np.flatnonzero(given.numpy()) if feature.dtype == "INT32" else ()
         for column in map(int, told):
             for of_lookup, ids, found in zip(owners, wanted, path.lookups(without=(place, column)), strict=True):
                 for position in np.flatnonzero((ids != found).flatten().numpy()):
@@ -155,7 +161,7 @@ class _Labels:
 
     def __init__(self, ranker: FeatureRanker, request: Request, titles: Mapping[str, str]) -> None:
         self.features = ranker.features
-        self.tokenizer = ranker.encoder.tokenizer
+        self.encoder = ranker.encoder
         self.request = request
         self._titles = titles
 
@@ -189,13 +195,15 @@ class _Labels:
             return {
                 column: f"{field}={value}" for column, (field, value) in enumerate(values) if value not in (None, "")
             }
-        ids = feature.encode(fields, self.tokenizer)
-        told = np.flatnonzero(ids != ABSENT).tolist()
+        ids = self.encoder.encoded(feature, fields)
         if feature.kind == "tokens":
-            return {column: f"{feature.fields[0]}: {token_text(self.tokenizer, int(ids[column]))}" for column in told}
-        bagged = _listed(fields.get(feature.fields[0]))[-feature.size :]
-        first = feature.size - len(bagged)  # a bag is padded in front
-        return {column: self._of_bag(feature, bagged[column - first]) for column in told}
+            tokenizer, told = self.encoder.tokenizer, np.flatnonzero(ids != self.encoder.padding_id).tolist()
+            return {column: f"{feature.fields[0]}: {token_text(tokenizer, int(ids[column]))}" for column in told}
+        bagged = feature.kept(fields.get(feature.fields[0]))
+        first = feature.size - len(bagged) if feature.padding == "front" else 0
+        return {
+            column: self._of_bag(feature, bagged[column - first]) for column in np.flatnonzero(ids != ABSENT).tolist()
+        }
 
     def _of_bag(self, feature: Feature, value: Any) -> str:
         if feature.source == "history":
@@ -205,7 +213,3 @@ class _Labels:
 
 def _first(value: Any) -> Any:
     return (value[0] if value else None) if isinstance(value, (list, tuple)) else value
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from builders.evaluate.explain.explanation import ExplainError
-from builders.features.encoder import ABSENT
 
 STEPS = (32, 64, 128, 256, 512)
 """Of the integral (Gauss-Legendre): the first number that adds up, else the one that comes nearest."""
@@ -72,10 +71,11 @@ class IntegrationPath:
         self._numbers = [place for place, tensor in enumerate(inputs) if tensor.is_floating_point()]
 
     def lookups(self, without: Column | None = None) -> list[Tensor]:
-        """The ids of every look-up in order. without: (input, column) to make absent."""
+        """The ids of every look-up in order. without: (input, column) to set to the baseline's."""
         inputs = [tensor.clone() for tensor in self.inputs]
         if without is not None:
-            inputs[without[0]][0, without[1]] = ABSENT
+            place, column = without
+            inputs[place][0, column] = self.baselines[place][0, column]
         return [ids for ids, _ in self._recorded(inputs)]
 
     @property

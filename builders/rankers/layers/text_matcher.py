@@ -17,10 +17,11 @@ from torch.nn import functional
 
 from builders.core.contract import MAX_QUERY_TOKENS
 from builders.features.encoder import Feature, FeatureEncoder, tokens
+from builders.features.padding import padding_id_of
 from builders.features.text import load_tokenizer_file
 from builders.rankers.backbone import packaged_backbone
 from builders.rankers.checkpoint import load_checkpoint, load_weights
-from builders.rankers.layers.word_embeddings import FROZEN, WordEmbeddings, own_tokens, weighted_mean, word_table
+from builders.rankers.layers.word_embeddings import FROZEN, WordEmbeddings, weighted_mean, word_table
 
 TITLE_TOKENS, BRAND_TOKENS = 48, 8
 INITIAL_SCALE = 20.0
@@ -70,6 +71,7 @@ class TextMatcher(nn.Module, abc.ABC):
         """
         network = cls(word_table(backbone), **config)
         network.tokenizer_file = (backbone or packaged_backbone()) / "tokenizer.json"
+        network.words.padding_id = padding_id_of(network.tokenizer_file)
         return network
 
     @classmethod
@@ -85,7 +87,8 @@ class TextMatcher(nn.Module, abc.ABC):
     def encoder(self) -> FeatureEncoder:
         """Makes its tensors from raw fields."""
         assert self.tokenizer_file is not None
-        return FeatureEncoder(self.features, load_tokenizer_file(self.tokenizer_file))
+        tokenizer = load_tokenizer_file(self.tokenizer_file)
+        return FeatureEncoder(self.features, tokenizer, padding_id=self.words.padding_id)
 
     @abc.abstractmethod
     def read(self, embedded: Tensor, own: Tensor) -> Tensor:
@@ -107,7 +110,7 @@ class TextMatcher(nn.Module, abc.ABC):
         return functional.normalize(self.dense(self.dropout(largest)) + self.direct(mean), dim=-1)
 
     def _read(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        own = own_tokens(ids)
+        own = self.words.own_tokens(ids)
         embedded, weights = self.words(ids)
         embedded = self.dropout(embedded)
         states = self.read(embedded, own)

@@ -24,7 +24,11 @@ _ROWS_AT_ONCE = 4096
 
 
 class WordEmbeddings(nn.Module):
-    """Vectors and weights of tokens; those of padding (id 0) are exactly zero."""
+    """Vectors and weights of tokens; those of padding are exactly zero.
+
+    Attributes:
+        padding_id: of the tokenizer whose ids it takes.
+    """
 
     table: Tensor
 
@@ -40,15 +44,20 @@ class WordEmbeddings(nn.Module):
         self.projection = nn.Linear(table.shape[1], width, bias=False)
         self.importance = nn.Embedding(table.shape[0], 1)
         self.baked: nn.Embedding | None = None
+        self.padding_id = ABSENT
         with torch.no_grad():
             self.projection.weight.copy_(_principal_directions(table, width))
             self.importance.weight.fill_(1.0)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """int32 [rows, length] => float32 [rows, length, width] and weights, >= 0, float32 [rows, length, 1]."""
-        own = own_tokens(ids)
+        own = self.own_tokens(ids)
         vectors = self.projection(self.table[ids]) if self.baked is None else self.baked(ids)
         return vectors * own, self.importance(ids).clamp(min=0) * own
+
+    def own_tokens(self, ids: Tensor) -> Tensor:
+        """int32 [rows, length] => float32 [rows, length, 1]: 1 = token, 0 = padding."""
+        return (ids != self.padding_id).unsqueeze(-1).float()
 
     def bake(self) -> None:
         """Replace table and projection by their product: one look-up a token, float32 [vocabulary, width]."""
@@ -56,11 +65,6 @@ class WordEmbeddings(nn.Module):
             product = torch.cat([self.projection(rows) for rows in self.table.split(_ROWS_AT_ONCE)])
         self.baked = nn.Embedding.from_pretrained(product)
         del self.table, self.projection
-
-
-def own_tokens(ids: Tensor) -> Tensor:
-    """int32 [rows, length] => float32 [rows, length, 1]: 1 = token, 0 = padding."""
-    return (ids != ABSENT).unsqueeze(-1).float()
 
 
 def weighted_mean(vectors: Tensor, weights: Tensor) -> Tensor:

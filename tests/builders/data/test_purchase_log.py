@@ -92,7 +92,7 @@ def test_the_validation_log_ends_where_the_test_begins() -> None:
 def test_a_log_that_does_not_reach_over_the_cut_is_cut_at_nine_invoices_of_ten() -> None:
     log = generated_log()
     times = [basket.time for baskets in log.baskets.values() for basket in baskets]
-    assert "do not reach over 2010-11-01" in log.note and max(times) < log.cut
+    assert "do not reach over 2010-11-01" in log.notes[0] and max(times) < log.cut
     assert 0.85 < len(times) / 600 <= 0.9
 
 

@@ -17,6 +17,7 @@ from builders.evaluate.explain.page import print_explanation, write_explanation_
 from builders.evaluate.explain.run import explain, run_explain
 from builders.evaluate.explain.text import explain_text
 from builders.features.encoder import Feature, dense, history, multi_hot, sparse, tokens, vector
+from builders.features.padding import padding_id_of
 from builders.rankers.backbone import packaged_backbone
 from builders.rankers.base import Ranker
 from builders.rankers.bilstm import BiLstm
@@ -34,6 +35,7 @@ from builders.rankers.text_cnn import TextCnn
 from builders.rankers.two_tower import TwoTowerRanker
 from builders.rankers.wide_mlp import WideMLP
 from tests.support import fields
+from tests.support.byte_level_bpe import write_byte_level_bpe
 from tests.support.tiny_xlm_roberta import chinese_queries, write_backbone
 
 FAMILIES = [DCNv2(fields.FEATURES), DLRM(fields.FEATURES), MMoE(fields.FEATURES), WideMLP(fields.FEATURES)]
@@ -137,6 +139,25 @@ class BoughtBefore(nn.Module):
 
     def forward(self, bought: Tensor, item: Tensor) -> Tensor:
         return (self.table(bought[:, -1]) * self.table(item[:, 0])).sum(1, keepdim=True)
+
+
+class PaddedBehind(nn.Module):
+    """A history that a library numbers from 1 and pads behind, and a title of a byte-level BPE tokenizer."""
+
+    features = (
+        history("bought", 4, ["mug", "lamp"], oov_buckets=0, padding="behind"),
+        tokens("title", "item", 8, field="title"),
+    )
+
+    def __init__(self, tokenizer_file: Path) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokenizer_file, self.padding_id = tokenizer_file, padding_id_of(tokenizer_file)
+        self.items, self.words = nn.Embedding(3, WIDTH, padding_idx=0), nn.Embedding(self.padding_id + 1, WIDTH)
+
+    def forward(self, bought: Tensor, title: Tensor) -> Tensor:
+        words = self.words(title) * (title != self.padding_id).unsqueeze(-1)
+        return (self.items(bought).sum(1) * words.sum(1)).sum(1, keepdim=True)
 
 
 class Chooses(nn.Module):
@@ -297,6 +318,17 @@ def test_fields_are_named_by_their_raw_values() -> None:
     [mug] = [item for item in explanation.items if item.item_id == "mug"]
     assert {label for label, _ in mug.contributions} == WANTED_LABELS
     assert all(value != 0 for label, value in mug.contributions if label != "image (3 numbers)")
+
+
+def test_padding_behind_and_a_token_at_id_0_are_named_by_what_they_are(tmp_path: Path) -> None:
+    ranker = FeatureRanker("behind", PaddedBehind(write_byte_level_bpe(tmp_path)))
+    asked = Request(history=("lamp", "unheard of", "mug"))
+    explanation = explain_features(ranker, asked, [Product("shoe", "red shoe!")], titles=TITLES)
+    [item] = explanation.items
+    named = [label for label, _ in item.contributions]
+    assert sorted(label for label in named if label.startswith("history")) == ["history: A lamp", "history: A red mug"]
+    assert "title: !" in named
+    assert_adds_up(explanation)
 
 
 def test_heads_are_explained_by_their_weighted_sum() -> None:

@@ -91,6 +91,35 @@ def test_the_message_names_what_disagrees(module: type[nn.Module], message: str)
         FeatureRanker("mine", module())
 
 
+class LibraryFeature:
+    """As a library declares what its model reads."""
+
+
+class OfALibrary(nn.Module):
+    """Keeps its own features under the name that the kit reads, as torch-rechub's models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = [LibraryFeature()]
+
+    def forward(self, numbers: Any, made_by: Any) -> Any:
+        assert isinstance(self.features[0], LibraryFeature)  # what the library put there is still there
+        return numbers.sum(1, keepdim=True) + made_by
+
+
+class Derived(OfALibrary):
+    features = Good.features
+
+
+def test_a_class_declares_features_where_the_instance_keeps_a_librarys() -> None:
+    assert FeatureRanker("mine", Derived()).features == Good.features
+
+
+def test_a_librarys_features_alone_are_refused_by_name() -> None:
+    with pytest.raises(ContractError, match=r"OfALibrary\.features holds LibraryFeature, wanted features of builders"):
+        FeatureRanker("mine", OfALibrary())
+
+
 def test_a_bag_beyond_its_table_is_named() -> None:
     class Bagged(nn.Module):
         features = (multi_hot("path", "category", "item", 3, oov_buckets=9),)

@@ -77,6 +77,27 @@ def test_a_bag_is_padded_in_front_and_keeps_its_last_values() -> None:
     assert found == [[0, 0, 2], [3, 4, 5], [0, 0, 5], [0, 0, 0]]
 
 
+def test_without_buckets_ids_start_at_1_and_an_unseen_value_is_absent() -> None:
+    declared = sparse("item", ["item_id", "brand"], vocabularies=[("a", "b"), ("acme",)], oov_buckets=0)
+    encoder = FeatureEncoder([declared])
+    assert rows(encoder, "item", {"item_id": "a", "brand": "acme"}, {"item_id": "b", "brand": "?"}) == [[1, 1], [2, 0]]
+    assert declared.table_rows == (3, 2)
+
+
+@pytest.mark.parametrize(("padding", "wanted"), [("front", [0, 2, 1]), ("behind", [2, 1, 0])])
+def test_a_history_without_buckets_leaves_unseen_items_out(padding: str, wanted: list[int]) -> None:
+    declared = history("taken", 3, ["a", "b"], oov_buckets=0, padding=padding)
+    encoder = FeatureEncoder([declared, dense("price", ["price"])])
+    assert encoder.request_tensors(history=["b", "?", "a", "??"])["taken"].tolist() == [wanted]
+
+
+def test_padding_behind_survives_the_file_and_the_default_leaves_no_trace_in_it() -> None:
+    behind = FeatureEncoder([history("taken", 3, ["a"], padding="behind"), dense("price", ["price"])])
+    assert FeatureEncoder.from_json(behind.to_json()).features == behind.features
+    default = FeatureEncoder([history("taken", 3, ["a"]), dense("price", ["price"])])
+    assert "padding" not in default.to_json()
+
+
 # ---------------------------------------------------------------- numbers
 def test_a_dense_field_is_normalised_and_absent_is_the_mean() -> None:
     declared = dense("numbers", ["price", "rating"], mean=(10.0, 3.0), std=(2.0, 0.5))
@@ -195,7 +216,10 @@ def test_a_broken_file_is_refused(text: str) -> None:
         (lambda: Feature("x", "tokens", ("query",), "user", 3), "kind 'tokens' of source 'user', wanted dense"),
         (lambda: dense("x", ["a", "b"], mean=(1.0,)), "1 mean for 2 fields"),
         (lambda: dense("x", ["a"], std=(0.0,)), "wanted all above 0"),
-        (lambda: sparse("x", ["a"], oov_buckets=0), "an unseen value must have a row"),
+        (lambda: sparse("x", ["a"], oov_buckets=0), "oov_buckets 0 without a vocabulary, wanted one or the other"),
+        (lambda: sparse("x", ["a"], oov_buckets=-1), "oov_buckets -1, wanted at least 0"),
+        (lambda: multi_hot("x", "a", "item", 3, padding="left"), "padding 'left' of kind 'multi_hot', wanted 'front'"),
+        (lambda: dense("x", ["a"], padding="behind"), "padding 'behind' of kind 'dense'"),
     ],
 )
 def test_a_declaration_that_makes_no_sense_is_refused(declare: Any, message: str) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from builders.core.recipe import RecipeError
 from builders.core.training_settings import RecommenderSettings
 from builders.core.workspace import REPOSITORY_ROOT
-from builders.data.purchase_log import training_examples
+from builders.data.beir import Request
+from builders.data.purchase_log import PurchaseLog, purchase_log, training_examples
+from builders.data.purchases import PURCHASES, load_purchases
 from builders.rankers.din import DIN
 from builders.rankers.feature_ranker import FeatureRanker
 from builders.rankers.load import load_ranker
@@ -64,6 +69,41 @@ def test_labels_are_over_items_that_the_customer_had_not_bought(encoded: Encoded
     assert set(log.known_items) - set(candidates) == set(example.history) - set(example.positives)
     found = {candidates[row]: int(quantities[row]) for row in bought.nonzero()[:, 0].tolist()}
     assert found == dict(zip(example.positives, example.quantities, strict=True))
+
+
+def shop_with_impressions(folder: Path) -> PurchaseLog:
+    """The generated shop without prices and countries, in which each purchase had an item beside it that was not
+    taken: the one 7 places further in the order of ids."""
+    lines = load_purchases(generated_folder()).drop_columns(["price", "country"])
+    ids = sorted(set(lines["stock_code"].to_pylist()))
+    beside = [ids[(ids.index(item_id) + 7) % len(ids)] for item_id in lines["stock_code"].to_pylist()]
+    taken, passed = (pa.array([value] * lines.num_rows) for value in (True, False))
+    at = lines.column_names.index("stock_code")
+    not_taken = lines.set_column(at, "stock_code", pa.array(beside)).append_column("label", passed)
+    pq.write_table(pa.concat_tables([lines.append_column("label", taken), not_taken]), folder / PURCHASES)
+    return purchase_log(folder)
+
+
+def test_given_negatives_are_what_an_example_is_set_against(tmp_path: Path, ranker: FeatureRanker) -> None:
+    log = shop_with_impressions(tmp_path)
+    encoded = encode_examples(ranker, log, RecommenderSettings())
+    number, example = next((number, one) for number, one in enumerate(training_examples(log)) if len(one.shown) > 2)
+    candidates = _drawn_candidates(encoded, torch.tensor([number]), RecommenderSettings(negatives=5))
+    kept, bought, _ = _labels(encoded, number, candidates)
+    held = [log.known_items[row] for row in candidates[kept].tolist()]
+    assert set(held) == {*example.positives, *example.shown} & set(log.known_items)
+    assert {held[row] for row in bought.nonzero()[:, 0].tolist()} == set(example.positives)
+
+
+@pytest.mark.parametrize("name", ["ncf", "dcn_v2", "mmoe"])
+def test_a_log_without_prices_and_countries_trains(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = shop_with_impressions(tmp_path)
+    network = trained_network(small_recipe(name), log)
+    scores = FeatureRanker(name, network).score(Request(history=log.known_items[:3]), [*log.items.values()][:20])
+    assert np.isfinite(scores).all() and np.ptp(scores, axis=0).max() > 0
+    assert f"{name}: negatives given for " in capsys.readouterr().out
 
 
 def test_drawn_candidates_hold_every_positive_of_the_batch(encoded: EncodedExamples) -> None:
