@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 import builders.__main__ as builders_cli
 import perf.__main__ as perf_cli
-from builders.core.recipe import Variant, load_recipe
+from builders.core.recipe import Recipe, Variant, load_recipe
 from builders.data.purchase_columns import COLUMNS_FILE, ColumnNames
 from docs import generate
 from perf.sweep import load_sweep
@@ -140,6 +140,9 @@ def test_toml_is_a_recipe_or_part_of_one_or_a_sweep_or_names_columns(page: Path,
             assert ColumnNames.beside(tmp_path / "purchases.parquet").theirs == found["columns"]
         elif "variants" in found:
             pydantic.TypeAdapter(list[Variant]).validate_python(found["variants"])
+        elif tables := [name for name in ("text", "reference") if name in found]:
+            for name in tables:
+                Recipe.model_fields[name].annotation.model_validate(found[name])
         else:
             load_sweep(tmp_path / "found.toml")
 
