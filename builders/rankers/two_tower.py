@@ -21,7 +21,6 @@ from builders.core.contract import (
     Contract,
     item_vectors,
     length_buckets,
-    padded_length,
     query_vector,
 )
 from builders.core.keys import key_of
@@ -148,7 +147,7 @@ class TwoTowerRanker(Ranker):
                 encoder,
                 batches=True,
                 max_batch_size=MAX_ROWS_PER_RUN,
-                lengths=length_buckets(padded_length(self._query_form.max_length)),
+                lengths=length_buckets(self._query_form.max_length),
             ),
             Graph(head.name, CosineHead(), head, batches=False, keep_fp32=True),
         ]
