@@ -24,7 +24,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from builders.core.errors import BuilderError
-from builders.core.files import write_atomically
+from builders.core.onnx_files import (
+    as_file,
+    copy_model,
+    fits_one_file,
+    load_model,
+    refuse_large,
+    save_model,
+    without_weights,
+)
 from builders.core.quiet import quiet
 from builders.core.versions import check_onnx_versions, opset_of
 
@@ -73,13 +81,13 @@ def fp16_from_onnx(source: Path, target: Path, samples: Iterable[Sample], keep_f
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fp16-") as folder:
         named, converted = Path(folder) / "fp32.onnx", Path(folder) / "fp16.onnx"
-        onnx.save(_named_and_upgraded(onnx.load(source)), named)
-        kept = nodes_to_keep(onnx.load(named), readings, keep_fp32)
-        onnx.save(_converted(named, kept), converted)
+        save_model(_named_and_upgraded(load_model(source)), named)
+        kept = nodes_to_keep(load_model(named), readings, keep_fp32)
+        save_model(_converted(named, kept), converted)
         check_half_precision(converted, readings)
         check_onnx_versions(converted)
-        write_atomically(target, converted.read_bytes())
-    return fp32_nodes(onnx.load(target))
+        copy_model(converted, target)
+    return fp32_nodes(load_model(target, weights=False))
 
 
 def nodes_to_keep(model: onnx.ModelProto, samples: Sequence[Sample], keep_fp32: Sequence[str] = ()) -> list[str]:
@@ -126,7 +134,7 @@ def check_half_precision(path: Path, samples: Sequence[Sample]) -> None:
     Raises:
         HalfPrecisionError: no FP16 in it; an output is NaN or infinite; an FP16 tensor overflows.
     """
-    model = onnx.load(path)
+    model = load_model(path)
     types = tensor_types(model)
     if TensorProto.FLOAT16 not in types.values():
         raise HalfPrecisionError(f"{path.name}: nothing became FP16; a graph without a product gains nothing by it")
@@ -161,7 +169,7 @@ def fp32_nodes(model: onnx.ModelProto) -> list[str]:
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     """Tensor name => ONNX element type: inputs, outputs, constants and all that lies between."""
-    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    graph = onnx.shape_inference.infer_shapes(without_weights(model), strict_mode=True).graph
     values = (*graph.input, *graph.value_info, *graph.output)
     typed = {value.name: value.type.tensor_type.elem_type for value in values}
     return {**{one.name: one.data_type for one in graph.initializer}, **typed}
@@ -204,7 +212,7 @@ def _by_autocast(path: Path, kept: Sequence[str]) -> onnx.ModelProto:
             op_types_to_exclude=list(KEPT_TYPES),
             data_max=np.inf,  # what overflows is in nodes_to_exclude; AutoCast itself would look at random inputs
             keep_io_types=True,
-            opset=opset_of(onnx.load(path, load_external_data=False)),
+            opset=opset_of(load_model(path, weights=False)),
         )
         del model.graph.value_info[:]  # some are of tensors that are gone
         _share_equal_constants(model)
@@ -231,7 +239,7 @@ def _by_onnxruntime(path: Path, kept: Sequence[str]) -> onnx.ModelProto:
 
     logging.getLogger(float16.__name__).setLevel(logging.ERROR)
     model: onnx.ModelProto = float16.convert_float_to_float16(
-        onnx.load(path),
+        str(path),  # of a model it would take no more than 2 GiB
         keep_io_types=True,
         op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *KEPT_TYPES],
         node_block_list=list(kept),
@@ -265,6 +273,7 @@ def _named_and_upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
     the product would keep TensorRT from joining the two to an INT8 product."""
     quantized = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
     if quantized and opset_of(model) < _FP16_QUANTIZERS_FROM:
+        refuse_large(model, f"onnx's conversion to opset {_FP16_QUANTIZERS_FROM}, which FP16 between Q/DQ pairs needs,")
         model = onnx.version_converter.convert_version(model, _FP16_QUANTIZERS_FROM)
     for place, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{place}"
@@ -305,4 +314,7 @@ def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options.log_severity_level = 3
     # With every optimization ONNX Runtime 1.32 crashes on an FP16 Transpose before a MatMul (its NCHWc pass).
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    if fits_one_file(model):
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with as_file(model) as path:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

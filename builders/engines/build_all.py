@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builders.core.files import sha256
+from builders.core.onnx_files import model_sha256
 from builders.core.versions import VersionError
 from builders.engines.build import (
     BuildOptions,
@@ -122,7 +122,7 @@ def _engine(
             wanted.check(target)
         return manifest
 
-    return store.engine(store.key(sha256(wanted.onnx_file), profiles, options, wanted.fallback), build)
+    return store.engine(store.key(model_sha256(wanted.onnx_file), profiles, options, wanted.fallback), build)
 
 
 def _line(model: str, engine: StoredEngine) -> str:

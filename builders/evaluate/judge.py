@@ -108,7 +108,7 @@ def judged_variant(
 ) -> BuiltVariant:
     """Its files, and what was measured of it, now or before."""
     models = {name: (one.model, one.path) for name, one in made.items()}
-    files = [path for _, file in models.values() for path in runtime_of(file).files(file).values()]
+    files = _files(models)
 
     def compute() -> dict[str, Any]:
         context.say(f"{context.recipe.model_name(variant)}: quality over {len(judging.data.queries)} judged queries")
@@ -270,7 +270,7 @@ def _reference_scores(context: BuildContext, judging: Judging) -> list[list[floa
         return {"scores": _unjudged_scores(context, context.ranker, reference, sessions, judging)}
 
     inputs = {
-        "files": [path for _, path in models.values()],
+        "files": _files(models),
         "samples": ranker_inputs(context.ranker),
         "lists": judging.count,
         **_scored_on(context, judging),
