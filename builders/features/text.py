@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,6 +21,7 @@ from builders.core.errors import BuilderError
 from builders.core.keys import key_of
 from builders.core.recipe import Text
 from builders.data.beir import Product
+from builders.features.batches import batched
 from builders.features.item_text import ItemTemplate, TemplateError
 
 STORED_TOKENS_FORM = "length, then ids 2"
@@ -218,19 +218,13 @@ def truncated_texts(tokenizer: Tokenizer, texts: Sequence[str], form: TextForm) 
     return sum(len(one.ids) > room for one in tokenizer.encode_batch(list(texts), add_special_tokens=False))
 
 
-def stored_tokens(tokenizer: Tokenizer, texts: Iterable[str], form: TextForm, batch: int = 10_000) -> Iterator[bytes]:
+def stored_tokens(tokenizer: Tokenizer, texts: Iterable[str], form: TextForm) -> Iterator[bytes]:
     """Each text's tokens as the item store keeps them: little-endian INT32, first how many the text has, then the
     ``form.max_length`` that a sequence can take at most, without special tokens."""
-    for some in _batched(texts, batch):
+    for some in batched(texts):
         for encoding in tokenizer.encode_batch(some, add_special_tokens=False):
             kept = encoding.ids[-form.max_length :] if form.truncation_side == "left" else encoding.ids
             yield np.array([len(encoding.ids), *kept[: form.max_length]], dtype="<i4").tobytes()
-
-
-def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(texts)
-    while some := list(itertools.islice(iterator, size)):
-        yield some
 
 
 @contextlib.contextmanager
