@@ -94,7 +94,7 @@ def nodes_to_keep(model: onnx.ModelProto, samples: Sequence[Sample], keep_fp32: 
     """Names of the nodes that FP16 would spoil, by type, by what they read and write on the samples, by constants, and
     of those that a pattern of ``keep_fp32`` matches."""
     largest = largest_magnitudes(model, samples)
-    too_small = {name for name, array in constants(model).items() if _vanishes(array)}
+    too_small = {name for name, array in constants(model) if _vanishes(array)}
     return [
         node.name
         for node in model.graph.node
@@ -116,7 +116,7 @@ def largest_magnitudes(model: onnx.ModelProto, samples: Sequence[Sample]) -> dic
     inputs = {value.name for value in model.graph.input}
     watched = [name for name in tensors if name in made or name in inputs]
     session = session_of(_with_magnitudes(model, watched))
-    found = {name: float(np.max(np.abs(array), initial=0.0)) for name, array in constants(model).items()}
+    found = {name: _largest(array) for name, array in constants(model)}
     names = [_magnitude(name) for name in watched]
     for sample in samples:
         feeds = {value.name: sample[value.name] for value in session.get_inputs()}
@@ -175,15 +175,20 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     return {**{one.name: one.data_type for one in graph.initializer}, **typed}
 
 
-def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Name => array of the floating-point initializers and Constant nodes."""
+def constants(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of the floating-point initializers and Constant nodes, one at a time."""
     tensors = {one.name: one for one in model.graph.initializer}
     for node in model.graph.node:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
                 tensors[node.output[0]] = attribute.t
     floating = (TensorProto.FLOAT, TensorProto.FLOAT16)
-    return {name: numpy_helper.to_array(one) for name, one in tensors.items() if one.data_type in floating}
+    return ((name, numpy_helper.to_array(one)) for name, one in tensors.items() if one.data_type in floating)
+
+
+def _largest(array: np.ndarray) -> float:
+    """Largest magnitude, without an array of magnitudes; 0 of an empty one."""
+    return max(float(np.max(array, initial=0.0)), -float(np.min(array, initial=0.0)))
 
 
 def autocast_is_installed() -> bool:
@@ -282,8 +287,7 @@ def _named_and_upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _vanishes(array: np.ndarray) -> bool:
     """Whether a lone constant, such as an epsilon, is lost; a weight among many may round to 0."""
-    magnitude = np.abs(array.astype(np.float64))
-    return array.size == 1 and bool(((magnitude > 0) & (magnitude < FP16_TINY)).all())
+    return array.size == 1 and 0 < abs(float(array.item())) < FP16_TINY
 
 
 def _with_magnitudes(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:

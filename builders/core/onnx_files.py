@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,10 @@ ONE_FILE_BYTES = 3 * 2**29
 DATA_SUFFIX = ".data"
 """Of the file beside a model, after the model's own name."""
 _SMALL_BYTES = 1024
-"""Tensors below this stay in the graph's own file: shapes and scalars, which shape inference reads."""
+"""Tensors up to this stay in the graph's own file: shapes and scalars, which shape inference reads."""
+
+_PAGE_BYTES = 4096
+"""Of a memory map, at whose multiples weights begin."""
 
 
 class OnnxFileError(BuilderError):
@@ -43,19 +46,13 @@ def load_model(path: Path, *, weights: bool = True) -> onnx.ModelProto:
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
     """One file, or two where the weights are more than ONE_FILE_BYTES; written beside and renamed."""
-    import onnx
-
     if fits_one_file(model):
         write_atomically(path, model.SerializeToString())
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as scratch:
-        fresh = Path(scratch) / path.name
-        onnx.save_model(
-            model, fresh, save_as_external_data=True, location=path.name + DATA_SUFFIX, size_threshold=_SMALL_BYTES
-        )
-        onnx.load_external_data_for_model(model, scratch)  # saving took the weights out of the caller's model
-        move_model(fresh, path)
+        _write_two(model, Path(scratch) / path.name)
+        move_model(Path(scratch) / path.name, path)
 
 
 def move_model(fresh: Path, path: Path) -> None:
@@ -113,15 +110,7 @@ def weight_bytes(model: onnx.ModelProto) -> int:
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model, or where it is large one whose larger initializers have types and shapes alone: inference of types
     serializes what it is given."""
-    from onnx import helper
-
-    if fits_one_file(model):
-        return model
-    graph = model.graph
-    stubs = [tensor if _held_bytes(tensor) <= _SMALL_BYTES else _stub(tensor) for tensor in graph.initializer]
-    bare = helper.make_graph(graph.node, graph.name, graph.input, graph.output, stubs, value_info=graph.value_info)
-    imports = {"opset_imports": model.opset_import, "functions": model.functions}
-    return helper.make_model(bare, ir_version=model.ir_version, **imports)
+    return model if fits_one_file(model) else _with_initializers(model, map(_stub, model.graph.initializer))
 
 
 @contextlib.contextmanager
@@ -144,9 +133,47 @@ def refuse_large(model: onnx.ModelProto, what: str) -> None:
         )
 
 
+def _write_two(model: onnx.ModelProto, path: Path) -> None:
+    """Leaves the model in memory as it is. onnx's own writer takes the weights out of it, and protobuf gives their
+    memory back only with the whole model."""
+    data = path.with_name(path.name + DATA_SUFFIX)
+    stored = []
+    with data.open("wb") as file:
+        for tensor in model.graph.initializer:
+            stub = _stub(tensor)
+            if stub is not tensor:
+                offset = file.seek(-(-file.tell() // _PAGE_BYTES) * _PAGE_BYTES)
+                place = {"location": data.name, "offset": offset, "length": file.write(tensor.raw_data)}
+                for key, value in place.items():
+                    stub.external_data.add(key=key, value=str(value))
+            stored.append(stub)
+    path.write_bytes(_with_initializers(model, stored).SerializeToString())
+
+
+def _with_initializers(model: onnx.ModelProto, tensors: Iterable[onnx.TensorProto]) -> onnx.ModelProto:
+    """A copy of all but the initializers, with these in their place."""
+    from onnx import helper
+
+    own = model.graph
+    graph = helper.make_graph(own.node, own.name, own.input, own.output, list(tensors), value_info=own.value_info)
+    copy = helper.make_model(
+        graph,
+        ir_version=model.ir_version,
+        opset_imports=model.opset_import,
+        functions=model.functions,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+    )
+    copy.metadata_props.extend(model.metadata_props)
+    return copy
+
+
 def _stub(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """Its name, type and shape, its data said to lie elsewhere; a small tensor itself."""
     import onnx
 
+    if len(tensor.raw_data) <= _SMALL_BYTES:
+        return tensor
     return onnx.TensorProto(
         name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, data_location=onnx.TensorProto.EXTERNAL
     )
