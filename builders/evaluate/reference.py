@@ -85,7 +85,7 @@ def check_against_outside(
     scores = recipe.reference.scores
     inputs = {
         **ranker_inputs(ranker),
-        "files": [one.path for one in made.values()],
+        "files": [one.content for one in made.values()],
         "golden": recipe.path(scores) if scores and recipe.path(scores).is_file() else str(scores),
         "reference": recipe.reference.model_dump(mode="json"),
         "head_weights": recipe.postprocess.head_weights,
