@@ -39,7 +39,7 @@ LIMITS = {
     "MAX_QUERY_BYTES": "bytes of a query; a longer one is refused",
     "MAX_QUERY_TOKENS": "word pieces of a query that the kit's own text rankers read, unless `[text]` says other",
     "MAX_LENGTH": "tokens of one sequence of the kit's own text rankers, unless `[text]` says other",
-    "LENGTH_BUCKET": "sequences are padded to a multiple of this",
+    "LENGTH_BUCKET": "sequences of up to 128 tokens are padded to a multiple of this, longer ones to wider steps",
     "MAX_HISTORY_EVENTS": "items of a history; a ranker reads as many of the latest as its features say",
     "MAX_CONTEXT_BYTES": "bytes of `context`, and of each item's `item_fields`",
     "MAX_TEXT_BYTES": "bytes of each of `item_texts`",
@@ -49,6 +49,7 @@ LIMITS = {
     "MAX_SIMILAR": "items that `similar` returns at most",
     "DEFAULT_SIMILAR": "items that `similar` returns where `top_k` is absent or 0",
     "MAX_ROWS_PER_RUN": "rows that a scorer computes at once; larger requests are computed in parts",
+    "MAX_TOKENS_PER_RUN": "rows times padded length that a scorer of sequences computes at once, but one row at least",
     "UNSCORED": "score of an item that could not be scored: the lowest finite FP32",
 }
 """Constant of builders/core/contract.py => what it limits."""

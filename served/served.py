@@ -387,6 +387,11 @@ def known_mask(stored: Sequence[bytes | None]) -> np.ndarray:
     return np.fromiter((value is not None for value in stored), dtype=np.bool_, count=len(stored))
 
 
-def padded_length(longest: int, bucket: int) -> int:
-    """The next multiple of ``bucket``."""
-    return max(-(-longest // bucket), 1) * bucket
+def padded_length(longest: int, parameters: dict[str, Any]) -> int:
+    """The length bucket of ``longest`` tokens: the next multiple of its step, at most ``max_length``.
+
+    Args:
+        parameters: of the contract: ``length_steps``, pairs (a, s): above a tokens to a multiple of s; ``max_length``.
+    """
+    step = next(step for above, step in reversed(parameters["length_steps"]) if longest > above or not above)
+    return min(max(-(-longest // step), 1) * step, parameters["max_length"])

@@ -1,4 +1,5 @@
-"""Joins the rows of several requests into runs, and hands each request its own rows back. numpy only.
+"""Joins the rows of several requests into runs, parts what is too large for one, and hands each request its own rows
+back. numpy only.
 
 Arrays are keyed by tensor name; in a batching model each has the rows as its first dimension.
 """
@@ -6,6 +7,7 @@ Arrays are keyed by tensor name; in a batching model each has the rows as its fi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -24,26 +26,49 @@ class BatchFailed(RunFailed):
     """The model's output does not have a row for each row of its input."""
 
 
-def run_joined(run: Run, requests: Sequence[Arrays], row_cap: int | None) -> list[Arrays | RunFailed]:
+@dataclass(frozen=True)
+class RunLimits:
+    """How much one run may take.
+
+    rows: None for any number. tokens: rows times the longest second dimension, None for any; one row always runs.
+    row_inputs: whose first dimension is the rows; the others are whole in every run. Empty for all of them.
+    """
+
+    rows: int | None = None
+    tokens: int | None = None
+    row_inputs: frozenset[str] = frozenset()
+
+    def of_rows(self, inputs: Arrays) -> Arrays:
+        """Return the inputs whose first dimension is the rows."""
+        return {name: array for name, array in inputs.items() if not self.row_inputs or name in self.row_inputs}
+
+    def rows_of_a_run(self, inputs: Arrays) -> int | None:
+        """Return how many rows of such inputs one run may have; None for any number."""
+        length = max((array.shape[1] for array in self.of_rows(inputs).values() if array.ndim > 1), default=1)
+        by_tokens = None if self.tokens is None else max(self.tokens // max(length, 1), 1)
+        return min((cap for cap in (self.rows, by_tokens) if cap is not None), default=None)
+
+
+def run_joined(run: Run, requests: Sequence[Arrays], limits: RunLimits) -> list[Arrays | RunFailed]:
     """Run requests, those that are alike together, and return the outputs or the failure of each, in their order.
 
     One that fails does not fail those that it was joined with.
     """
     results: list[Arrays | RunFailed] = [RunFailed("not run")] * len(requests)
     for group in merge_alike(requests):
-        for index, result in zip(group, _run_group(run, [requests[i] for i in group], row_cap), strict=True):
+        for index, result in zip(group, _run_group(run, [requests[i] for i in group], limits), strict=True):
             results[index] = result
     return results
 
 
-def _run_group(run: Run, requests: Sequence[Arrays], row_cap: int | None) -> list[Arrays | RunFailed]:
+def _run_group(run: Run, requests: Sequence[Arrays], limits: RunLimits) -> list[Arrays | RunFailed]:
     """Run alike requests together; each on its own where that fails, to tell which one is at fault."""
     try:
-        return list(run_rows(run, requests, row_cap))
+        return list(run_rows(run, requests, limits))
     except RunFailed as failure:
         if len(requests) == 1:
             return [failure]
-        return [result for one in requests for result in _run_group(run, [one], row_cap)]
+        return [result for one in requests for result in _run_group(run, [one], limits)]
 
 
 def merge_alike(requests: Sequence[Arrays]) -> list[list[int]]:
@@ -54,15 +79,23 @@ def merge_alike(requests: Sequence[Arrays]) -> list[list[int]]:
     return list(groups.values())
 
 
-def run_rows(run: Run, requests: Sequence[Arrays], row_cap: int | None) -> Iterator[Arrays]:
-    """Run the rows of all requests, at most `row_cap` at once, and yield each request's outputs.
+def run_rows(run: Run, requests: Sequence[Arrays], limits: RunLimits) -> Iterator[Arrays]:
+    """Run the rows of all requests, at most as many at once as `limits` allow, and yield each request's outputs.
 
     requests: alike by merge_alike. Raises BatchFailed, and what `run` raises.
     """
     rows = [_rows(inputs) for inputs in requests]
-    outputs = _concatenate([_run_checked(run, part) for part in _parts(_concatenate(requests), row_cap)])
+    outputs = run_parts(run, _concatenate(requests), limits)
     for start, stop in pairwise(accumulate(rows, initial=0)):
         yield {name: array[start:stop] for name, array in outputs.items()}
+
+
+def run_parts(run: Run, inputs: Arrays, limits: RunLimits) -> Arrays:
+    """Run one request in as few parts as `limits` allow, each with what is not of rows. Raises as run_rows."""
+    of_rows = limits.of_rows(inputs)
+    shared = {name: array for name, array in inputs.items() if name not in of_rows}
+    step = limits.rows_of_a_run(inputs)
+    return _concatenate([_run_checked(run, part, shared) for part in _parts(of_rows, step)])
 
 
 def run_whole(run: Run, inputs: Arrays, scalars: Collection[str], scalar_shapes: Mapping[str, Sequence[int]]) -> Arrays:
@@ -72,24 +105,28 @@ def run_whole(run: Run, inputs: Arrays, scalars: Collection[str], scalar_shapes:
 
 
 def _rows(inputs: Arrays) -> int:
-    return len(next(iter(inputs.values())))
+    rows = {len(array) for array in inputs.values()}
+    if len(rows) != 1:
+        found = ", ".join(f"'{name}' {len(array)}" for name, array in inputs.items())
+        raise BatchFailed(f"expected inputs with the same number of rows, got {found or 'none'}")
+    return rows.pop()
 
 
-def _parts(inputs: Arrays, row_cap: int | None) -> Iterator[Arrays]:
-    rows = _rows(inputs)
-    step = row_cap or max(rows, 1)
-    for start in range(0, rows, step):
-        yield {name: array[start : start + step] for name, array in inputs.items()}
+def _parts(of_rows: Arrays, step: int | None) -> Iterator[Arrays]:
+    rows = _rows(of_rows)
+    step = step or max(rows, 1)
+    for start in range(0, max(rows, 1), step):
+        yield {name: array[start : start + step] for name, array in of_rows.items()}
 
 
-def _run_checked(run: Run, inputs: Arrays) -> Arrays:
-    outputs = run(inputs)
+def _run_checked(run: Run, of_rows: Arrays, shared: Arrays) -> Arrays:
+    outputs = run({**of_rows, **shared})
     for name, array in outputs.items():
         rows = len(array) if array.ndim else 0
-        if rows != _rows(inputs):
+        if rows != _rows(of_rows):
             raise BatchFailed(
                 f"failed to split the output tensor '{name}' in responses: expected batch size of "
-                f"{_rows(inputs)} in model output, got {rows}"
+                f"{_rows(of_rows)} in model output, got {rows}"
             )
     return outputs
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+from batching import RunLimits
 
 ROW_CAP = "max_rows_per_run"
+TOKEN_CAP = "max_tokens_per_run"
+ROW_INPUTS = "row_inputs"
 
 
 class Unsupported(ValueError):
@@ -27,22 +30,52 @@ def parameter(config: dict[str, Any], name: str) -> str | None:
     return None if found is None else found["string_value"]
 
 
-def row_cap(config: dict[str, Any], takes_any_rows: bool) -> int | None:
-    """Return the most rows of one run, from parameter max_rows_per_run (the drop-ins' own); None for no limit.
+def run_limits(config: dict[str, Any], takes_any_rows: bool) -> RunLimits:
+    """Return what one run may take, from the drop-ins' own parameters.
 
+    max_rows_per_run, max_tokens_per_run: 0 or missing for no limit. row_inputs: names, separated by commas, of a model
+    that does not batch: the inputs that a request is parted by.
     takes_any_rows: the first dimension of every tensor is the rows, and the model takes any number of them.
     """
-    text = parameter(config, ROW_CAP) or "0"
+    caps = {name: _cap(config, name) for name in (ROW_CAP, TOKEN_CAP)}
+    row_inputs = _row_inputs(config)
+    for name, cap in caps.items():
+        if cap and not (takes_any_rows or row_inputs):
+            raise Unsupported(
+                f"parameter {name} is {cap}, wanted 0 (no limit) or more, and with it a model that takes any number of "
+                f"rows, or parameter {ROW_INPUTS} (see backends/CONFORMANCE.md)"
+            )
+    if row_inputs and not any(caps.values()):
+        raise Unsupported(f"parameter {ROW_INPUTS} is set without {ROW_CAP} or {TOKEN_CAP}; leave it out, or set one")
+    return RunLimits(caps[ROW_CAP], caps[TOKEN_CAP], row_inputs)
+
+
+def _cap(config: dict[str, Any], name: str) -> int | None:
+    text = parameter(config, name) or "0"
     try:
         cap = int(text)
     except ValueError as error:
-        raise Unsupported(f"parameter {ROW_CAP}: failed to convert '{text}' to integral number") from error
-    if cap < 0 or (cap > 0 and not takes_any_rows):
-        raise Unsupported(
-            f"parameter {ROW_CAP} is {cap}, wanted 0 (no limit) or more, and with it a model that takes any number of "
-            "rows (see backends/CONFORMANCE.md)"
-        )
+        raise Unsupported(f"parameter {name}: failed to convert '{text}' to integral number") from error
+    if cap < 0:
+        raise Unsupported(f"parameter {name} is {cap}, wanted 0 (no limit) or more")
     return cap or None
+
+
+def _row_inputs(config: dict[str, Any]) -> frozenset[str]:
+    """Names of inputs, each with a dynamic first dimension. Raises Unsupported."""
+    text = parameter(config, ROW_INPUTS) or ""
+    names = frozenset(filter(None, (name.strip() for name in text.split(","))))
+    if names and config["max_batch_size"] > 0:
+        raise Unsupported(
+            f"parameter {ROW_INPUTS} is set and max_batch_size is above 0, where every input has the rows"
+        )
+    wrong = names - {io["name"] for io in config["input"] if io["dims"] and int(io["dims"][0]) == -1}
+    if wrong:
+        raise Unsupported(
+            f"parameter {ROW_INPUTS} is {text}, but {', '.join(sorted(wrong))} is no tensor whose first dimension is "
+            "-1; wanted names of inputs that have the rows as their first dimension"
+        )
+    return names
 
 
 def refuse_unsupported_features(config: dict[str, Any]) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from batching import Arrays, RunFailed, run_joined, run_whole
+from batching import Arrays, RunFailed, run_joined, run_parts, run_whole
 from configuration import complete_configuration, needs_completion
-from model_configuration import LoadErrors, row_cap
+from model_configuration import LoadErrors, run_limits
 from ort_session import OrtError, create_run_options, create_session, onnx_file
 from signature import check_configuration, is_scalar, read_signature
 
@@ -45,7 +45,7 @@ class TritonPythonModel:
             check_configuration(self.config, self.session)
             self.run_options = create_run_options(self.config)
             self.batches = self.config["max_batch_size"] > 0
-            self.row_cap = row_cap(self.config, takes_any_rows=self.batches)
+            self.limits = run_limits(self.config, takes_any_rows=self.batches)
         self.output_names = [output["name"] for output in self.config["output"]]
         self.scalar_shapes = _scalar_shapes(self.config, self.session)
         self.string_inputs = {i["name"] for i in self.config["input"] if i["data_type"] == "TYPE_STRING"}
@@ -54,7 +54,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request; one that fails does not fail those that were batched with it."""
         inputs = [self._inputs(request) for request in requests]
-        results = run_joined(self._run, inputs, self.row_cap) if self.batches else map(self._run_alone, inputs)
+        results = run_joined(self._run, inputs, self.limits) if self.batches else map(self._run_alone, inputs)
         return [self._response(request, result) for request, result in zip(requests, results, strict=True)]
 
     def finalize(self) -> None:
@@ -63,9 +63,14 @@ class TritonPythonModel:
 
     def _run_alone(self, inputs: Arrays) -> Arrays | RunFailed:
         try:
-            return run_whole(self._run, inputs, self.scalar_inputs, self.scalar_shapes)
+            if self.limits.row_inputs:
+                return run_parts(self._run_whole, inputs, self.limits)
+            return self._run_whole(inputs)
         except RunFailed as failure:
             return failure
+
+    def _run_whole(self, inputs: Arrays) -> Arrays:
+        return run_whole(self._run, inputs, self.scalar_inputs, self.scalar_shapes)
 
     def _run(self, inputs: Arrays) -> Arrays:
         try:

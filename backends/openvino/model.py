@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from batching import Arrays, BatchFailed, RunFailed, run_joined
+from batching import Arrays, BatchFailed, RunFailed, RunLimits, run_joined, run_parts
 from configuration import complete_configuration
-from model_configuration import LoadErrors, row_cap
+from model_configuration import LoadErrors, run_limits
 from ov_core import (
     compile_model,
     create_core,
@@ -53,15 +53,17 @@ class TritonPythonModel:
                 pb_utils.Logger.log_warn("HINT_BF16 is YES, but this CPU has no bf16: OpenVINO computes in f32")
             model = fit_to_configuration(read_model(core, model_file(self.config, version_folder)), self.config)
             self.fixed_rows = fixed_rows(self.config)
-            self.row_cap = row_cap(self.config, takes_any_rows(model))
+            self.limits = run_limits(self.config, takes_any_rows(model))
             self.request = compile_model(core, model).create_infer_request()
-        self.joins = bool(self.row_cap) or (self.config["max_batch_size"] > 0 and self.fixed_rows is None)
+        self.joins = not self.limits.row_inputs and (
+            self.limits != RunLimits() or (self.config["max_batch_size"] > 0 and self.fixed_rows is None)
+        )
         self.output_names = [output["name"] for output in self.config["output"]]
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request; one that fails does not fail those that were batched with it."""
         inputs = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
-        results = run_joined(self._run, inputs, self.row_cap) if self.joins else map(self._run_alone, inputs)
+        results = run_joined(self._run, inputs, self.limits) if self.joins else map(self._run_alone, inputs)
         return [self._response(request, result) for request, result in zip(requests, results, strict=True)]
 
     def finalize(self) -> None:
@@ -70,7 +72,7 @@ class TritonPythonModel:
 
     def _run_alone(self, inputs: Arrays) -> Arrays | RunFailed:
         try:
-            return self._run(inputs)
+            return run_parts(self._run, inputs, self.limits) if self.limits.row_inputs else self._run(inputs)
         except RunFailed as failure:
             return failure
 

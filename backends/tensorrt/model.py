@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from batching import Arrays, RunFailed, run_joined, run_rows
-from model_configuration import LoadErrors, row_cap
+from batching import Arrays, RunFailed, RunLimits, run_joined, run_parts
+from model_configuration import LoadErrors, run_limits
 from plan_signature import allocation_strategy, check_configuration, check_supported, hints_not_followed, plan_file
 from profiles import choose_profile, most_rows, profile_indices
 
@@ -36,7 +36,7 @@ class TritonPythonModel:
         with LoadErrors(args["model_name"]):
             check_supported(self.config, args["model_instance_kind"])
             self.batches = self.config["max_batch_size"] > 0
-            self.row_cap = row_cap(self.config, takes_any_rows=self.batches)
+            self.limits = run_limits(self.config, takes_any_rows=self.batches)
             self.engine = _open_engine(self.config, version_folder, int(args["model_instance_device_id"]))
             check_configuration(self.config, self.engine.tensors)
             indices = profile_indices(self.config, args["model_instance_name"], self.engine.profile_count)
@@ -48,7 +48,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request; those of equal shapes share an enqueue."""
         inputs = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
-        results = run_joined(self._run, inputs, None) if self.batches else map(self._run_alone, inputs)
+        results = run_joined(self._run, inputs, RunLimits()) if self.batches else map(self._run_alone, inputs)
         return [self._response(request, result) for request, result in zip(requests, results, strict=True)]
 
     def finalize(self) -> None:
@@ -56,10 +56,9 @@ class TritonPythonModel:
         self.engine.free()
 
     def _run(self, inputs: Arrays) -> Arrays:
-        """Run rows in as few enqueues as the profiles and the row cap allow."""
-        limit = most_rows(self.profiles, _shapes(inputs), self.row_cap)
-        [outputs] = run_rows(self._enqueue, [inputs], limit)
-        return outputs
+        """Run rows in as few enqueues as the profiles and the limits of a run allow."""
+        rows = most_rows(self.profiles, _shapes(inputs), self.limits.rows_of_a_run(inputs))
+        return run_parts(self._enqueue, inputs, RunLimits(rows))
 
     def _run_alone(self, inputs: Arrays) -> Arrays | RunFailed:
         try:

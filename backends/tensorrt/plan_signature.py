@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model_configuration import ConfigurationMismatch, Unsupported, parameter, refuse_unsupported_features
+from model_configuration import ROW_INPUTS, ConfigurationMismatch, Unsupported, parameter, refuse_unsupported_features
 
 ANY = -1  # a dynamic dimension, in Triton's configuration as in a plan
 DEFAULT_FILE = "model.plan"
@@ -63,6 +63,8 @@ def check_supported(config: dict[str, Any], instance_kind: str) -> None:
     if not config["input"] or not config["output"]:
         raise Unsupported("'input' or 'output' is missing, which this drop-in does not complete; run 'make repository'")
     refuse_unsupported_features(config)
+    if parameter(config, ROW_INPUTS):
+        raise Unsupported(f"parameter {ROW_INPUTS} is set, which this drop-in does not do; leave it out")
     if config.get("cc_model_filenames"):
         raise Unsupported("cc_model_filenames is set, which this drop-in does not read; name the plan model.plan")
     for io in config["input"] + config["output"]:

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from builders.compress.fp16 import session_of, tensor_types
 from builders.core.errors import BuilderError
+from builders.core.onnx_files import load_model
 
 if TYPE_CHECKING:
     from builders.rankers.base import Sample
@@ -61,7 +62,7 @@ def bisect(reference: Path, variant: Path, samples: Sequence[Sample]) -> str:
     Raises:
         BisectError: no samples, or the graphs share no tensor.
     """
-    exact, found = onnx.load(reference), onnx.load(variant)
+    exact, found = load_model(reference), load_model(variant)
     errors = tensor_errors(exact, found, samples)
     at_end = {value.name: errors[value.name] for value in exact.graph.output}
     layers = layer_errors(exact, found, errors)

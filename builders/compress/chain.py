@@ -21,11 +21,11 @@ from builders.compress.apply import GRAPH_STEPS, NETWORK_STEPS, performed
 from builders.compress.context import BuildContext, calibration_samples, parity_samples, ranker_inputs
 from builders.compress.fp16 import converter
 from builders.compress.quantize_graph import LayerCost, NothingToQuantize, sensitive_named
-from builders.core.files import write_atomically
 from builders.core.keeper import Kept, keep
 from builders.core.keys import digests, key_of
+from builders.core.onnx_files import copy_model
 from builders.core.recipe import Variant
-from builders.core.runtimes import ONNX
+from builders.core.runtimes import ONNX, runtime_of
 from builders.core.steps import CompressionStep, GraphStep, Int8, NetworkStep
 from builders.core.versions import check_onnx_versions, libraries
 from builders.export.onnx import check_onnx, onnx_from_ranker
@@ -45,6 +45,12 @@ class Artifact:
     path: Path
     seconds: float
     layers: tuple[LayerCost, ...] = ()
+
+    @property
+    def content(self) -> Path | list[Path]:
+        """For keys: the file, or all that it consists of where that is more."""
+        files = list(runtime_of(self.path).files(self.path).values())
+        return files if len(files) > 1 else self.path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +185,7 @@ def _transformed(
                 raise
             context.say(f"{error}; left as it is")
             layers = ()
-            write_atomically(target, source.path.read_bytes())
+            copy_model(source.path, target)
         check_onnx_versions(target)
         return _told((*source.layers, *layers))
 
@@ -236,7 +242,7 @@ def _graph_inputs(
     """Of a graph after these steps. Where they read the data, samples are made by the ranker, whose code counts too."""
     reads = _data_read(context, steps)
     sampled_by = {"sampled by": network_inputs(context, variant.network_steps)} if reads else {}
-    return digests({"source": source.path, "steps": list(steps), "libraries": libraries(), **reads, **sampled_by})
+    return digests({"source": source.content, "steps": list(steps), "libraries": libraries(), **reads, **sampled_by})
 
 
 def _data_read(context: BuildContext, steps: Sequence[CompressionStep]) -> dict[str, object]:

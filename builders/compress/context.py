@@ -15,9 +15,9 @@ from builders.core.contract import (
     CONTEXT,
     HISTORY,
     MAX_CANDIDATES,
-    MAX_ROWS_PER_RUN,
     USER_ID,
     USUAL_CANDIDATES,
+    rows_per_run,
 )
 from builders.core.keys import code_of, digests
 from builders.core.recipe import Recipe
@@ -87,7 +87,7 @@ def ranker_inputs(ranker: Ranker) -> dict[str, str]:
 
 def parity_samples(ranker: Ranker, judged: JudgedQueries, say: Say = print) -> list[dict[str, Sample]]:
     """Requests for every shape: one candidate, a usual request, and the largest at the longest texts: MAX_CANDIDATES,
-    or the MAX_ROWS_PER_RUN rows that a scorer which joins requests ever runs at once.
+    or the rows that a scorer which runs a request in parts ever runs at once.
 
     The first is a real one as it is; the others hold a history, a user and a context wherever the ranker reads one,
     from other real requests if their own have none. What the data has nowhere is said.
@@ -96,7 +96,8 @@ def parity_samples(ranker: Ranker, judged: JudgedQueries, say: Say = print) -> l
     request = judged.request(query_id)
     longest_query = judged.request(max(judged.queries, key=lambda each: len(judged.queries[each])))
     candidates = [judged.products[item_id] for item_id in grades]
-    largest = MAX_ROWS_PER_RUN if ranker.graphs[-1].batches else MAX_CANDIDATES
+    scorer = ranker.graphs[-1]
+    largest = rows_per_run(max(scorer.lengths, default=1)) if scorer.batches or scorer.splits else MAX_CANDIDATES
     longest = sorted(judged.products.values(), key=lambda product: len(product.title))[-largest:]
     found = _fullest(ranker, judged, say)
     return [
@@ -134,7 +135,8 @@ def _filled(request: Request, found: Mapping[str, Any]) -> Request:
 
 
 def calibration_samples(context: BuildContext, ranker: Ranker, graph: Graph, count: int) -> list[Sample]:
-    """Real candidates of training queries, the test queries stay unseen; unlabeled lists where there are none."""
+    """Real candidates of training queries, the test queries stay unseen; unlabeled lists where there are none. In parts
+    where the server runs them so."""
     train = context.data.subset("train")
     if train.queries:
         chosen = list(train.queries)[:count]
@@ -142,7 +144,8 @@ def calibration_samples(context: BuildContext, ranker: Ranker, graph: Graph, cou
     else:
         made = unlabeled_lists(context.data, count, USUAL_CANDIDATES, CALIBRATION_SEED)
         lists = [(one.request, list(one.products)) for one in made]
-    return [ranker.sample(request, products)[graph.name] for request, products in lists]
+    samples = (ranker.sample(request, products)[graph.name] for request, products in lists)
+    return [part for sample in samples for part in graph.parts(sample)]
 
 
 def importance_samples(context: BuildContext, ranker: Ranker, lists: int) -> list[dict[str, Sample]]:

@@ -24,7 +24,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from builders.core.errors import BuilderError
-from builders.core.files import write_atomically
+from builders.core.onnx_files import (
+    as_file,
+    copy_model,
+    fits_one_file,
+    load_model,
+    refuse_large,
+    save_model,
+    without_weights,
+)
 from builders.core.quiet import quiet
 from builders.core.versions import check_onnx_versions, opset_of
 
@@ -73,20 +81,20 @@ def fp16_from_onnx(source: Path, target: Path, samples: Iterable[Sample], keep_f
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fp16-") as folder:
         named, converted = Path(folder) / "fp32.onnx", Path(folder) / "fp16.onnx"
-        onnx.save(_named_and_upgraded(onnx.load(source)), named)
-        kept = nodes_to_keep(onnx.load(named), readings, keep_fp32)
-        onnx.save(_converted(named, kept), converted)
+        save_model(_named_and_upgraded(load_model(source)), named)
+        kept = nodes_to_keep(load_model(named), readings, keep_fp32)
+        save_model(_converted(named, kept), converted)
         check_half_precision(converted, readings)
         check_onnx_versions(converted)
-        write_atomically(target, converted.read_bytes())
-    return fp32_nodes(onnx.load(target))
+        copy_model(converted, target)
+    return fp32_nodes(load_model(target, weights=False))
 
 
 def nodes_to_keep(model: onnx.ModelProto, samples: Sequence[Sample], keep_fp32: Sequence[str] = ()) -> list[str]:
     """Names of the nodes that FP16 would spoil, by type, by what they read and write on the samples, by constants, and
     of those that a pattern of ``keep_fp32`` matches."""
     largest = largest_magnitudes(model, samples)
-    too_small = {name for name, array in constants(model).items() if _vanishes(array)}
+    too_small = {name for name, array in constants(model) if _vanishes(array)}
     return [
         node.name
         for node in model.graph.node
@@ -108,7 +116,7 @@ def largest_magnitudes(model: onnx.ModelProto, samples: Sequence[Sample]) -> dic
     inputs = {value.name for value in model.graph.input}
     watched = [name for name in tensors if name in made or name in inputs]
     session = session_of(_with_magnitudes(model, watched))
-    found = {name: float(np.max(np.abs(array), initial=0.0)) for name, array in constants(model).items()}
+    found = {name: _largest(array) for name, array in constants(model)}
     names = [_magnitude(name) for name in watched]
     for sample in samples:
         feeds = {value.name: sample[value.name] for value in session.get_inputs()}
@@ -126,7 +134,7 @@ def check_half_precision(path: Path, samples: Sequence[Sample]) -> None:
     Raises:
         HalfPrecisionError: no FP16 in it; an output is NaN or infinite; an FP16 tensor overflows.
     """
-    model = onnx.load(path)
+    model = load_model(path)
     types = tensor_types(model)
     if TensorProto.FLOAT16 not in types.values():
         raise HalfPrecisionError(f"{path.name}: nothing became FP16; a graph without a product gains nothing by it")
@@ -161,21 +169,26 @@ def fp32_nodes(model: onnx.ModelProto) -> list[str]:
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     """Tensor name => ONNX element type: inputs, outputs, constants and all that lies between."""
-    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    graph = onnx.shape_inference.infer_shapes(without_weights(model), strict_mode=True).graph
     values = (*graph.input, *graph.value_info, *graph.output)
     typed = {value.name: value.type.tensor_type.elem_type for value in values}
     return {**{one.name: one.data_type for one in graph.initializer}, **typed}
 
 
-def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Name => array of the floating-point initializers and Constant nodes."""
+def constants(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of the floating-point initializers and Constant nodes, one at a time."""
     tensors = {one.name: one for one in model.graph.initializer}
     for node in model.graph.node:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
                 tensors[node.output[0]] = attribute.t
     floating = (TensorProto.FLOAT, TensorProto.FLOAT16)
-    return {name: numpy_helper.to_array(one) for name, one in tensors.items() if one.data_type in floating}
+    return ((name, numpy_helper.to_array(one)) for name, one in tensors.items() if one.data_type in floating)
+
+
+def _largest(array: np.ndarray) -> float:
+    """Largest magnitude, without an array of magnitudes; 0 of an empty one."""
+    return max(float(np.max(array, initial=0.0)), -float(np.min(array, initial=0.0)))
 
 
 def autocast_is_installed() -> bool:
@@ -204,7 +217,7 @@ def _by_autocast(path: Path, kept: Sequence[str]) -> onnx.ModelProto:
             op_types_to_exclude=list(KEPT_TYPES),
             data_max=np.inf,  # what overflows is in nodes_to_exclude; AutoCast itself would look at random inputs
             keep_io_types=True,
-            opset=opset_of(onnx.load(path, load_external_data=False)),
+            opset=opset_of(load_model(path, weights=False)),
         )
         del model.graph.value_info[:]  # some are of tensors that are gone
         _share_equal_constants(model)
@@ -231,7 +244,7 @@ def _by_onnxruntime(path: Path, kept: Sequence[str]) -> onnx.ModelProto:
 
     logging.getLogger(float16.__name__).setLevel(logging.ERROR)
     model: onnx.ModelProto = float16.convert_float_to_float16(
-        onnx.load(path),
+        str(path),  # of a model it would take no more than 2 GiB
         keep_io_types=True,
         op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *KEPT_TYPES],
         node_block_list=list(kept),
@@ -265,6 +278,7 @@ def _named_and_upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
     the product would keep TensorRT from joining the two to an INT8 product."""
     quantized = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
     if quantized and opset_of(model) < _FP16_QUANTIZERS_FROM:
+        refuse_large(model, f"onnx's conversion to opset {_FP16_QUANTIZERS_FROM}, which FP16 between Q/DQ pairs needs,")
         model = onnx.version_converter.convert_version(model, _FP16_QUANTIZERS_FROM)
     for place, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{place}"
@@ -273,8 +287,7 @@ def _named_and_upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _vanishes(array: np.ndarray) -> bool:
     """Whether a lone constant, such as an epsilon, is lost; a weight among many may round to 0."""
-    magnitude = np.abs(array.astype(np.float64))
-    return array.size == 1 and bool(((magnitude > 0) & (magnitude < FP16_TINY)).all())
+    return array.size == 1 and 0 < abs(float(array.item())) < FP16_TINY
 
 
 def _with_magnitudes(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
@@ -305,4 +318,7 @@ def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options.log_severity_level = 3
     # With every optimization ONNX Runtime 1.32 crashes on an FP16 Transpose before a MatMul (its NCHWc pass).
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    if fits_one_file(model):
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with as_file(model) as path:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

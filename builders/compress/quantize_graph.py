@@ -27,7 +27,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from builders.core.errors import QuantizationError
-from builders.core.files import write_atomically
+from builders.core.onnx_files import DATA_SUFFIX, copy_model, is_large, load_model
 from builders.core.quiet import quiet
 from builders.core.runtimes import open_session
 from builders.core.steps import Int8, Int8Embeddings
@@ -83,12 +83,12 @@ def int8_from_onnx(source: Path, target: Path, samples: Iterable[Sample], settin
         QuantizationError: no node to quantize, or no samples.
     """
     with _prepared(source, target, samples) as (prepared, ranges, readings):
-        nodes = weighted_products(onnx.load(prepared), settings.keep_fp32)
+        nodes = weighted_products(load_model(prepared, weights=False), settings.keep_fp32)
         if not nodes:
             raise NothingToQuantize(f"{source.name}: no MatMul or Gemm with constant weights is left to quantize")
         quantized = ranges.with_name("quantized.onnx")
         _quantize(prepared, quantized, ranges, readings, nodes, settings)
-        write_atomically(target, quantized.read_bytes())
+        copy_model(quantized, target)
     return nodes
 
 
@@ -102,7 +102,7 @@ def sensitivity(source: Path, samples: Iterable[Sample], settings: Int8) -> dict
         QuantizationError: no samples.
     """
     with _prepared(source, source, samples) as (prepared, ranges, readings):
-        nodes = weighted_products(onnx.load(prepared), settings.keep_fp32)
+        nodes = weighted_products(load_model(prepared, weights=False), settings.keep_fp32)
         costs = _costs(prepared, ranges, readings, nodes, settings)
     return dict(sorted(costs.items(), key=lambda cost: -cost[1]))
 
@@ -132,15 +132,20 @@ def dynamic_int8_from_onnx(source: Path, target: Path) -> None:
     """Weights INT8, activations quantized anew in each run. Raises: QuantizationError: nothing to quantize."""
     with tempfile.TemporaryDirectory(dir=_existing(target.parent)) as scratch:
         prepared, quantized = Path(scratch) / "prepared.onnx", Path(scratch) / "quantized.onnx"
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        nodes = weighted_products(onnx.load(prepared))
+        _prepare(source, prepared)
+        nodes = weighted_products(load_model(prepared, weights=False))
         if not nodes:
             raise NothingToQuantize(f"{source.name}: no MatMul or Gemm with constant weights to quantize")
         with quiet():
             quantize_dynamic(
-                prepared, quantized, nodes_to_quantize=nodes, per_channel=True, weight_type=QuantType.QInt8
+                prepared,
+                quantized,
+                nodes_to_quantize=nodes,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=is_large(prepared),
             )
-        write_atomically(target, quantized.read_bytes())
+        copy_model(quantized, target)
 
 
 def int8_embeddings_from_onnx(
@@ -156,7 +161,7 @@ def int8_embeddings_from_onnx(
         QuantizationError: no FP32 table of ``min_rows`` rows is looked up, or no samples.
     """
     readings = _some(source, samples)
-    model = onnx.load(source)
+    model = load_model(source, weights=False)
     tables = {
         tensor.name
         for tensor in model.graph.initializer
@@ -177,9 +182,10 @@ def int8_embeddings_from_onnx(
                 nodes_to_quantize=lookups,
                 weight_type=QuantType.QInt8,
                 activation_type=QuantType.QInt8,
+                use_external_data_format=is_large(source),
                 extra_options={"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["Gather"]},
             )
-        write_atomically(target, quantized.read_bytes())
+        copy_model(quantized, target)
     return [node.input[0] for node in model.graph.node if node.name in lookups]
 
 
@@ -202,8 +208,21 @@ def _prepared(source: Path, target: Path, samples: Iterable[Sample]) -> Iterator
     readings = _some(source, samples)
     with tempfile.TemporaryDirectory(dir=_existing(target.parent)) as scratch:
         prepared = Path(scratch) / "prepared.onnx"
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        _prepare(source, prepared)
         yield prepared, Path(scratch) / "ranges.json", readings
+
+
+def _prepare(source: Path, prepared: Path) -> None:
+    """The graph as the quantizer wants it."""
+    location = f"{prepared.name}{DATA_SUFFIX}" if is_large(source) else None
+    quant_pre_process(
+        source,
+        prepared,
+        skip_symbolic_shape=True,
+        save_as_external_data=location is not None,
+        all_tensors_to_one_file=True,
+        external_data_location=location,
+    )
 
 
 def _some(source: Path, samples: Iterable[Sample]) -> list[Sample]:
@@ -245,6 +264,7 @@ def _quantize(
             activation_type=QuantType.QUInt8 if settings.activations == "uint8" else QuantType.QInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=_METHODS[settings.method],
+            use_external_data_format=is_large(source),
             extra_options={
                 "WeightSymmetric": True,
                 "ActivationSymmetric": settings.activations == "int8",

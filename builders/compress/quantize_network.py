@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import nn
 from builders.compress.distill import SEEDS_APART, distill
 from builders.compress.lists import OnLists, tensors_of
 from builders.core.contract import Tensor
-from builders.core.files import write_atomically
+from builders.core.onnx_files import DATA_SUFFIX, is_large, load_model, save_model
 from builders.core.quiet import quiet
 from builders.core.steps import Distill, Int8Network
 from builders.data.beir import JudgedQueries
@@ -86,12 +85,12 @@ def onnx_from_quantized(graph: Graph, example: Sample, path: Path) -> None:
     axes: dict[str, Any] = {
         tensor.name: {axis: dim for axis, dim in enumerate(tensor.dims) if isinstance(dim, str)} for tensor in tensors
     }
-    written = io.BytesIO()
-    with quiet(), torch.inference_mode(), _no_fast_path():
+    with tempfile.TemporaryDirectory() as scratch, quiet(), torch.inference_mode(), _no_fast_path():
+        exported = Path(scratch) / "exported.onnx"  # with files beside it where it is large
         torch.onnx.export(
             graph.module,
             tuple(torch.from_numpy(example[tensor.name]) for tensor in graph.contract.inputs),
-            written,  # type: ignore[arg-type]  # the older exporter takes a buffer
+            exported,
             dynamo=False,
             input_names=[tensor.name for tensor in graph.contract.inputs],
             output_names=[tensor.name for tensor in graph.contract.outputs],
@@ -99,10 +98,10 @@ def onnx_from_quantized(graph: Graph, example: Sample, path: Path) -> None:
             opset_version=OPSET,
             do_constant_folding=True,
         )
-    model = _folded(written.getvalue())
+        model = _folded(exported)
     _name_dimensions(model, tensors)
     check_tensors(model, graph.contract)
-    write_atomically(path, model.SerializeToString())
+    save_model(model, path)
 
 
 @contextlib.contextmanager
@@ -116,18 +115,21 @@ def _no_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-def _folded(exported: bytes) -> onnx.ModelProto:
+def _folded(exported: Path) -> onnx.ModelProto:
     """With weights that are INT8 in the file: the exporter writes them as FP32 with a QuantizeLinear behind each."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # standard operators alone
     options.log_severity_level = 3
-    with tempfile.TemporaryDirectory() as scratch:
-        options.optimized_model_filepath = f"{scratch}/folded.onnx"
-        onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
-        model = onnx.load(options.optimized_model_filepath)
+    folded = exported.with_name("folded.onnx")
+    options.optimized_model_filepath = str(folded)
+    if is_large(exported):
+        data = f"{folded.name}{DATA_SUFFIX}"
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
+    onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
+    onnx.checker.check_model(folded)
+    model = load_model(folded)
     del model.opset_import[:]
     model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
-    onnx.checker.check_model(model)
     return model
 
 

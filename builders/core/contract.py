@@ -48,12 +48,19 @@ MAX_QUERY_TOKENS = 32
 MAX_LENGTH = 128
 """Tokens of one sequence, special tokens counted; the item is cut to what the query leaves."""
 LENGTH_BUCKET = 8
-"""Sequences are padded to a multiple of this."""
+"""Sequences of up to 128 tokens are padded to a multiple of this."""
+LENGTH_STEPS = ((0, LENGTH_BUCKET), (128, 32), (512, 128))
+"""(a, s): sequences of more than a tokens are padded to a multiple of s. Wider steps for longer sequences keep the
+number of shapes small that a scorer warms up and prepares kernels for: 28 up to 512 tokens, 88 up to 8,192. Served
+pre-processing reads them from its contract."""
 
 # ---------------------------------------------------------------- limits of a scorer
 MAX_ROWS_PER_RUN = 64
 """Rows that a scorer runs at once, whatever a request or the batcher brings: 1,024 rows of 64 tokens through a
 6-layer encoder would otherwise take 1.9 GB."""
+MAX_TOKENS_PER_RUN = 2048
+"""Rows times padded length that a scorer of token sequences runs at once; one row always runs. On a CPU larger runs
+take more memory and more time a token: docs/explanation/batching.md has the figures."""
 
 UNSCORED = -3.4028234663852886e38
 """Score of an item without one: the lowest finite FP32, since infinities are not JSON."""
@@ -143,14 +150,25 @@ class Contract:
             ) from error
 
 
-def padded_length(longest: int) -> int:
-    """The length bucket of a batch whose longest sequence has ``longest`` tokens."""
-    return max(-(-longest // LENGTH_BUCKET), 1) * LENGTH_BUCKET
+def padded_length(longest: int, maximum: int | None = None) -> int:
+    """The length bucket of a batch whose longest sequence has ``longest`` tokens.
+
+    Args:
+        maximum: tokens that a sequence may have; the last bucket ends there, as the backbone's positions may.
+    """
+    step = next(step for above, step in reversed(LENGTH_STEPS) if longest > above or not above)
+    length = max(-(-longest // step), 1) * step
+    return length if maximum is None else min(length, maximum)
 
 
-def length_buckets(maximum: int = MAX_LENGTH) -> range:
-    """Every padded length that a scorer can meet, shortest first."""
-    return range(LENGTH_BUCKET, maximum + 1, LENGTH_BUCKET)
+def length_buckets(maximum: int = MAX_LENGTH) -> tuple[int, ...]:
+    """Every padded length that a scorer of sequences of at most ``maximum`` tokens can meet, shortest first."""
+    return tuple(sorted({padded_length(longest, maximum) for longest in range(1, maximum + 1)}))
+
+
+def rows_per_run(length: int) -> int:
+    """Rows of ``length`` tokens that a scorer runs at once: at least 1, at most MAX_ROWS_PER_RUN."""
+    return max(1, min(MAX_ROWS_PER_RUN, MAX_TOKENS_PER_RUN // max(length, 1)))
 
 
 def _tensors(items: Iterable[dict[str, Any]]) -> tuple[Tensor, ...]:

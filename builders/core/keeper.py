@@ -1,6 +1,7 @@
 """Products that are made once: looked up by what they are made from, written beside and renamed, marked when whole.
 
-Beside every product lies its mark, ``<file>.made``: what it was made from, how long that took, and what its maker told.
+Beside every product lies its mark, ``<file>.made``: what it was made from, how long that took, what its maker told, and
+which files it wrote beside the product.
 Knows nothing of what a product is.
 """
 
@@ -61,7 +62,8 @@ def keep(
         inputs: everything that ``make`` reads.
         make: writes the file, whole, and what belongs beside it.
         source: what it is made from; asked for only where it is made.
-        beside: files that belong to the product; without one of them it counts as not there.
+        beside: files that belong to the product; without one of them, or one that ``make`` wrote beside it, it counts
+            as not there.
         say: told why a product that is there is made anew.
 
     Raises:
@@ -69,7 +71,8 @@ def keep(
     """
     now = digests(inputs)
     mark = _read_mark(target)
-    if mark is not None and mark["made_from"] == now and all(map(Path.is_file, (target, *beside))):
+    before = {target.with_name(name) for name in (mark or {}).get("beside", ())}
+    if mark is not None and mark["made_from"] == now and all(map(Path.is_file, (target, *beside, *before))):
         return Kept(target, mark["seconds"], mark["told"])
     _tell_reason(target.name, mark, now, "made", say)
     made_of = source()
@@ -79,10 +82,14 @@ def keep(
         told = dict(make(Path(scratch) / target.name, made_of) or {})
         seconds = round((made_of.seconds if made_of else 0.0) + time.monotonic() - start_s, 2)
         _mark_of(target).unlink(missing_ok=True)  # it must not stand for the files that come now
-        for file in sorted(Path(scratch).iterdir(), key=lambda file: file.name == target.name):
+        written = sorted(Path(scratch).iterdir(), key=lambda file: file.name == target.name)
+        for file in written:
             file.chmod(0o644)
             file.replace(target.with_name(file.name))
-    _write_mark(target, {"made_from": now, "seconds": seconds, "told": told})
+    others = [file.name for file in written if file.name != target.name]
+    for stale in before - {target.with_name(name) for name in others}:
+        stale.unlink(missing_ok=True)
+    _write_mark(target, {"made_from": now, "seconds": seconds, "told": told, "beside": others})
     return Kept(target, seconds, told)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ mapping, sequence or set of these."""
 
 def key_of(inputs: Inputs) -> str:
     """12 hexadecimal digits that change when any input does. What :func:`digests` gave may stand in for its input."""
-    return _shortened(json.dumps(digests(inputs), sort_keys=True))
+    return _shortened([json.dumps(digests(inputs), sort_keys=True)])
 
 
 def digests(inputs: Inputs) -> dict[str, str]:
@@ -36,7 +36,7 @@ def digests(inputs: Inputs) -> dict[str, str]:
     Raises:
         TypeError: an input is of a kind whose content cannot be told.
     """
-    return {name: _shortened(json.dumps(_content(value), sort_keys=True)) for name, value in inputs.items()}
+    return {name: _shortened(_json(value)) for name, value in inputs.items()}
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -66,6 +66,18 @@ def _installed(path: Path) -> bool:
     return "site-packages" in path.parts or path.is_relative_to(sysconfig.get_path("stdlib"))
 
 
+def _json(value: object) -> Iterator[str]:
+    """``json.dumps(_content(value), sort_keys=True)`` in pieces: of a mapping of a catalogue's size, an entry each."""
+    if not isinstance(value, Mapping) or hasattr(value, "model_dump"):
+        yield json.dumps(_content(value), sort_keys=True)
+        return
+    between = "{"
+    for name, each in sorted(value.items(), key=lambda entry: str(entry[0])):
+        yield f"{between}{json.dumps(str(name))}: {json.dumps(_content(each), sort_keys=True)}"
+        between = ", "
+    yield "}" if value else "{}"
+
+
 def _content(value: object) -> Any:
     """As JSON takes it."""
     if value is None or isinstance(value, str | int | float | bool):
@@ -89,5 +101,8 @@ def _content(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} has no content that a key could be made of")
 
 
-def _shortened(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+def _shortened(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode())
+    return digest.hexdigest()[:DIGITS]

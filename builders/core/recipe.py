@@ -94,7 +94,12 @@ class Variant(Settings):
     @property
     def joins_requests(self) -> bool:
         """Whether the server may run several of its requests as one batch."""
-        return self.runtime.joins_requests and all(step.joins_requests for step in self.steps)
+        return self.runtime.joins_requests and self.rows_independent
+
+    @property
+    def rows_independent(self) -> bool:
+        """Whether a row's score is the same whatever rows are run with it, so that requests may be parted."""
+        return all(step.joins_requests for step in self.steps)
 
     @pydantic.model_validator(mode="after")
     def _in_order(self) -> Variant:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -189,9 +190,14 @@ def write_judged(judged: JudgedQueries, folder: Path) -> None:
         for query_id, grades in judged.judgements.items()
         for item_id, grade in grades.items()
     )
-    (folder / CORPUS).write_text("".join(corpus), encoding="utf-8", newline="\n")
-    (folder / QUERIES).write_text("".join(queries), encoding="utf-8", newline="\n")
-    (folder / QRELS).write_text("".join([QRELS_HEADER, "\n", *qrels]), encoding="utf-8", newline="\n")
+    _write_lines(folder / CORPUS, corpus)
+    _write_lines(folder / QUERIES, queries)
+    _write_lines(folder / QRELS, itertools.chain([f"{QRELS_HEADER}\n"], qrels))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(lines)
 
 
 # ---------------------------------------------------------------- the three files

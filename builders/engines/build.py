@@ -25,7 +25,8 @@ from onnx import TensorProto, numpy_helper
 
 from builders.compress.fp16 import fp32_nodes, tensor_types
 from builders.core.errors import MACHINE_LACKS, BuilderError
-from builders.core.files import sha256, write_atomically
+from builders.core.files import write_atomically
+from builders.core.onnx_files import as_file, fits_one_file, load_model, model_sha256, refuse_large
 from builders.core.versions import check_versions, opset_of, tensorrt_reader
 from builders.engines.edge_graph import onnx_for_tensorrt_8
 from builders.engines.gpu import Gpu, GpuMissing, visible_gpu
@@ -155,7 +156,7 @@ def engine_from_onnx(
     """
     trt = _tensorrt()
     gpu = gpu or visible_gpu()
-    model = onnx.load(onnx_file)
+    model = load_model(onnx_file)
     check_graph_types(model, options.precision, onnx_file.name)
     weight_bytes = _fp32_weight_bytes(model)
     model = _as_read_by(trt, model, onnx_file.name)
@@ -170,7 +171,7 @@ def engine_from_onnx(
         driver=gpu.driver,
         compute_capability=gpu.compute_capability,
         gpu=gpu.name,
-        onnx_sha256=sha256(onnx_file),
+        onnx_sha256=model_sha256(onnx_file),
         profiles=[profile.to_json() for profile in profiles],
         build_seconds=round(seconds, 3),
         plan_bytes=len(plan),
@@ -265,6 +266,7 @@ def _tensorrt() -> Any:
 def _as_read_by(trt: Any, model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     reader = tensorrt_reader(trt.__version__)
     if _major(trt) < STRONGLY_TYPED_FROM:
+        refuse_large(model, "onnx's conversion to the opset of TensorRT 8")
         model = onnx_for_tensorrt_8(model)
     check_versions(name, opset_of(model), model.ir_version, [reader])
     return model
@@ -318,13 +320,21 @@ def _typed_network(
 
 def _parsed(trt: Any, logger: Any, network: Any, model: onnx.ModelProto) -> tuple[Any, Any]:
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(model.SerializeToString()):
+    if not _parse(parser, model):
         faults = "; ".join(str(parser.get_error(place)) for place in range(parser.num_errors))
         raise EngineError(
             f"{model.graph.name}: TensorRT {trt.__version__} cannot read it: {faults}. Serve the ONNX variant, or "
             "export without that operator"
         )
     return network, parser
+
+
+def _parse(parser: Any, model: onnx.ModelProto) -> bool:
+    """From a file where a message cannot hold the weights; the parser reads them whole before it returns."""
+    if fits_one_file(model):
+        return bool(parser.parse(model.SerializeToString()))
+    with as_file(model) as path:
+        return bool(parser.parse_from_file(str(path)))
 
 
 def _kept_layers(trt: Any, network: Any, model: onnx.ModelProto) -> Iterator[Any]:

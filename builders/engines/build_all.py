@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builders.core.files import sha256
+from builders.core.onnx_files import OnnxFileError, model_sha256
 from builders.core.versions import VersionError
 from builders.engines.build import (
     BuildOptions,
@@ -87,7 +87,7 @@ def build_engines(
             try:
                 built[each.model] = _engine(store, each, options or BuildOptions(), built, wanted)
                 say(_line(each.model, built[each.model]))
-            except (EngineError, ParityError, VersionError) as error:
+            except (EngineError, OnnxFileError, ParityError, VersionError) as error:
                 say(f"{each.model}: not built, {error}")
                 if require or not isinstance(error, VersionError):
                     faults.append(f"{each.model}: {error}")
@@ -122,7 +122,7 @@ def _engine(
             wanted.check(target)
         return manifest
 
-    return store.engine(store.key(sha256(wanted.onnx_file), profiles, options, wanted.fallback), build)
+    return store.engine(store.key(model_sha256(wanted.onnx_file), profiles, options, wanted.fallback), build)
 
 
 def _line(model: str, engine: StoredEngine) -> str:

@@ -95,7 +95,7 @@ def _engines_of(context: BuildContext, variant: Variant) -> Iterator[WantedEngin
 
 def _check(context: BuildContext, graph: Graph, onnx_file: Path, precision: Precision, plan: Path) -> None:
     """Torch, ONNX Runtime and TensorRT on a real request. Raises: ValueMismatch."""
-    [sample] = calibration_samples(context, context.ranker, graph, 1)
+    sample, *_ = calibration_samples(context, context.ranker, graph, 1)
     found = check_engine(graph, onnx_file, plan, profiles_of(graph), sample, precision)
     worst = max(found, key=lambda one: one.from_onnx)
     context.say(

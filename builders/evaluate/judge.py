@@ -18,14 +18,14 @@ from builders.core.contract import SCORE
 from builders.core.keeper import keep_figures
 from builders.core.processor import instruction_sets
 from builders.core.recipe import Recipe, RecipeError, Variant
-from builders.core.runtimes import Session, open_session, runtime_of
+from builders.core.runtimes import PartedSession, Session, open_session, runtime_of
 from builders.core.steps import NetworkStep
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries, Product, Request
 from builders.data.bm25 import first_stage
 from builders.data.unlabeled import UnlabeledList, unlabeled_lists
 from builders.evaluate import gate, metrics
-from builders.rankers.base import Ranker, Sample
+from builders.rankers.base import Graph, Ranker, Sample
 
 FIDELITY_SEED = 103
 """Of the gate's unlabeled lists."""
@@ -108,7 +108,7 @@ def judged_variant(
 ) -> BuiltVariant:
     """Its files, and what was measured of it, now or before."""
     models = {name: (one.model, one.path) for name, one in made.items()}
-    files = [path for _, file in models.values() for path in runtime_of(file).files(file).values()]
+    files = _files(models)
 
     def compute() -> dict[str, Any]:
         context.say(f"{context.recipe.model_name(variant)}: quality over {len(judging.data.queries)} judged queries")
@@ -225,7 +225,7 @@ def _measure(
 ) -> dict[str, Any]:
     """NDCG, difference from torch query by query, and the gate's report."""
     recipe, data = context.recipe, judging.data
-    sessions = open_sessions(recipe, variant, models)
+    sessions = open_sessions(recipe, variant, models, ranker.graphs)
     order = first_stage(data)
     scores: Scores = {}
     for query_id, candidates in order.items():
@@ -266,11 +266,11 @@ def _reference_scores(context: BuildContext, judging: Judging) -> list[list[floa
     models = {name: (one.model, one.path) for name, one in variant_files(context, reference).items()}
 
     def compute() -> dict[str, list[list[float]]]:
-        sessions = open_sessions(context.recipe, reference, models)
+        sessions = open_sessions(context.recipe, reference, models, context.ranker.graphs)
         return {"scores": _unjudged_scores(context, context.ranker, reference, sessions, judging)}
 
     inputs = {
-        "files": [path for _, path in models.values()],
+        "files": _files(models),
         "samples": ranker_inputs(context.ranker),
         "lists": judging.count,
         **_scored_on(context, judging),
@@ -302,12 +302,27 @@ def _finite(scores: Scores) -> Scores:
     }
 
 
-def open_sessions(recipe: Recipe, variant: Variant, models: Mapping[str, tuple[str, Path]]) -> dict[str, Session]:
-    """Graph name => session with the threads and the precision that the served model has."""
+def _files(models: Mapping[str, tuple[str, Path]]) -> list[Path]:
+    """Each scorer's file, and what belongs beside it."""
+    return [path for _, file in models.values() for path in runtime_of(file).files(file).values()]
+
+
+def open_sessions(
+    recipe: Recipe, variant: Variant, models: Mapping[str, tuple[str, Path]], graphs: Sequence[Graph]
+) -> dict[str, Session]:
+    """Graph name => session with the threads, the precision and the limits of a run that the served model has."""
+    by_name = {graph.name: graph for graph in graphs}
     return {
-        name: open_session(path, threads=recipe.serving.threads, precision=variant.precision)
+        name: _as_limited(
+            open_session(path, threads=recipe.serving.threads, precision=variant.precision), by_name[name], variant
+        )
         for name, (_, path) in models.items()
     }
+
+
+def _as_limited(session: Session, graph: Graph, variant: Variant) -> Session:
+    splits = (graph.batches or graph.splits) and variant.rows_independent and not variant.runtime.needs_gpu
+    return PartedSession(session, graph.row_inputs, sequences=bool(graph.lengths)) if splits else session
 
 
 def score_in_process(

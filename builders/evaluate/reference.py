@@ -77,7 +77,7 @@ def check_against_outside(
         if not golden:
             return {"pairs": 0, "max_abs_difference": 0.0}
         models = {name: (one.model, one.path) for name, one in made.items()}
-        sessions = open_sessions(recipe, variant, models)
+        sessions = open_sessions(recipe, variant, models, ranker.graphs)
         found = [_as_given(recipe, ranker, one, sessions) for one in golden]
         worst = compare(recipe, ranker, golden, found, context.say)
         return {"pairs": sum(len(one.products) for one in golden), "max_abs_difference": worst}
@@ -85,7 +85,7 @@ def check_against_outside(
     scores = recipe.reference.scores
     inputs = {
         **ranker_inputs(ranker),
-        "files": [one.path for one in made.values()],
+        "files": [one.content for one in made.values()],
         "golden": recipe.path(scores) if scores and recipe.path(scores).is_file() else str(scores),
         "reference": recipe.reference.model_dump(mode="json"),
         "head_weights": recipe.postprocess.head_weights,

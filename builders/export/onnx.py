@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import onnx
 import onnxruntime
 import torch
 
+from builders.core import onnx_files
 from builders.core.contract import Contract, ContractError, Tensor
 from builders.core.files import write_atomically
 from builders.core.versions import OPSET
@@ -41,7 +43,7 @@ def onnx_from_ranker(graph: Graph, example: Sample, path: Path) -> None:
     Args:
         graph: module and contract.
         example: one real request; a free dimension of size 1 would be taken for a constant, so give at least 2 rows.
-        path: written beside and renamed.
+        path: written beside and renamed; with more than ONE_FILE_BYTES of weights there is a second file beside it.
 
     Raises:
         ContractError: the exported graph's tensors are not the contract's.
@@ -65,10 +67,28 @@ def onnx_from_ranker(graph: Graph, example: Sample, path: Path) -> None:
         )
     if program is None:
         raise ContractError(f"{graph.name}: torch.onnx.export returned nothing; wanted an ONNX program")
+    if _weight_bytes(program) > onnx_files.ONE_FILE_BYTES:
+        _save_large(program, graph.contract, path)
+        return
     model = program.model_proto
     check_tensors(model, graph.contract)
     onnx.checker.check_model(model)
     write_atomically(path, model.SerializeToString())
+
+
+def _weight_bytes(program: torch.onnx.ONNXProgram) -> int:
+    return sum(one.const_value.nbytes for one in program.model.graph.initializers.values() if one.const_value)
+
+
+def _save_large(program: torch.onnx.ONNXProgram, contract: Contract, path: Path) -> None:
+    """By torch's own writer, which copies no weights; checked by path, as a message of that size cannot be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as scratch:
+        fresh = Path(scratch) / path.name
+        program.save(fresh, external_data=True)
+        check_tensors(onnx_files.load_model(fresh, weights=False), contract)
+        onnx.checker.check_model(fresh)
+        onnx_files.move_model(fresh, path)
 
 
 def check_tensors(model: onnx.ModelProto, contract: Contract) -> None:
@@ -84,7 +104,7 @@ def check_tensors(model: onnx.ModelProto, contract: Contract) -> None:
 
 
 def check_onnx(graph: Graph, path: Path, samples: Sequence[Sample]) -> list[ParityReport]:
-    """Run torch and ONNX Runtime on the same samples.
+    """Run torch and ONNX Runtime on the same samples, in parts where the server does: one report a part.
 
     Args:
         samples: real requests at the smallest, the usual and the largest shapes.
@@ -93,7 +113,8 @@ def check_onnx(graph: Graph, path: Path, samples: Sequence[Sample]) -> list[Pari
         ParityError: names, shapes or values differ (more than PARITY_ATOL), or a value is not finite.
     """
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return [check_parity(run_torch(graph, sample), run_onnx(session, sample), atol=PARITY_ATOL) for sample in samples]
+    parts = (part for sample in samples for part in graph.parts(sample))
+    return [check_parity(run_torch(graph, part), run_onnx(session, part), atol=PARITY_ATOL) for part in parts]
 
 
 def run_torch(graph: Graph, sample: Sample) -> Sample:

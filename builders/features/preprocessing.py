@@ -14,7 +14,7 @@ from builders.core.contract import (
     ITEM_IDS,
     ITEM_TEXTS,
     KNOWN,
-    LENGTH_BUCKET,
+    LENGTH_STEPS,
     QUERY,
     RANK,
     Contract,
@@ -58,7 +58,7 @@ def preprocess_contract(
         outputs=(*outputs, KNOWN),
         parameters={
             **limits("max_candidates", "max_item_id_bytes", "max_query_bytes", "max_text_bytes", "max_context_bytes"),
-            "length_bucket": LENGTH_BUCKET,
+            "length_steps": [list(step) for step in LENGTH_STEPS],
             "template": special_token_template(tokenizer, pair=pair),
             **dataclasses.asdict(form),
             "pad_token_id": padding_id(tokenizer) if form.pad_token_id is None else form.pad_token_id,

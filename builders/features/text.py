@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,11 +16,12 @@ from typing import Literal
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from builders.core.contract import LENGTH_BUCKET, MAX_LENGTH, MAX_QUERY_TOKENS
+from builders.core.contract import MAX_LENGTH, MAX_QUERY_TOKENS, padded_length
 from builders.core.errors import BuilderError
 from builders.core.keys import key_of
 from builders.core.recipe import Text
 from builders.data.beir import Product
+from builders.features.batches import batched
 from builders.features.item_text import ItemTemplate, TemplateError
 
 STORED_TOKENS_FORM = "length, then ids 2"
@@ -168,13 +168,13 @@ def separator_id(tokenizer: Tokenizer) -> int:
 
 
 def encode_pairs(
-    tokenizer: Tokenizer, query: str, item_texts: Sequence[str], form: TextForm = KIT_FORM, bucket: int = LENGTH_BUCKET
+    tokenizer: Tokenizer, query: str, item_texts: Sequence[str], form: TextForm = KIT_FORM
 ) -> dict[str, np.ndarray]:
     """One query with each item, as a cross-encoder reads them, cut and joined by the tokenizers library.
 
     The query keeps ``form.max_query_tokens`` tokens (special ones not counted); then each pair is cut to
-    ``form.max_length``, the longer of the two first. All rows are padded on the right to the longest, rounded up to a
-    multiple of ``bucket``. Prompts are the caller's: ``form.query``, ``form.items``.
+    ``form.max_length``, the longer of the two first. All rows are padded on the right to the longest one's
+    length bucket. Prompts are the caller's: ``form.query``, ``form.items``.
 
     Returns:
         ``input_ids``, ``attention_mask`` (1 = token) and ``token_type_ids`` (the template's: BERT 0 query, 1 item):
@@ -189,19 +189,17 @@ def encode_pairs(
     _check_room(tokenizer, form.max_length)
     with _cutting(tokenizer, form) as cut:
         rows = [cut.post_process(query_part, part) for part in item_parts]
-    return padded(tokenizer, rows, form, bucket)
+    return padded(tokenizer, rows, form)
 
 
-def encode_texts(
-    tokenizer: Tokenizer, texts: Sequence[str], form: TextForm = KIT_FORM, bucket: int = LENGTH_BUCKET
-) -> dict[str, np.ndarray]:
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], form: TextForm = KIT_FORM) -> dict[str, np.ndarray]:
     """Each text alone, as a two-tower reads it: int32 [texts, length] as of :func:`encode_pairs`.
 
     Texts keep what fits into ``form.max_length`` with the special tokens; rows are padded as in :func:`encode_pairs`.
     """
     with _cutting(tokenizer, form) as cut:
         rows = cut.encode_batch(list(texts))
-    return padded(tokenizer, rows, form, bucket)
+    return padded(tokenizer, rows, form)
 
 
 def truncated_pairs(tokenizer: Tokenizer, query: str, item_texts: Sequence[str], form: TextForm) -> int:
@@ -220,19 +218,13 @@ def truncated_texts(tokenizer: Tokenizer, texts: Sequence[str], form: TextForm) 
     return sum(len(one.ids) > room for one in tokenizer.encode_batch(list(texts), add_special_tokens=False))
 
 
-def stored_tokens(tokenizer: Tokenizer, texts: Iterable[str], form: TextForm, batch: int = 10_000) -> Iterator[bytes]:
+def stored_tokens(tokenizer: Tokenizer, texts: Iterable[str], form: TextForm) -> Iterator[bytes]:
     """Each text's tokens as the item store keeps them: little-endian INT32, first how many the text has, then the
     ``form.max_length`` that a sequence can take at most, without special tokens."""
-    for some in _batched(texts, batch):
+    for some in batched(texts):
         for encoding in tokenizer.encode_batch(some, add_special_tokens=False):
             kept = encoding.ids[-form.max_length :] if form.truncation_side == "left" else encoding.ids
             yield np.array([len(encoding.ids), *kept[: form.max_length]], dtype="<i4").tobytes()
-
-
-def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(texts)
-    while some := list(itertools.islice(iterator, size)):
-        yield some
 
 
 @contextlib.contextmanager
@@ -257,10 +249,10 @@ def _leading_specials(pair: Encoding) -> int:
     return pair.special_tokens_mask.index(0)
 
 
-def padded(tokenizer: Tokenizer, rows: Sequence[Encoding], form: TextForm, bucket: int) -> dict[str, np.ndarray]:
+def padded(tokenizer: Tokenizer, rows: Sequence[Encoding], form: TextForm) -> dict[str, np.ndarray]:
     """INT32 [rows, length] each of ``input_ids``, ``attention_mask`` and ``token_type_ids``, padded on the right."""
     longest = max((len(row.ids) for row in rows), default=1)
-    length = min(-(-longest // bucket) * bucket, form.max_length)  # positions of the backbone may end at max_length
+    length = padded_length(longest, form.max_length)
     pad_id = padding_id(tokenizer) if form.pad_token_id is None else form.pad_token_id
     for row in rows:
         row.pad(length, pad_id=pad_id)

@@ -12,7 +12,15 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as triton
 
-from builders.core.contract import LENGTH_BUCKET, MAX_ROWS_PER_RUN, USUAL_CANDIDATES, Contract, ContractError
+from builders.core.contract import (
+    LENGTH_BUCKET,
+    MAX_ROWS_PER_RUN,
+    MAX_TOKENS_PER_RUN,
+    USUAL_CANDIDATES,
+    Contract,
+    ContractError,
+    rows_per_run,
+)
 from builders.core.recipe import Serving, Variant
 from builders.core.runtimes import ONNX, RUNTIMES, TRT, Precision, Runtime, runtime_of
 from builders.publish.pbtxt import add_parameters, add_tensors, data_type
@@ -28,8 +36,9 @@ def scorer_config(graph: Graph, name: str, serving: Serving, variant: Variant, p
     """A scorer (or query encoder) for the backend that runs ``path``: ``onnxruntime``, ``openvino`` or ``tensorrt``.
 
     Where the graph batches, Triton joins requests of equal length until MAX_ROWS_PER_RUN rows are reached. One request
-    may bring more rows; ``max_rows_per_run`` tells the backend to run them in parts. Where a score depends on the rows
-    beside it, or the backend takes no joined requests, requests are not joined.
+    may bring more; ``max_rows_per_run`` and, for sequences, ``max_tokens_per_run`` tell the backend to run it in parts.
+    Where the backend takes no joined requests they are not joined, and where a score depends on the rows beside it
+    they are not parted either.
     """
     runtime = runtime_of(path)
     if runtime.name == TRT.name:
@@ -37,7 +46,7 @@ def scorer_config(graph: Graph, name: str, serving: Serving, variant: Variant, p
         from builders.publish.tensorrt_config import tensorrt_config
 
         return tensorrt_config(graph, name, profiles_of(graph))
-    return runtime_config(graph, name, serving, runtime, variant.precision, joins=variant.joins_requests)
+    return runtime_config(graph, name, serving, runtime, variant.precision, joins=variant.rows_independent)
 
 
 def runtime_config(
@@ -49,11 +58,11 @@ def runtime_config(
     *,
     joins: bool = True,
 ) -> triton.ModelConfig:
-    """For the runtime's backend. joins: whether requests may be run together."""
+    """For the runtime's backend. joins: whether rows of several requests may be run together, and of one apart."""
     shaped = graph if runtime.joins_requests else dataclasses.replace(graph, batches=False, max_batch_size=0)
     config = _scorer(shaped, name, serving, runtime.backend, joins=joins)
-    if graph.batches and not runtime.joins_requests:
-        add_parameters(config, max_rows_per_run=MAX_ROWS_PER_RUN)
+    if joins and (graph.batches or graph.splits):
+        _add_limits(config, graph)
     add_parameters(config, **runtime.parameters(serving.threads, precision))
     if precision in runtime.graph_level:
         config.optimization.graph.level = runtime.graph_level[precision]
@@ -68,9 +77,17 @@ def _scorer(graph: Graph, name: str, serving: Serving, backend: str, *, joins: b
         if serving.max_queue_size is not None:
             _add_queue(config, serving.max_queue_size)
         config.dynamic_batching.preferred_batch_size.append(MAX_ROWS_PER_RUN)
-        add_parameters(config, max_rows_per_run=MAX_ROWS_PER_RUN)
     _add_warmup(config, graph)
     return config
+
+
+def _add_limits(config: triton.ModelConfig, graph: Graph) -> None:
+    """What one run may take; ``row_inputs`` where a request is parted although some inputs are not of rows."""
+    add_parameters(config, max_rows_per_run=MAX_ROWS_PER_RUN)
+    if graph.lengths:
+        add_parameters(config, max_tokens_per_run=MAX_TOKENS_PER_RUN)
+    if not graph.batches:
+        add_parameters(config, row_inputs=",".join(graph.row_inputs))
 
 
 def python_config(contract: Contract) -> triton.ModelConfig:
@@ -187,12 +204,14 @@ def _add_queue(config: triton.ModelConfig, max_queue_size: int) -> None:
 def _add_warmup(config: triton.ModelConfig, graph: Graph) -> None:
     """One run for every padded length, or one where lengths are fixed, so that no user's request is a shape's first.
 
-    A graph that does not batch is warmed up with a usual number of candidates, and the shortest texts.
+    A graph that does not batch is warmed up with a usual number of candidates, or as many as one run takes, and the
+    shortest texts.
     """
     for length in graph.lengths or (LENGTH_BUCKET,):
+        rows = min(USUAL_CANDIDATES, rows_per_run(length)) if graph.lengths else USUAL_CANDIDATES
         sample = config.model_warmup.add(name=f"length_{length}" if graph.lengths else "usual", batch_size=1)
         for tensor in graph.contract.inputs:
-            free = {"candidates": USUAL_CANDIDATES, "rows": USUAL_CANDIDATES}
+            free = {"candidates": rows, "rows": rows}
             dims = [free.get(dim, length) if isinstance(dim, str) else dim for dim in tensor.dims[int(graph.batches) :]]
             sample.inputs[tensor.name].data_type = data_type(tensor)
             sample.inputs[tensor.name].dims.extend(dims)

@@ -17,6 +17,7 @@ from torch import nn
 
 from builders.core.contract import RANK, Contract
 from builders.core.recipe import Recipe
+from builders.core.runtimes.parts import parts_of
 from builders.data.beir import Product, Request
 
 Sample = dict[str, np.ndarray]
@@ -36,9 +37,12 @@ class Graph:
         contract: its tensors.
         batches: whether rows of several requests may be joined (dimension 0 of every tensor is then ``rows``).
         max_batch_size: rows that one request may bring; only where it batches.
-        lengths: padded lengths of dimension 1 to warm up; empty where there is none.
+        lengths: padded lengths of dimension 1 to warm up, shortest first; empty where there is none.
         write_onnx: writes the graph's ONNX file, of a network that is ONNX already; None = torch exports ``module``.
         keep_fp32: kept in FP32 whatever the variant (a cosine of two vectors has nothing to quantize).
+        splits: whether a request may be run in parts although it is not joined with others: its rows do not look at
+            each other, and what is not of rows (a prefix's keys and values) is whole in every part. What batches
+            splits in any case.
     """
 
     name: str
@@ -49,6 +53,20 @@ class Graph:
     lengths: Sequence[int] = ()
     keep_fp32: bool = False
     write_onnx: Callable[[Path], None] | None = None
+    splits: bool = False
+
+    @property
+    def row_inputs(self) -> tuple[str, ...]:
+        """Names of the inputs whose first dimension is the rows."""
+        return tuple(one.name for one in self.contract.inputs if one.dims and one.dims[0] in ("rows", "candidates"))
+
+    def parts(self, sample: Sample) -> Iterator[Sample]:
+        """The sample as the server runs it: in parts of at most ``rows_per_run`` rows, whole where rows may look at
+        each other."""
+        if self.batches or self.splits:
+            yield from parts_of(sample, self.row_inputs, sequences=bool(self.lengths))
+        else:
+            yield sample
 
 
 class Ranker(abc.ABC):

@@ -50,7 +50,6 @@ from builders.core.contract import (
     Contract,
     ContractError,
     Tensor,
-    length_buckets,
 )
 from builders.core.files import fingerprint, sha256
 from builders.data.beir import DatasetError, Product, Request
@@ -292,7 +291,8 @@ class FeatureRanker(Ranker):
 
     def _request_lengths(self) -> Sequence[int]:
         sizes = [feature.size for feature in self.features if feature.kind == "tokens" and not feature.per_candidate]
-        return length_buckets(-(-max(sizes) // LENGTH_BUCKET) * LENGTH_BUCKET) if sizes else ()
+        step = self.encoder.length_bucket  # features are padded to multiples of it, whatever their length
+        return range(step, -(-max(sizes) // step) * step + 1, step) if sizes else ()
 
 
 def _declared(name: str, module: nn.Module) -> tuple[Feature, ...]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from builders.core.contract import ATTENTION_MASK, INPUT_IDS, MAX_CANDIDATES, Contract, Tensor, length_buckets
 from builders.data.beir import Product, Request
+from builders.features.batches import batched
 from builders.features.preprocessing import TEXT_CODE, preprocess_contract, tokens_version
 from builders.features.text import FORM_TEXT, TextForm, encode_pairs, stored_tokens, truncated_pairs
 from builders.rankers.base import Graph, Sample
@@ -52,9 +53,9 @@ class TokenPairs:
         """(item id, stored tokens); nothing where no store is read."""
         if not self.store:
             return
-        listed = list(products)
-        tokens = stored_tokens(self.tokenizer, self.form.items(listed), self.form)
-        yield from zip((product.item_id for product in listed), tokens, strict=True)
+        for batch in batched(products):
+            tokens = stored_tokens(self.tokenizer, self.form.items(batch), self.form)
+            yield from zip((product.item_id for product in batch), tokens, strict=True)
 
     def sample(self, request: Request, products: Sequence[Product], contract: Contract) -> Sample:
         """The contract's inputs, by the tokenizer's own template for pairs."""

@@ -21,12 +21,12 @@ from builders.core.contract import (
     Contract,
     item_vectors,
     length_buckets,
-    padded_length,
     query_vector,
 )
 from builders.core.keys import key_of
 from builders.core.recipe import Recipe
 from builders.data.beir import Product, Request
+from builders.features.batches import batched
 from builders.features.preprocessing import TEXT_CODE, preprocess_contract, tokens_version
 from builders.features.text import FORM_TEXT, KIT_FORM, TextForm, encode_texts, load_tokenizer, truncated_texts
 from builders.rankers.backbone import MASKED, check_positions, load_backbone, packaged_backbone, weight_files
@@ -148,7 +148,7 @@ class TwoTowerRanker(Ranker):
                 encoder,
                 batches=True,
                 max_batch_size=MAX_ROWS_PER_RUN,
-                lengths=length_buckets(padded_length(self._query_form.max_length)),
+                lengths=length_buckets(self._query_form.max_length),
             ),
             Graph(head.name, CosineHead(), head, batches=False, keep_fp32=True),
         ]
@@ -193,9 +193,9 @@ class TwoTowerRanker(Ranker):
 
     def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
         """L2-normalized vectors, little-endian FP32."""
-        listed = list(products)
-        for product, vector in zip(listed, self._item_vectors(listed), strict=True):
-            yield product.item_id, vector.astype("<f4").tobytes()
+        for batch in batched(products):
+            for product, vector in zip(batch, self._item_vectors(batch, remember=False), strict=True):
+                yield product.item_id, vector.astype("<f4").tobytes()
 
     def sample(self, request: Request, products: Sequence[Product]) -> dict[str, Sample]:
         """The query's tokens; its vector with the items' vectors."""
@@ -219,10 +219,15 @@ class TwoTowerRanker(Ranker):
             return len(products)
         return truncated_texts(self._tokenizer, self._form.items(products), self._form)
 
-    def _item_vectors(self, products: Sequence[Product]) -> np.ndarray:
-        """FP32 [products, width]; each text is encoded once in this ranker's life."""
+    def _item_vectors(self, products: Sequence[Product], *, remember: bool = True) -> np.ndarray:
+        """FP32 [products, width]; a text that was encoded before is not encoded again.
+
+        remember: for later calls, which a whole catalogue has no room for.
+        """
         texts = self._form.items(products)
         unseen = sorted({text for text in texts if text not in self._vector_of_text})
         vectors = self._encoder.encode_texts(self._tokenizer, unseen, form=self._form)
-        self._vector_of_text.update(zip(unseen, vectors, strict=True))
-        return np.stack([self._vector_of_text[text] for text in texts])
+        fresh = dict(zip(unseen, vectors, strict=True))
+        if remember:
+            self._vector_of_text.update(fresh)
+        return np.stack([fresh[text] if text in fresh else self._vector_of_text[text] for text in texts])

@@ -112,7 +112,7 @@ def sessions_of(recipe: Recipe, variant: Variant, ranker: Ranker, files: Sequenc
         files: of the ranker's graphs, in their order.
     """
     models = {graph.name: ("", path) for graph, path in zip(ranker.graphs, files, strict=True)}
-    return judge.open_sessions(recipe, variant, models)
+    return judge.open_sessions(recipe, variant, models, ranker.graphs)
 
 
 def in_process_score(

@@ -51,7 +51,7 @@ def join(query: list[int], items: Sequence[Item], parameters: dict[str, Any]) ->
         query: token ids of the query.
         items: of each item.
         parameters: of the contract: ``template`` (special tokens and token types), ``pad_token_id``, ``max_length``,
-            ``max_query_tokens``, ``truncation_side``, ``length_bucket``.
+            ``max_query_tokens``, ``truncation_side``, ``length_steps``.
 
     Returns:
         input_ids, attention_mask, token_type_ids: INT32 [candidates, length] each; and how many pairs were cut.
@@ -74,8 +74,7 @@ def join(query: list[int], items: Sequence[Item], parameters: dict[str, Any]) ->
     ends = np.cumsum(lengths, axis=0)
     starts = ends - lengths
 
-    longest = padded_length(int(ends[AFTER].max()), parameters["length_bucket"])
-    column = np.arange(min(longest, parameters["max_length"]))
+    column = np.arange(padded_length(int(ends[AFTER].max()), parameters))
     inside = [
         (column >= starts[piece][:, None]) & (column < ends[piece][:, None])
         for piece in (BEFORE, QUERY, BETWEEN, ITEM, AFTER)

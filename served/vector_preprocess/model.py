@@ -32,7 +32,7 @@ def sequence(query: list[int], parameters: dict[str, Any]) -> tuple[dict[str, np
         query[len(query) - limit :] if parameters["truncation_side"] == "left" and limit < len(query) else query[:limit]
     )
     ids = [*template["before"], *kept, *template["after"]]
-    length = min(padded_length(len(ids), parameters["length_bucket"]), parameters["max_length"])
+    length = padded_length(len(ids), parameters)
     padding = length - len(ids)
     tensors = {
         "input_ids": np.array([ids + [parameters["pad_token_id"]] * padding], dtype=np.int32),

@@ -43,8 +43,19 @@ def replaced(old: str, new: str) -> str:
     return CONFIG.replace(old, new)
 
 
+def parameter(name: str, value: str) -> str:
+    return f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}'
+
+
 def with_parameter(name: str, value: str) -> str:
-    return CONFIG + f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}'
+    return CONFIG + parameter(name, value)
+
+
+UNBATCHED = """
+backend: "onnxruntime"
+input [{ name: "tokens" data_type: TYPE_INT64 dims: [-1, -1] }]
+output [{ name: "score" data_type: TYPE_FP32 dims: [-1] }]
+"""
 
 
 REFUSALS = {
@@ -110,6 +121,25 @@ REFUSALS = {
         "share_session_between_instances is set",
     ),
     "negative row cap": (with_parameter("max_rows_per_run", "-1"), "parameter max_rows_per_run is -1, wanted 0"),
+    "negative token budget": (with_parameter("max_tokens_per_run", "-8"), "parameter max_tokens_per_run is -8, wanted"),
+    "token budget that is no number": (with_parameter("max_tokens_per_run", "8k"), "failed to convert '8k'"),
+    "row cap of a model that does not batch": (
+        UNBATCHED + parameter("max_rows_per_run", "8"),
+        "parameter max_rows_per_run is 8, wanted 0 (no limit) or more, and with it a model that takes any number of "
+        "rows, or parameter row_inputs",
+    ),
+    "row inputs without a cap": (
+        UNBATCHED + parameter("row_inputs", "tokens"),
+        "parameter row_inputs is set without max_rows_per_run or max_tokens_per_run",
+    ),
+    "row inputs of a model that batches": (
+        with_parameter("row_inputs", "tokens"),
+        "parameter row_inputs is set and max_batch_size is above 0",
+    ),
+    "row inputs that there are not": (
+        UNBATCHED + parameter("max_rows_per_run", "8") + parameter("row_inputs", "tokens, keys"),
+        "but keys is no tensor whose first dimension is -1",
+    ),
     "ragged batch": (
         replaced("dims: [-1]", "dims: [-1] allow_ragged_batch: true"),
         "input 'tokens' has allow_ragged_batch",

@@ -21,6 +21,7 @@ from tests.support.onnx_models import (
     save_identity_model,
     save_optional_input_model,
     save_row_counting_model,
+    save_sharing_model,
     save_summing_model,
     write_config,
 )
@@ -37,7 +38,14 @@ instance_group [{ count: 1 kind: KIND_CPU }]
 """
 
 
-def parameter(name: str, value: int) -> str:
+SHARING = """
+backend: "onnxruntime"
+input [{ name: "x" data_type: TYPE_FP32 dims: [-1, -1] }, { name: "shared" data_type: TYPE_FP32 dims: [-1] }]
+output [{ name: "rows_in_run" data_type: TYPE_INT64 dims: [-1] }, { name: "total" data_type: TYPE_FP32 dims: [-1] }]
+"""
+
+
+def parameter(name: str, value: int | str) -> str:
     return f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}'
 
 
@@ -69,6 +77,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     add("counting", COUNTING + waits_for(4), save_row_counting_model)
     add("counting_hurried", COUNTING + waits_for(4).replace("10000000", "300000"), save_row_counting_model)
     add("capped", COUNTING + waits_for(6) + parameter("max_rows_per_run", 4), save_row_counting_model)
+    budget = parameter("max_rows_per_run", 4) + parameter("max_tokens_per_run", 12)
+    add("budgeted", COUNTING + budget, save_row_counting_model)
+    add("sharing", SHARING + budget + parameter("row_inputs", "x"), save_sharing_model)
     add("one_thread", CONFIG + parameter("intra_op_thread_count", 1), save_summing_model)
     add("three_threads", CONFIG + parameter("intra_op_thread_count", 3), save_summing_model)
     add("two_instances", CONFIG.replace("count: 1", "count: 2"), save_summing_model)
@@ -120,6 +131,17 @@ def test_joined_requests_above_the_row_cap_are_split_and_each_gets_its_own_rows(
 ) -> None:
     runs = rows_in_runs(infer_together(client, "capped", [zeros(3), zeros(3)]))
     assert sorted(runs) == [[4, 2, 2], [4, 4, 4]]
+
+
+def test_a_run_has_no_more_tokens_than_the_budget(client: grpc.InferenceServerClient) -> None:
+    runs = rows_in_runs(infer_together(client, "budgeted", [zeros(7, length) for length in (3, 5, 8, 20)]))
+    assert runs == [[4] * 4 + [3] * 3, [2] * 6 + [1], [1] * 7, [1] * 7]
+
+
+def test_inputs_that_are_not_of_rows_are_whole_in_every_part(client: grpc.InferenceServerClient) -> None:
+    answer = infer(client, "sharing", **zeros(7, 3), shared=np.array([1, 2, 4], np.float32))
+    assert answer.as_numpy("rows_in_run").tolist() == [4] * 4 + [3] * 3
+    assert answer.as_numpy("total").tolist() == [7] * 7
 
 
 def test_without_a_row_cap_a_request_runs_whole(client: grpc.InferenceServerClient) -> None:

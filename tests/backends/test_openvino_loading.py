@@ -109,6 +109,10 @@ REFUSALS = {
         CONFIG + parameter("max_rows_per_run", 8),
         "parameter max_rows_per_run is 8, wanted 0 (no limit) or more, and with it a model that takes any number",
     ),
+    "token budget where each run has a fixed number of rows": (
+        CONFIG + parameter("max_tokens_per_run", 8),
+        "parameter max_tokens_per_run is 8, wanted 0 (no limit) or more, and with it a model that takes any number",
+    ),
     "ragged batch": (
         replaced("dims: [-1]", "dims: [-1] allow_ragged_batch: true"),
         "input 'tokens' has allow_ragged_batch",

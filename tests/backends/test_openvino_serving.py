@@ -20,6 +20,7 @@ from tests.support.onnx_models import (
     VOCABULARY,
     save_identity_model,
     save_row_counting_model,
+    save_sharing_model,
     save_summing_model,
     write_config,
 )
@@ -47,6 +48,11 @@ UNBATCHED_COUNTING = """
 backend: "openvino"
 input [{ name: "x" data_type: TYPE_FP32 dims: [-1, -1] }]
 output [{ name: "rows_in_run" data_type: TYPE_INT64 dims: [-1] }]
+"""
+SHARING = """
+backend: "openvino"
+input [{ name: "x" data_type: TYPE_FP32 dims: [-1, -1] }, { name: "shared" data_type: TYPE_FP32 dims: [-1] }]
+output [{ name: "rows_in_run" data_type: TYPE_INT64 dims: [-1] }, { name: "total" data_type: TYPE_FP32 dims: [-1] }]
 """
 DENSE = f"""
 backend: "openvino"
@@ -87,6 +93,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add("counting", COUNTING + ANY_ROWS + waits_for(4), save_row_counting_model)
     add("capped", COUNTING + ANY_ROWS + waits_for(6) + capped, save_row_counting_model)
     add("capped_unbatched", UNBATCHED_COUNTING + capped, save_row_counting_model)
+    budget = capped + parameter("max_tokens_per_run", 12)
+    add("budgeted", COUNTING + ANY_ROWS + budget, save_row_counting_model)
+    add("budgeted_unbatched", UNBATCHED_COUNTING + budget, save_row_counting_model)
+    add("sharing", SHARING + budget + parameter("row_inputs", "x"), save_sharing_model)
     add("full", CONFIG.replace("max_batch_size: 64", "max_batch_size: 4"), save_summing_model)
     add("converting", CONFIG.replace("TYPE_INT64", "TYPE_INT32") + ANY_ROWS, save_summing_model)
     add(
@@ -144,6 +154,20 @@ def test_a_request_above_the_row_cap_is_split(client: grpc.InferenceServerClient
 
 def test_the_row_cap_holds_for_a_model_that_does_not_batch(client: grpc.InferenceServerClient) -> None:
     assert rows_in_runs(client, "capped_unbatched", 5) == [[4, 4, 4, 4, 1]]
+
+
+@pytest.mark.parametrize("model", ["budgeted", "budgeted_unbatched"])
+def test_a_run_has_no_more_tokens_than_the_budget(client: grpc.InferenceServerClient, model: str) -> None:
+    inputs = [{"x": np.zeros((7, length), np.float32)} for length in (3, 5, 8, 20)]
+    runs = [infer(client, model, **one).as_numpy("rows_in_run").ravel().tolist() for one in inputs]
+    assert runs == [[4] * 4 + [3] * 3, [2] * 6 + [1], [1] * 7, [1] * 7]
+
+
+def test_inputs_that_are_not_of_rows_are_whole_in_every_part(client: grpc.InferenceServerClient) -> None:
+    x, shared = np.zeros((7, 3), np.float32), np.array([1, 2, 4], np.float32)
+    answer = infer(client, "sharing", x=x, shared=shared)
+    assert answer.as_numpy("rows_in_run").tolist() == [4] * 4 + [3] * 3
+    assert answer.as_numpy("total").tolist() == [7] * 7
 
 
 def test_one_failing_request_does_not_fail_those_it_was_joined_with(client: grpc.InferenceServerClient) -> None:

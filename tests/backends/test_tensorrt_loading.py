@@ -143,6 +143,10 @@ def test_refuses_what_no_run_could_feed(signature: types.ModuleType) -> None:
 # ---------------------------------------------------------------- refusals
 UNSUPPORTED = {
     "no input": (changed(input=[]), "'input' or 'output' is missing"),
+    "inputs that are not of rows": (
+        changed(parameters={"row_inputs": {"string_value": "x"}}),
+        "parameter row_inputs is set, which this drop-in does not do",
+    ),
     "sequences": (changed(sequence_batching={"state": []}), "'sequence_batching' is set"),
     "ragged batch": (with_io("input", allow_ragged_batch=True), "input 'tokens' has allow_ragged_batch"),
     "shape tensor": (with_io("input", is_shape_tensor=True), "'tokens' has is_shape_tensor"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders.core.contract import MAX_QUERY_TOKENS
+from builders.core.contract import MAX_QUERY_TOKENS, padded_length
 from builders.core.workspace import SERVED_CODE
 from builders.features.preprocessing import preprocess_contract
 from builders.features.text import (
@@ -94,6 +94,14 @@ def test_joined_sequences_are_the_tokenizers_own(served_code: Any, tokenizer: An
     }
     assert {array.dtype for array in found.values()} == {np.dtype(np.int32)}
     assert truncated == truncated_pairs(tokenizer, query, titles, form)
+
+
+@pytest.mark.parametrize("maximum", [40, 128, 300, 512, 8192])
+def test_the_server_pads_to_the_contracts_buckets(served_code: Any, tokenizer: Any, maximum: int) -> None:
+    served_code("pair_preprocess")
+    settings = {**parameters(tokenizer, pair=True), "max_length": maximum}
+    served = [sys.modules["served"].padded_length(longest, settings) for longest in range(maximum + 1)]
+    assert served == [padded_length(longest, maximum) for longest in range(maximum + 1)]
 
 
 def test_an_unknown_item_has_the_row_of_an_empty_title(served_code: Any, tokenizer: Any) -> None:

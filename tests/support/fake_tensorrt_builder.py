@@ -74,6 +74,7 @@ class FakeTensorRT(types.ModuleType):
             "create_network": lambda: Fake(self, "INetworkDefinition", num_layers=len(self.layers)),
             "get_layer": lambda: self.layers[arguments[0]],
             "parse": lambda: not self.parse_errors,
+            "parse_from_file": lambda: not self.parse_errors and Path(arguments[0]).is_file(),
             "get_error": lambda: self.parse_errors[arguments[0]],
             "build_serialized_network": lambda: self.plan,
             "get_engine_information": lambda: self.engine_information,

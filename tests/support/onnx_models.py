@@ -75,6 +75,20 @@ def save_row_counting_model(path: Path) -> None:
     save(helper.make_graph(nodes, "counting", inputs, outputs), path)
 
 
+def save_sharing_model(path: Path) -> None:
+    """x float32 [rows, length], shared float32 [n] => rows_in_run int64 [rows], as the row-counting model; and
+    total float32 [rows]: the sum of ``shared``, the same in each row."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["count"], start=0, end=1),
+        helper.make_node("Expand", ["count", "count"], ["rows_in_run"]),
+        helper.make_node("ReduceSum", ["shared"], ["sum"], keepdims=0),
+        helper.make_node("Expand", ["sum", "count"], ["total"]),
+    ]
+    inputs = [tensor("x", TensorProto.FLOAT, ["rows", "length"]), tensor("shared", TensorProto.FLOAT, ["n"])]
+    outputs = [tensor("rows_in_run", TensorProto.INT64, ["rows"]), tensor("total", TensorProto.FLOAT, ["rows"])]
+    save(helper.make_graph(nodes, "sharing", inputs, outputs), path)
+
+
 def save_identity_model(path: Path, kind: int, dims: Dims, rows_out: Dims | None = None) -> None:
     """x => y, of any type and shape."""
     nodes = [helper.make_node("Identity", ["x"], ["y"])]

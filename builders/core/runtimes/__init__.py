@@ -8,6 +8,7 @@ from builders.core.errors import BuilderError
 from builders.core.runtimes.base import Precision, Runtime, Session
 from builders.core.runtimes.onnx import ONNX
 from builders.core.runtimes.openvino import OPENVINO
+from builders.core.runtimes.parts import PartedSession
 from builders.core.runtimes.trt import TRT
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "OPENVINO",
     "RUNTIMES",
     "TRT",
+    "PartedSession",
     "Precision",
     "Runtime",
     "RuntimeUnknown",

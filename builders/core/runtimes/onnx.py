@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: ``model.onnx``, as it is."""
+"""ONNX Runtime on the CPU: ``model.onnx``, as it is, with its weights beside it where it is large."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builders.core.onnx_files import external_files
 from builders.core.runtimes.base import Precision, Runtime, Session
 
 if TYPE_CHECKING:
@@ -45,5 +46,6 @@ ONNX = Runtime(
     open=OnnxSession,
     parameters=_parameters,
     thread_parameter="intra_op_thread_count",
+    files_beside=external_files,
     graph_level={"fp16": 1},  # the layout pass of the highest level crashes on some FP16 graphs
 )

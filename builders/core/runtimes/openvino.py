@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builders.core.errors import QuantizationError
+from builders.core.onnx_files import load_model
 from builders.core.quiet import quiet
 from builders.core.runtimes.base import Precision, Runtime, Session
 
@@ -81,14 +82,12 @@ def int8_ir_from_onnx(
     Raises:
         QuantizationError: no samples, or NNCF finds nothing to quantize.
     """
-    import onnx
-
     from builders.core.untracked import nncf, openvino
 
     if not samples:
         raise QuantizationError(f"{source.name}: no calibration samples; wanted at least one request")
     nncf.set_log_level(logging.ERROR)
-    ignored = nncf.IgnoredScope(patterns=_ignored(onnx.load(source), keep_fp32), validate=False)
+    ignored = nncf.IgnoredScope(patterns=_ignored(load_model(source, weights=False), keep_fp32), validate=False)
     with quiet():  # its progress bars
         quantized = nncf.quantize(
             openvino.Core().read_model(source),

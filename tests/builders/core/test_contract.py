@@ -9,8 +9,9 @@ import pytest
 
 from builders.core.contract import (
     KNOWN,
-    LENGTH_BUCKET,
     MAX_LENGTH,
+    MAX_ROWS_PER_RUN,
+    MAX_TOKENS_PER_RUN,
     RANK,
     SCORE,
     TOP_K,
@@ -22,6 +23,7 @@ from builders.core.contract import (
     length_buckets,
     padded_length,
     query_vector,
+    rows_per_run,
 )
 from builders.core.workspace import REPOSITORY_ROOT
 from builders.publish.postprocessing import postprocess_contract
@@ -101,15 +103,33 @@ def test_a_tensor_is_found_by_name_or_the_names_are_listed() -> None:
         RANK.output("query")
 
 
-@pytest.mark.parametrize(("longest", "padded"), [(0, 8), (1, 8), (8, 8), (9, 16), (127, 128), (128, 128)])
+@pytest.mark.parametrize(
+    ("longest", "padded"),
+    [(0, 8), (1, 8), (8, 8), (9, 16), (127, 128), (128, 128), (129, 160), (512, 512), (513, 640), (8100, 8192)],
+)
 def test_a_batch_is_padded_to_the_next_bucket(longest: int, padded: int) -> None:
     assert padded_length(longest) == padded
 
 
-def test_every_padded_length_is_one_of_the_buckets() -> None:
-    assert {padded_length(longest) for longest in range(1, MAX_LENGTH + 1)} == set(length_buckets())
-    assert set(length_buckets(40)) == {8, 16, 24, 32, 40}
-    assert all(length % LENGTH_BUCKET == 0 for length in length_buckets())
+@pytest.mark.parametrize("maximum", [8, 40, 100, MAX_LENGTH, 300, 512, 514, 8192])
+def test_every_padded_length_is_one_of_the_buckets(maximum: int) -> None:
+    buckets = length_buckets(maximum)
+    assert {padded_length(longest, maximum) for longest in range(1, maximum + 1)} == set(buckets)
+    assert list(buckets) == sorted(buckets) and buckets[-1] == maximum
+
+
+def test_longer_sequences_have_wider_buckets() -> None:
+    assert length_buckets(40) == (8, 16, 24, 32, 40)
+    assert length_buckets() == tuple(range(8, 129, 8))
+    assert length_buckets(300)[-4:] == (224, 256, 288, 300)
+    assert (len(length_buckets(512)), len(length_buckets(8192))) == (28, 88)
+
+
+def test_a_run_has_a_row_at_least_and_never_more_than_the_caps_allow() -> None:
+    for length in length_buckets(2 * MAX_TOKENS_PER_RUN):
+        rows = rows_per_run(length)
+        assert rows == 1 or rows * length <= MAX_TOKENS_PER_RUN
+        assert rows == MAX_ROWS_PER_RUN or (rows + 1) * length > MAX_TOKENS_PER_RUN
 
 
 def test_the_score_of_an_unscored_item_is_finite_and_survives_json() -> None:

@@ -44,6 +44,20 @@ def test_a_product_is_made_once(kitchen: Kitchen) -> None:
     assert kitchen.said == []
 
 
+def test_what_the_maker_wrote_beside_it_belongs_to_it_unnamed(kitchen: Kitchen) -> None:
+    def with_data(target: Path, source: Any) -> None:
+        kitchen.make(target, source)
+        target.with_name(f"{target.name}.data").write_text("weights")
+
+    data = kitchen.target.with_name("model.xml.data")
+    kitchen.keep(with_data, data="a")
+    data.unlink()
+    kitchen.keep(with_data, data="a")
+    assert kitchen.made == 2 and data.is_file()
+    kitchen.keep(kitchen.make, data="b")
+    assert kitchen.made == 3 and not data.exists()
+
+
 def test_it_is_made_anew_for_other_inputs_and_says_which(kitchen: Kitchen) -> None:
     kitchen.keep(data="a", libraries="1")
     kitchen.keep(data="b", libraries="1")

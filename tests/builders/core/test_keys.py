@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +81,13 @@ def test_code_is_of_the_class_and_of_those_it_derives_from_but_not_of_packages()
 
     found = {path.name for path in code_of(priced_ranker(), Priced())}
     assert found == {"feature_ranker.py", "base.py", "small_rankers.py"}
+
+
+def test_a_mapping_read_entry_by_entry_has_the_key_of_its_json() -> None:
+    for mapping in ({}, {"b": Item("mug", 1.0), "a": [1, {"y": 2, "x": "ü"}]}, {2: "two", 10: "ten"}):
+        as_json = json.dumps({str(name): as_plain(each) for name, each in mapping.items()}, sort_keys=True)
+        assert digests({"read": mapping})["read"] == hashlib.sha256(as_json.encode()).hexdigest()[:12]
+
+
+def as_plain(value: object) -> object:
+    return dataclasses.asdict(value) if isinstance(value, Item) else value

@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 
 from builders.compress.fp16 import fp16_from_onnx
+from builders.core import onnx_files
 from builders.core.contract import MAX_CANDIDATES, SCORE, USUAL_CANDIDATES, Contract, ContractError, Tensor
 from builders.core.files import sha256
 from builders.core.versions import VersionError
@@ -108,6 +109,29 @@ def test_an_fp32_graph_is_built_by_calls_that_every_release_has(trt: FakeTensorR
     answer_layers(trt, FP32_LAYER)
     build(written(tmp_path, masked_attention_model()), tmp_path)
     assert (tmp_path / "out" / "model.plan").read_bytes() == b"a plan"
+
+
+def test_a_graph_whose_weights_lie_beside_it_is_parsed_from_a_file(
+    newest: FakeTensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_files, "ONE_FILE_BYTES", 0)
+    monkeypatch.setattr(onnx_files, "_SMALL_BYTES", 64)
+    path = tmp_path / "ranker.onnx"
+    onnx_files.save_model(masked_attention_model(), path)
+    answer_layers(newest, FP32_LAYER)
+    manifest = build(path, tmp_path)
+    assert newest.of("parse") == [] and len(newest.of("parse_from_file")) == 1
+    assert manifest.onnx_sha256 == onnx_files.model_sha256(path)
+
+
+def test_tensorrt_8_refuses_a_graph_that_cannot_be_converted_in_one_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT("tensorrt_8_5"))
+    monkeypatch.setattr(onnx_files, "ONE_FILE_BYTES", 0)
+    path = written(tmp_path, masked_attention_model())
+    with pytest.raises(onnx_files.OnnxFileError, match="conversion to the opset of TensorRT 8 takes a model as one"):
+        build(path, tmp_path)
 
 
 def test_tensorrt_10_is_told_to_take_the_types_from_the_graph_and_11_does_so_unasked(

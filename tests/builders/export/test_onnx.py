@@ -82,7 +82,7 @@ def test_an_export_is_one_file(exported: Path) -> None:
 
 def test_an_export_computes_as_torch_at_every_shape(exported: Path) -> None:
     reports = check_onnx(graph_of(Scorer()), exported, [sample(1, 1), sample(40, 8), sample(128, 16)])
-    assert len(reports) == 3
+    assert len(reports) == 4  # 128 rows are two runs
     assert all(report.max_abs_difference["score"] < 1e-5 for report in reports)
 
 

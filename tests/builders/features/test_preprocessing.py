@@ -12,7 +12,7 @@ from builders.core.contract import (
     ITEM_IDS,
     ITEM_TEXTS,
     KNOWN,
-    LENGTH_BUCKET,
+    LENGTH_STEPS,
     MAX_LENGTH,
     QUERY,
 )
@@ -73,7 +73,7 @@ def test_the_contract_holds_all_that_a_served_model_needs() -> None:
         "max_context_bytes": 4096,
         "max_query_tokens": 32,
         "max_length": MAX_LENGTH,
-        "length_bucket": LENGTH_BUCKET,
+        "length_steps": [list(step) for step in LENGTH_STEPS],
         "truncation_side": "right",
         "template": {"before": [0], "between": [2, 2], "after": [2], "types": [0] * 5},
         "pad_token_id": 1,

@@ -64,7 +64,7 @@ def test_query_is_cut_first_and_the_item_to_what_is_left(tokenizer: Tokenizer) -
 
 
 def test_limits_are_arguments(tokenizer: Tokenizer) -> None:
-    pairs = encode_pairs(tokenizer, "red blue", ["shoe " * 50], TextForm(max_query_tokens=1, max_length=12), bucket=1)
+    pairs = encode_pairs(tokenizer, "red blue", ["shoe " * 50], TextForm(max_query_tokens=1, max_length=12))
     assert pairs["input_ids"].shape == (1, 12)
     assert pairs["input_ids"][0].tolist().index(separator_id(tokenizer)) == 2
 
