@@ -24,6 +24,7 @@ from builders.rankers.feature_ranker import FeatureRanker
 
 FORMATS = {
     "cross_encoder": "builders.rankers.imported.cross_encoder:ImportedCrossEncoder",
+    "late_interaction": "builders.rankers.imported.late_interaction:ImportedLateInteraction",
 }
 """Format of a library's checkpoint => the class that serves it; imported when it is asked for."""
 
