@@ -1,4 +1,4 @@
-"""Late-interaction checkpoints through the real Triton: as the library scores them, however their vectors are stored."""
+"""Late-interaction checkpoints through the real Triton: the library's scores, however vectors are stored."""
 
 from __future__ import annotations
 

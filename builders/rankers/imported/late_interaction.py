@@ -466,8 +466,10 @@ class ImportedLateInteraction(ImportedRanker):
         listed = list(products)
         for start in range(0, len(listed), PRODUCTS_AT_ONCE):
             some = listed[start : start + PRODUCTS_AT_ONCE]
-            for product, vectors in zip(some, self._encoded(self._form.items(some)), strict=True):
-                yield product.item_id, stored_vectors(vectors, self._vectors)
+            texts = self._form.items(some)
+            made = self._made(texts)
+            for product, text in zip(some, texts, strict=True):
+                yield product.item_id, made.get(text) or self._stored_of_text[text]
 
     def sample(self, request: Request, products: Sequence[Product]) -> dict[str, Sample]:
         """The query's tokens; its vectors with the items'."""
@@ -511,10 +513,16 @@ class ImportedLateInteraction(ImportedRanker):
     def _stored(self, products: Sequence[Product]) -> list[bytes]:
         """Of each product; each text is encoded once in this ranker's life."""
         texts = self._form.items(products)
-        missing = [text for text in dict.fromkeys(texts) if text not in self._stored_of_text]
-        for text, vectors in zip(missing, self._encoded(missing), strict=True):
-            self._stored_of_text[text] = stored_vectors(vectors, self._vectors)
+        self._stored_of_text |= self._made(texts)
         return [self._stored_of_text[text] for text in texts]
+
+    def _made(self, texts: Sequence[str]) -> dict[str, bytes]:
+        """Of each text that was not encoded yet."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._stored_of_text]
+        return {
+            text: stored_vectors(vectors, self._vectors)
+            for text, vectors in zip(missing, self._encoded(missing), strict=True)
+        }
 
     def _encoded(self, texts: Sequence[str]) -> list[np.ndarray]:
         """FP32 [tokens, width] of each item's text, by the library. texts: with their prompt."""

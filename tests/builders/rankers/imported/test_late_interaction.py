@@ -34,7 +34,7 @@ PUNCTUATION = list(string.punctuation)
 FIXED = {"strategy": "fixed", "length": 12}
 CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "markers, expansion, punctuation left out": lambda folder: write_multi_vector(
-        folder, prompts={"query": "[unused0] ", "document": "[unused1] "}, mask={"skiplist_words": PUNCTUATION},
+        folder, prompts={"query": "[Q] ", "document": "[D] "}, mask={"skiplist_words": PUNCTUATION},
         query_expansion=FIXED, document_length=40,
     ),
     "attended expansion up to a length, of positions behind the padding id": lambda folder: write_multi_vector(
@@ -142,23 +142,23 @@ def test_smaller_vectors_cost_a_little(
     punctuated: Path, tmp_path: Path, form: str, bytes_a_token: int, limit: float
 ) -> None:
     whole, small = ranker_of(punctuated), ranker_of(punctuated, vectors=form)
-    items = products(1024)
+    items = products(40)
     difference = np.abs(exported(small, tmp_path)(QUERIES[1], items) - whole.score(Request(QUERIES[1]), items))
     assert 0 < difference.max() < limit
     sizes = [(len(a), len(b)) for (_, a), (_, b) in zip(
-        small.item_features(items[:50]), whole.item_features(items[:50]), strict=True
+        small.item_features(items), whole.item_features(items), strict=True
     )]  # fmt: skip
     assert all(a * 64 == b * bytes_a_token for a, b in sizes)
     assert small.preprocess.parameters["item_features_version"] != whole.preprocess.parameters["item_features_version"]
 
 
 def test_the_recipe_may_read_less_of_items_and_the_library_then_does_too(punctuated: Path) -> None:
-    short = ranker_of(punctuated, max_length=12, query_prompt="[unused0] find ", item_prompt="")
+    short = ranker_of(punctuated, max_length=12, query_prompt="[Q] find ", item_prompt="")
     items = products(40)
     model = MultiVectorEncoder(str(punctuated), device="cpu")
     model[0].document_length = 12
     wanted = model.similarity(
-        model.encode_query(["mug"], prompt="[unused0] find "), model.encode_document(texts_of(items), prompt="")
+        model.encode_query(["mug"], prompt="[Q] find "), model.encode_document(texts_of(items), prompt="")
     )
     assert short.score(Request("mug"), items) == pytest.approx(wanted[0].numpy(), abs=1e-5)
 
@@ -166,7 +166,7 @@ def test_the_recipe_may_read_less_of_items_and_the_library_then_does_too(punctua
 def test_truncations_are_told(punctuated: Path) -> None:
     ranker = ranker_of(punctuated)
     items = products(40)
-    cut = sum(len(ranker._tokenizer.encode(f"[unused1] {text}").ids) > 40 for text in texts_of(items))
+    cut = sum(len(ranker._tokenizer.encode(f"[D] {text}").ids) > 40 for text in texts_of(items))
     assert 0 < ranker.truncated(Request("mug"), items) == cut < 40
     assert ranker.truncated(Request(QUERIES[1]), items) == 40
 
@@ -174,10 +174,10 @@ def test_truncations_are_told(punctuated: Path) -> None:
 def test_facts_say_what_is_served(punctuated: Path) -> None:
     told = "\n".join(ranker_of(punctuated, vectors="fp16").facts)
     assert "Transformer => Dense => MultiVectorMask => Normalize" in told
-    assert "prompt '[unused0] '; filled up to 12 tokens with '[MASK]', which is not attended to" in told
+    assert "prompt '[Q] '; filled up to 12 tokens with '[MASK]', which is not attended to" in told
     assert "at most 40 tokens" in told and "fp16, 32 bytes a token" in told
     assert ranker_of(punctuated).own_text == {
-        "query_prompt": "[unused0] ", "item_prompt": "[unused1] ", "max_length": 40, "vectors": "fp32",
+        "query_prompt": "[Q] ", "item_prompt": "[D] ", "max_length": 40, "vectors": "fp32",
     }  # fmt: skip
 
 
