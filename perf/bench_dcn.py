@@ -207,10 +207,10 @@ def processor_figure(bout: Bout) -> Figure:
     """
     count = PROCESSOR_PASSES * len(bout.requests)
     with EndpointClient(bout.url, bout.endpoint.name) as client:
-        start_s = _processor_s(bout.pid)
+        start_s = processor_s(bout.pid)
         for request, item_ids in bout.requests * PROCESSOR_PASSES:
             client.ask(request, item_ids)
-        served_ms = (_processor_s(bout.pid) - start_s) / count * 1e3
+        served_ms = (processor_s(bout.pid) - start_s) / count * 1e3
     start_s = time.thread_time()
     for sample in bout.samples * PROCESSOR_PASSES:
         run_onnx(bout.sessions[0], sample)
@@ -224,7 +224,7 @@ def processor_figure(bout: Bout) -> Figure:
     )
 
 
-def _processor_s(pid: int) -> float:
+def processor_s(pid: int) -> float:
     """User and system time of a process and all its descendants so far."""
     root = psutil.Process(pid)
     times = [process.cpu_times() for process in (root, *root.children(recursive=True))]

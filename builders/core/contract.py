@@ -67,7 +67,7 @@ UNSCORED = -3.4028234663852886e38
 
 Scope = Literal["per_request", "per_candidate"]
 FREE = -1
-DTYPES = ("BOOL", "INT32", "INT64", "FP16", "FP32", "BYTES")
+DTYPES = ("BOOL", "INT8", "INT32", "INT64", "FP16", "FP32", "BYTES")
 """As Triton's protocol spells them."""
 
 

@@ -29,6 +29,7 @@ from builders.rankers.base import Graph, Sample
 PARITY_ATOL = 1e-4
 _ELEMENT_TYPES = {
     "BOOL": onnx.TensorProto.BOOL,
+    "INT8": onnx.TensorProto.INT8,
     "INT32": onnx.TensorProto.INT32,
     "INT64": onnx.TensorProto.INT64,
     "FP16": onnx.TensorProto.FLOAT16,

@@ -19,6 +19,7 @@ from builders.evaluate.judge import BuiltRanker, BuiltVariant, Scores
 from builders.export.onnx import onnx_from_ranker, run_onnx
 from builders.features.encoder import Feature, dense, history, sparse
 from builders.publish import endpoints
+from builders.rankers.backbone import packaged_backbone
 from builders.rankers.base import Graph, Ranker, Sample
 from builders.rankers.dcn_v2 import DCNv2
 from builders.rankers.feature_ranker import REQUEST_VECTOR, FeatureRanker
@@ -46,6 +47,7 @@ __all__ = [
     "in_process_score",
     "load_ranker",
     "onnx_from_ranker",
+    "packaged_backbone",
     "publish",
     "run_onnx",
     "sessions_of",

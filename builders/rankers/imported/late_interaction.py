@@ -1,0 +1,546 @@
+"""Late interaction: ColBERT checkpoints of PyLate, of Stanford and of sentence-transformers' MultiVectorEncoder.
+
+The query becomes a vector a token at each request, by the library's own modules; the items' token vectors are stored,
+as the library encodes them. The score is MaxSim: of each of the query's vectors its largest dot product with one of the
+item's, summed up.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from builders.core.contract import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    MAX_CANDIDATES,
+    MAX_ROWS_PER_RUN,
+    SCORE,
+    Contract,
+    length_buckets,
+    padded_length,
+)
+from builders.core.contract import Tensor as ContractTensor
+from builders.core.keys import key_of
+from builders.core.recipe import Text
+from builders.data.beir import Product, Request
+from builders.features.preprocessing import TEXT_CODE, preprocess_contract, special_token_template, tokens_version
+from builders.features.text import TextForm, encode_texts, load_tokenizer_text, padding_id, truncated_texts
+from builders.rankers.backbone import CheckpointError, check_positions, known_positions
+from builders.rankers.base import Graph, Sample
+from builders.rankers.imported import library
+from builders.rankers.imported.base import ImportedRanker
+from builders.rankers.imported.folder import look_at
+
+PRODUCTS_AT_ONCE = 1024
+"""Of a catalogue, so that its texts and vectors are never all in memory."""
+MEBIBYTE = 2**20
+DTYPE_OF = {"fp32": "FP32", "fp16": "FP16", "int8": "INT8"}
+"""What is stored => what the scorer takes."""
+BYTES_OF = {"fp32": 4, "fp16": 2, "int8": 1}
+_SCALE_BYTES = 4
+_LARGEST_INT8 = 127
+_METADATA = "artifact.metadata"
+_ITEM_PROMPTS = ("document", "passage", "corpus")
+
+
+# ---------------------------------------------------------------- networks
+class QueryEncoder(library.LibraryModules):
+    """The library's modules as they treat a query.
+
+    Args:
+        modules, inputs: as of :class:`builders.rankers.imported.library.LibraryModules`.
+        floor: every position before it counts, whether a token of the query or an expansion; 0 = tokens only.
+        mean: whether the score is the mean over the query's vectors, in place of their sum.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], inputs: Sequence[str], floor: int, mean: bool) -> None:
+        super().__init__(modules, inputs, "token_embeddings")
+        self.floor, self.mean = floor, mean
+
+    def features(self, *tensors: Tensor) -> dict[str, Any]:
+        """All that the modules leave. tensors: int32 [rows, length] each."""
+        features: dict[str, Any] = {"modality": "text", **dict(zip(self.inputs, tensors, strict=True))}
+        if self.floor:
+            places = torch.arange(tensors[0].shape[1], device=tensors[0].device)
+            features["query_expansion_positions"] = (places < self.floor).expand_as(tensors[0])
+        for module in self.library_modules:
+            asks = "task" in getattr(module, "forward_kwargs", ())
+            features = module(features, task="query") if asks else module(features)
+        return features
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """int32 [rows, length] each => float32 [rows, length, width]; zeros where nothing counts, which adds 0 to a
+        score."""
+        features = self.features(*tensors)
+        counts = features["attention_mask"].bool().unsqueeze(-1)
+        vectors = torch.where(counts, features[self.output].float(), 0.0)
+        return vectors / counts.sum(dim=1, keepdim=True).clamp(min=1) if self.mean else vectors
+
+
+class QueryMask(nn.Module):
+    """What the library's ``MultiVectorMask`` does to queries whose tokens are skipped, too; ``torch.isin``, with which
+    it does so, has no form in ONNX."""
+
+    def __init__(self, skipped: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("skipped", skipped.to(torch.int32), persistent=False)
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        """Of ``attention_mask`` and ``query_expansion_positions`` what is in the list of skipped tokens counts not."""
+        counts = features["attention_mask"].bool()
+        if "query_expansion_positions" in features:
+            counts = counts | features["query_expansion_positions"]
+        found = (features["input_ids"].unsqueeze(-1) == self.skipped).any(dim=-1)
+        return {**features, "attention_mask": counts & ~found}
+
+
+class MaxSim(nn.Module):
+    """One query's token vectors with those of every candidate, which lie one after the other."""
+
+    def forward(
+        self, query_vectors: Tensor, item_vectors: Tensor, item_tokens: Tensor, item_scales: Tensor | None = None
+    ) -> Tensor:
+        """Score.
+
+        Args:
+            query_vectors: float32 [1, length, width].
+            item_vectors: float32, float16 or int8 [tokens, width], of all candidates.
+            item_tokens: int32 [candidates, longest]: rows of ``item_vectors``; an item with fewer repeats one of its
+                own.
+            item_scales: float32 [tokens]: what an int8 row is multiplied with.
+
+        Returns:
+            float32 [candidates, 1].
+        """
+        similarities = item_vectors.float() @ query_vectors[0].T
+        if item_scales is not None:
+            similarities = similarities * item_scales.unsqueeze(1)
+        of_items = similarities.index_select(0, item_tokens.reshape(-1)).unflatten(0, item_tokens.shape)
+        return of_items.amax(dim=1).sum(dim=1, keepdim=True)
+
+
+# ---------------------------------------------------------------- how a query becomes tokens
+@dataclasses.dataclass(frozen=True)
+class QueryForm:
+    """A query's row of tokens.
+
+    Attributes:
+        limit: tokens that are read, special ones counted.
+        floor: a shorter query is filled up to as many; 0 = it is not.
+        expansion_id: what it is filled up with.
+        attend: whether the network attends to that.
+    """
+
+    limit: int
+    floor: int = 0
+    expansion_id: int = 0
+    attend: bool = False
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Every padded length, shortest first."""
+        return sorted({self._length(tokens) for tokens in length_buckets(padded_length(self.limit))})
+
+    def tokens(self, ids: np.ndarray, pad_id: int) -> Sample:
+        """INT32 [1, length] each. ids: int32 [tokens], at most ``limit``, with special tokens."""
+        input_ids = np.full((1, self._length(len(ids))), pad_id, dtype=np.int32)
+        attention_mask = np.zeros_like(input_ids)
+        input_ids[0, len(ids) : self.floor] = self.expansion_id
+        attention_mask[0, len(ids) : self.floor] = self.attend
+        input_ids[0, : len(ids)], attention_mask[0, : len(ids)] = ids, 1
+        return {INPUT_IDS.name: input_ids, ATTENTION_MASK.name: attention_mask}
+
+    def _length(self, tokens: int) -> int:
+        return min(max(padded_length(tokens), self.floor), self.limit)
+
+
+# ---------------------------------------------------------------- how token vectors are stored
+def stored_vectors(vectors: np.ndarray, form: str) -> bytes:
+    """One item's token vectors as the item store keeps them, little-endian, a row a token.
+
+    Args:
+        vectors: float32 [tokens, width].
+        form: "fp32", "fp16", or "int8": each row an FP32 scale, then the values; a vector is their product.
+    """
+    if form != "int8":
+        return vectors.astype(f"<f{BYTES_OF[form]}").tobytes()
+    scales = np.abs(vectors).max(axis=1, keepdims=True).clip(min=np.finfo(np.float32).tiny) / _LARGEST_INT8
+    values = np.round(vectors / scales).astype(np.int8)
+    return np.concatenate([scales.astype("<f4").view(np.int8), values], axis=1).tobytes()
+
+
+def packed_vectors(stored: Sequence[bytes], form: str, width: int) -> Sample:
+    """What :class:`MaxSim` takes of items: ``item_vectors``, ``item_tokens`` and, of int8, ``item_scales``."""
+    if form == "int8":
+        rows = [np.frombuffer(item, dtype=np.int8).reshape(-1, _SCALE_BYTES + width) for item in stored]
+    else:
+        rows = [np.frombuffer(item, dtype=f"<f{BYTES_OF[form]}").reshape(-1, width) for item in stored]
+    starts = np.cumsum([0, *(len(item) for item in rows)])
+    places = np.arange(max(map(len, rows)))
+    item_tokens = np.array(
+        [start + np.minimum(places, len(item) - 1) for start, item in zip(starts, rows, strict=False)], dtype=np.int32
+    )
+    joined = np.concatenate(rows)
+    if form != "int8":
+        return {"item_vectors": joined, "item_tokens": item_tokens}
+    scales, values = joined[:, :_SCALE_BYTES], joined[:, _SCALE_BYTES:]
+    return {
+        "item_vectors": np.ascontiguousarray(values),
+        "item_tokens": item_tokens,
+        "item_scales": np.ascontiguousarray(scales).view("<f4").reshape(-1),
+    }
+
+
+def query_vectors(width: int, rows: int | str = 1) -> ContractTensor:
+    """FP32 [rows, length, width]."""
+    return ContractTensor("query_vectors", "FP32", (rows, "length", width), "a vector a token of the query; or zeros")
+
+
+def item_tensors(width: int, form: str) -> tuple[ContractTensor, ...]:
+    """What the pre-processing gives of the items."""
+    scales = ContractTensor("item_scales", "FP32", ("tokens",), "what a row of item_vectors is multiplied with")
+    return (
+        ContractTensor("item_vectors", DTYPE_OF[form], ("tokens", width), "token vectors of all candidates"),
+        ContractTensor(
+            "item_tokens",
+            "INT32",
+            ("candidates", "longest"),
+            "rows of item_vectors; an item with fewer repeats one",
+            "per_candidate",
+        ),
+        *((scales,) if form == "int8" else ()),
+    )
+
+
+# ---------------------------------------------------------------- the ranker
+class ImportedLateInteraction(ImportedRanker):
+    """Two graphs; the query is encoded once a request, and its vectors compared with those stored of the items."""
+
+    reads_text = ("item", "query_prompt", "item_prompt", "max_length", "vectors")
+    preprocess_code = "multi_vector_preprocess"
+
+    def __init__(self, name: str, folder: Path, text: Text = Text(), *, trust_remote_code: bool = False) -> None:  # noqa: B008 - frozen
+        """Load; see :class:`builders.rankers.imported.base.ImportedRanker`."""
+        from sentence_transformers import MultiVectorEncoder  # takes seconds
+
+        self.name = name
+        self._folder = folder
+        self._check_trained()
+        with library.asked(folder):
+            self._library: Any = MultiVectorEncoder(
+                str(folder), device="cpu", local_files_only=True, trust_remote_code=trust_remote_code,
+                model_kwargs=dict(library.FLOAT32),
+            ).float().eval()  # fmt: skip
+        self._first: Any = self._library[0]
+        self._check(trust_remote_code)
+        self._tokenizer_json = library.served_tokenizer(self._first.tokenizer)
+        self._tokenizer = load_tokenizer_text(self._tokenizer_json)
+        self._check_types()
+        self._vectors = text.vectors
+        self._form = self._item_form(text)
+        self._query = self._query_form()
+        self._limit_library()
+        self._width = self._width_of_vectors()
+        self._network = self._query_encoder()
+        self._stored_of_text: dict[str, bytes] = {}
+
+    # ------------------------------------------------------------ what cannot be served
+    def _check_trained(self) -> None:
+        found = look_at(self._folder)
+        if found.format != "late_interaction":
+            raise CheckpointError(
+                f"{self._folder}: {'; '.join(found.facts)}: its library would put an untrained projection behind it; "
+                f'wanted a trained late-interaction model, or format = "{found.format}"'
+            )
+
+    def _check(self, trust_remote_code: bool) -> None:
+        folder, first = self._folder, self._first
+        modalities = set(first.modality_config)
+        if modalities != {"text"}:
+            raise CheckpointError(
+                f"{folder}: it reads {', '.join(sorted(modalities))}; wanted plain text alone, without a chat template"
+            )
+        of_text = first.processing_kwargs.get("text", {})
+        if unknown := (set(first.processing_kwargs) - {"text"}) | (set(of_text) - {"max_length"}):
+            raise CheckpointError(
+                f"{folder}: sentence_bert_config.json sets {', '.join(sorted(unknown))} for its tokenizer, which is "
+                "not served; wanted max_length at most"
+            )
+        pooled = [type(module).__name__ for module in self._library if _pools_queries(module)]
+        if pooled:
+            raise CheckpointError(
+                f"{folder}: {', '.join(pooled)} joins vectors of the query, which no graph does; wanted pooling of "
+                'documents alone (tasks = ["document"]), which is done when items are stored'
+            )
+        library.check_all_loaded(folder, AutoModel, unused=("pooler",), trust_remote_code=trust_remote_code)
+        library.check_vocabulary(folder, first.tokenizer, first.model)
+        library.check_right_padding(folder, first.tokenizer, first.model)
+        if first.query_expansion is not None and first.tokenizer.padding_side != "right":
+            raise CheckpointError(
+                f"{folder}: queries are filled up on the left, which is not served; wanted padding_side "
+                '"right" in tokenizer_config.json'
+            )
+
+    def _check_types(self) -> None:
+        types = special_token_template(self._tokenizer, pair=False)["types"]
+        if any(types):
+            raise CheckpointError(f"{self._folder}: its tokenizer gives a text the token types {types}, wanted zeros")
+
+    # ------------------------------------------------------------ what the checkpoint says
+    def _item_form(self, text: Text) -> TextForm:
+        own = TextForm(
+            query_prompt=self._prompt(("query",)),
+            item_prompt=self._prompt(_ITEM_PROMPTS),
+            max_length=self._stated_length(self._first.document_length),
+            max_query_tokens=None,
+            truncation_side=self._first.tokenizer.truncation_side,
+            pad_token_id=self._first.tokenizer.pad_token_id,
+        )
+        form = own.with_recipe(text)
+        check_positions(form.max_length, self._first.model, self._folder)
+        return form
+
+    def _prompt(self, names: Sequence[str]) -> str:
+        """As ``encode_query`` and ``encode_document`` choose it."""
+        prompts = self._library.prompts
+        chosen = next((name for name in names if name in prompts), self._library.default_prompt_name)
+        return prompts.get(chosen) or ""
+
+    def _stated_length(self, own: int | None) -> int:
+        """A length of its own goes before the tokenizer's, which PyLate leaves a token shorter."""
+        stated = self._first.processing_kwargs.get("text", {}).get("max_length") or own
+        if stated is None:
+            return library.longest_sequence(self._first.tokenizer, self._first.model)
+        return min(int(stated), known_positions(self._first.model) or int(stated))
+
+    def _query_form(self) -> QueryForm:
+        expansion = self._first.query_expansion
+        if expansion is None:
+            return QueryForm(self._stated_length(self._first.query_length))
+        tokenizer, floor = self._first.tokenizer, int(expansion["length"])
+        mask = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.eos_token_id
+        token = tokenizer.convert_tokens_to_ids(expansion["token"]) if expansion["token"] else mask
+        limit = floor if expansion["strategy"] == "fixed" else self._stated_length(self._first.query_length)
+        check_positions(max(floor, limit), self._first.model, self._folder)
+        return QueryForm(max(floor, limit), floor, int(token), bool(expansion["attend"]))
+
+    def _limit_library(self) -> None:
+        """So that the library's own tokens are cut as the recipe says."""
+        self._first.processing_kwargs.get("text", {}).pop("max_length", None)
+        self._first.document_length, self._first.query_length = self._form.max_length, self._query.limit
+
+    def _width_of_vectors(self) -> int:
+        [vectors] = self._encoded([self._form.item_prompt])
+        if not len(vectors):
+            raise CheckpointError(
+                f"{self._folder}: nothing of an empty text is scored, so that an item without a text would have no "
+                "vectors; wanted a special token or a prompt that skiplist_words leaves"
+            )
+        return int(vectors.shape[1])
+
+    def _query_encoder(self) -> QueryEncoder:
+        given = [tensor.name for tensor in (INPUT_IDS, ATTENTION_MASK)]
+        mean = self._library.similarity_fn_name == "meanmaxsim"
+        modules = [_for_queries(module) for module in self._library]
+        return QueryEncoder(modules, given, self._query.floor, mean).eval()
+
+    @property
+    def facts(self) -> Sequence[str]:
+        """Modules, query, items, and what a request takes."""
+        modules = " => ".join(type(module).__name__ for module in self._library)
+        of_score = "mean" if self._network.mean else "sum"
+        longest = MAX_CANDIDATES * self._form.max_length
+        bytes_a_token = self._width * BYTES_OF[self._vectors] + (_SCALE_BYTES if self._vectors == "int8" else 0)
+        request = longest * (bytes_a_token + 2 * 4 * self._query.limit) // MEBIBYTE
+        return (
+            f"late interaction: {type(self._network.backbone).__name__}, modules {modules}; score: {of_score} over the "
+            f"query's vectors of their largest dot product with one of the item's; vectors of {self._width}",
+            f"query: prompt {self._form.query_prompt!r}; {self._told_of_expansion()}",
+            f"items: prompt {self._form.item_prompt!r}; at most {self._form.max_length} tokens",
+            f"stored: {self._vectors}, {bytes_a_token} bytes a token; {MAX_CANDIDATES} items of "
+            f"{self._form.max_length} tokens would take {request} MiB a request",
+            "items' texts are not taken in requests: items are scored by their stored vectors",
+        )
+
+    def _told_of_expansion(self) -> str:
+        query = self._query
+        if not query.floor:
+            return f"at most {query.limit} tokens"
+        attended = "attended to" if query.attend else "not attended to"
+        filler = self._first.tokenizer.convert_ids_to_tokens(query.expansion_id)
+        return f"filled up to {query.floor} tokens with {filler!r}, which is {attended}; at most {query.limit} tokens"
+
+    @property
+    def own_text(self) -> Mapping[str, Any]:
+        """Prompts, items' length, and how vectors are stored."""
+        prompts = {"query_prompt": self._form.query_prompt, "item_prompt": self._form.item_prompt}
+        given = {name: prompt for name, prompt in prompts.items() if prompt}
+        return {**given, "max_length": self._form.max_length, "vectors": self._vectors}
+
+    # ------------------------------------------------------------ what the kit asks of a ranker
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """How it reads text, with which tokenizer, and how vectors are stored."""
+        return {
+            "text": self._form, "query": self._query, "tokenizer": self._tokenizer_json, "vectors": self._vectors,
+        }  # fmt: skip
+
+    @property
+    def network(self) -> QueryEncoder:
+        """What runs at each request. Items' vectors are stored, by the network as it was."""
+        return self._network
+
+    def with_network(self, network: nn.Module) -> ImportedLateInteraction:
+        """With another query encoder, whose vectors are to be compared with the same items' vectors."""
+        other = copy.copy(self)
+        other._network = network.eval()  # type: ignore[assignment]
+        return other
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """``<name>_query`` (a row a request) and ``<name>`` (MaxSim with every candidate)."""
+        encoder = Contract(f"{self.name}_query", (INPUT_IDS, ATTENTION_MASK), (query_vectors(self._width, "rows"),))
+        head = Contract(
+            self.name,
+            (query_vectors(self._width), *item_tensors(self._width, self._vectors)),
+            (SCORE,),
+            score="MaxSim as MultiVectorEncoder.similarity gives it; higher is better",
+        )
+        return [
+            Graph(
+                encoder.name,
+                self._network,
+                encoder,
+                batches=True,
+                max_batch_size=MAX_ROWS_PER_RUN,
+                lengths=self._query.lengths,
+            ),
+            Graph(head.name, MaxSim(), head, batches=False, keep_fp32=True),
+        ]
+
+    @property
+    def preprocess(self) -> Contract:
+        """The query's tokens and the items' vectors."""
+        version = key_of(
+            {
+                "tokens": tokens_version(self._form, self._tokenizer_json),
+                "checkpoint": self.checkpoint_files,
+                "vectors": self._vectors,
+            }
+        )
+        return preprocess_contract(
+            self.name,
+            (INPUT_IDS, ATTENTION_MASK, *item_tensors(self._width, self._vectors)),
+            self._tokenizer,
+            self._form,
+            pair=False,
+            features_version=version,
+            takes_texts=False,
+            query=dataclasses.asdict(self._query),
+            vectors=self._vectors,
+            vector_width=self._width,
+        )
+
+    @property
+    def preprocess_files(self) -> Mapping[str, Path | str]:
+        """The library's tokenizer, and what makes items' texts."""
+        return {"tokenizer.json": self._tokenizer_json, TEXT_CODE.name: TEXT_CODE}
+
+    @property
+    def checkpoint_files(self) -> list[Path]:
+        """Every file of the folder that a score depends on."""
+        metadata = self._folder / _METADATA
+        return [*library.files_of(self._folder), *([metadata] if metadata.is_file() else [])]
+
+    def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
+        """Token vectors, see :func:`stored_vectors`."""
+        listed = list(products)
+        for start in range(0, len(listed), PRODUCTS_AT_ONCE):
+            some = listed[start : start + PRODUCTS_AT_ONCE]
+            texts = self._form.items(some)
+            made = self._made(texts)
+            for product, text in zip(some, texts, strict=True):
+                yield product.item_id, made.get(text) or self._stored_of_text[text]
+
+    def sample(self, request: Request, products: Sequence[Product]) -> dict[str, Sample]:
+        """The query's tokens; its vectors with the items'."""
+        tokens = self._query_tokens(request.query)
+        with torch.inference_mode():
+            vectors = self._network(*map(torch.from_numpy, tokens.values())).numpy()
+        encoder, head = self.graphs
+        items = packed_vectors(self._stored(products), self._vectors, self._width)
+        return {encoder.name: tokens, head.name: {"query_vectors": vectors, **items}}
+
+    def score(self, request: Request, products: Sequence[Product]) -> np.ndarray:
+        """FP32 [candidates], of the vectors as they are stored."""
+        head = self.graphs[-1]
+        arrays = self.sample(request, products)[head.name]
+        with torch.inference_mode():
+            scores = head.module(*(torch.from_numpy(arrays[tensor.name]) for tensor in head.contract.inputs))
+        return np.asarray(scores[:, 0].numpy())
+
+    def library_scores(self, request: Request, products: Sequence[Product]) -> np.ndarray:
+        """``similarity`` of ``encode_query`` and ``encode_document``."""
+        query = self._library.encode_query([self._form.query(request.query)], prompt="", show_progress_bar=False)
+        items = self._library.encode_document(self._form.items(products), prompt="", show_progress_bar=False)
+        return np.asarray(self._library.similarity(query, items)[0].numpy())
+
+    def truncated(self, request: Request, products: Sequence[Product]) -> int:
+        """Of its texts."""
+        if truncated_texts(self._tokenizer, [self._form.query(request.query)], self._cut_query):
+            return len(products)
+        return truncated_texts(self._tokenizer, self._form.items(products), self._form)
+
+    # ------------------------------------------------------------ texts => tokens and vectors
+    @property
+    def _cut_query(self) -> TextForm:
+        return dataclasses.replace(self._form, max_length=self._query.limit)
+
+    def _query_tokens(self, query: str) -> Sample:
+        ids = encode_texts(self._tokenizer, [self._form.query(query)], self._cut_query, bucket=1)[INPUT_IDS.name][0]
+        own = self._form.pad_token_id
+        return self._query.tokens(ids, padding_id(self._tokenizer) if own is None else own)
+
+    def _stored(self, products: Sequence[Product]) -> list[bytes]:
+        """Of each product; each text is encoded once in this ranker's life."""
+        texts = self._form.items(products)
+        self._stored_of_text |= self._made(texts)
+        return [self._stored_of_text[text] for text in texts]
+
+    def _made(self, texts: Sequence[str]) -> dict[str, bytes]:
+        """Of each text that was not encoded yet."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._stored_of_text]
+        return {
+            text: stored_vectors(vectors, self._vectors)
+            for text, vectors in zip(missing, self._encoded(missing), strict=True)
+        }
+
+    def _encoded(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """FP32 [tokens, width] of each item's text, by the library. texts: with their prompt."""
+        if not texts:
+            return []
+        with library.asked(self._folder):
+            found: list[np.ndarray] = self._library.encode_document(
+                list(texts), prompt="", convert_to_numpy=True, show_progress_bar=False
+            )
+        return found
+
+
+def _for_queries(module: nn.Module) -> nn.Module:
+    skipped: Any = getattr(module, "_skiplist_ids", None)
+    skips = skipped is not None and "query" in getattr(module, "skiplist_tasks", ())
+    return QueryMask(skipped) if skips else module
+
+
+def _pools_queries(module: nn.Module) -> bool:
+    applies = getattr(module, "applies_to", None)
+    return applies is not None and bool(applies("query"))
