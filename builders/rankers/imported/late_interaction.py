@@ -506,7 +506,8 @@ class ImportedLateInteraction(ImportedRanker):
         return dataclasses.replace(self._form, max_length=self._query.limit)
 
     def _query_tokens(self, query: str) -> Sample:
-        ids = encode_texts(self._tokenizer, [self._form.query(query)], self._cut_query, bucket=1)[INPUT_IDS.name][0]
+        tokens = encode_texts(self._tokenizer, [self._form.query(query)], self._cut_query)
+        ids = tokens[INPUT_IDS.name][0][tokens[ATTENTION_MASK.name][0] == 1]
         own = self._form.pad_token_id
         return self._query.tokens(ids, padding_id(self._tokenizer) if own is None else own)
 
