@@ -26,6 +26,7 @@ FORMATS = {
     "cross_encoder": "builders.rankers.imported.cross_encoder:ImportedCrossEncoder",
     "onnx": "builders.rankers.imported.onnx_file:OnnxFile",
     "torch_export": "builders.rankers.imported.exported_program:ExportedProgramFile",
+    "causal_reranker": "builders.rankers.imported.causal_reranker:ImportedCausalReranker",
 }
 """Format of a library's checkpoint => the class that serves it; imported when it is asked for."""
 
