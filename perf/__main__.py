@@ -72,7 +72,8 @@ def sweep(
 @app.command()
 def bench(
     part: Annotated[
-        list[str] | None, typer.Option(help="preprocess, latency, int8, broadcast, texts, dcn, memory; repeatable.")
+        list[str] | None,
+        typer.Option(help="preprocess, latency, int8, broadcast, texts, prefix, dcn, memory; repeatable."),
     ] = None,
     data: Data = None,
 ) -> None:

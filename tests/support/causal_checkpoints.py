@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,9 +18,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from builders.data.beir import JudgedQueries, Product
+from tests.support.library_checkpoints import drawn_wide, texts
 
-LENGTH = 256
+LENGTH = 160
 """Positions of every network here."""
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 CHAT_TEMPLATE = f"""<|im_start|>system
@@ -50,7 +46,6 @@ DOCUMENT_FIRST = STRIPPING_TEMPLATE.replace("messages", "messages | reverse")
 CHANGING_TEMPLATE = CHAT_TEMPLATE.replace(
     "</think>", "{% if messages[-1].content | length > 99 %}Long.{% endif %}</think>"
 )
-QUERIES = ("red running shoe", "mug", "waterproof tent for kids", "!")
 _SIZES: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 48, "max_position_embeddings": LENGTH,
@@ -69,31 +64,15 @@ _CONFIGS: dict[str, Any] = {
 }
 
 
-def offers() -> JudgedQueries:
-    """1,100 products, every fifth with a description far longer than a sequence; each query judged on 44."""
-    draw = random.Random(11)
-    colors, things = ("red", "blue", "grey"), ("running shoe", "garden hose", "tea mug", "camping tent", "desk lamp")
-    titles = itertools.product(range(74), colors, things)
-    products = {}
-    for number, (size, color, thing) in zip(range(1100), titles, strict=False):
-        text = " ".join(draw.choices([*colors, *things, "no.", "yes!"], k=150)) if number % 5 == 0 else ""
-        products[f"p{number}"] = Product(f"p{number}", f"{color} {thing} {size}", text, ("Acme", "")[number % 2])
-    judgements = {
-        f"q{number}": {item_id: draw.choice([0, 1, 2, 3]) for item_id in draw.sample(sorted(products), 44)}
-        for number in range(len(QUERIES))
-    }
-    return JudgedQueries({f"q{number}": text for number, text in enumerate(QUERIES)}, products, judgements)
-
-
-def tokenizer(**settings: Any) -> PreTrainedTokenizerFast:
-    """As Qwen's: byte-level BPE, nothing around a text; with the tokens "yes" and "no"."""
+def tokenizer(*, answers: bool = True, **settings: Any) -> PreTrainedTokenizerFast:
+    """As Qwen's: byte-level BPE, nothing around a text. answers: whether "yes" and "no" are tokens."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
-    words = [*QUERIES, *(f"{one.title} {one.brand}" for one in offers().products.values()), *[CHAT_TEMPLATE] * 9]
-    made.train_from_iterator([*["yes", "no"] * 2000, *words], trainer)
+    asked = [*["yes", "no"] * 2000, *[CHAT_TEMPLATE] * 9] if answers else []
+    made.train_from_iterator([*asked, *texts()], trainer)
     made.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     given: dict[str, Any] = {"model_input_names": ["input_ids", "attention_mask"], "padding_side": "left", **settings}
     given = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>", **given}
@@ -131,13 +110,3 @@ def write_reranker(
     model = CrossEncoder(modules=[transformer, LogitScore(*asked)], device="cpu", **settings)
     model.save_pretrained(str(folder / "saved"))
     return folder / "saved"
-
-
-def drawn_wide(network: Any) -> Any:
-    """The same network with seeded weights, wide enough that scores differ."""
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.2)
-    network.tie_weights()
-    return network.eval()
