@@ -73,7 +73,7 @@ def sweep(
 def bench(
     part: Annotated[
         list[str] | None,
-        typer.Option(help="preprocess, latency, int8, broadcast, texts, dcn, late, memory; repeatable."),
+        typer.Option(help="preprocess, latency, int8, broadcast, texts, prefix, dcn, late, memory; repeatable."),
     ] = None,
     data: Data = None,
 ) -> None:

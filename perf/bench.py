@@ -5,6 +5,7 @@ latency     a served request over the same model in this process: ONNX Runtime, 
 int8        requests/s of a variant over its fp32 reference, both as served, rounds in turn; and what NDCG@10 it keeps
 broadcast   the part of a request that has no candidate in it, computed once, over repeating it for each candidate
 texts       tokenising 100 documents of 128 tokens, as the pre-processing does with texts that a request brings
+prefix      a causal reranker whose prompts' common start is encoded once, over whole prompts; random weights
 dcn         a dcn_v2 of 26 sparse and 13 dense fields with 512 candidates, served over in-process; random weights
 late        late interaction with 1,000 candidates, token vectors stored in FP32, FP16 and INT8; a random projection
 memory      of the server's process tree with two endpoints: idle, at 1,024 candidates, and over 5,000 requests
@@ -27,6 +28,7 @@ from rich.console import Console
 from perf.bench_base import Bench, Figure, figures_table, paired_ms
 from perf.bench_dcn import bench_dcn
 from perf.bench_late import bench_late
+from perf.bench_prefix import bench_prefix
 from perf.bench_texts import bench_texts
 from perf.bench_tiled import CANDIDATES, gain_of_computing_once
 from perf.endpoints import Endpoint, EndpointClient, served_scorers, serving
@@ -86,6 +88,7 @@ def run_bench(
         "int8": bench_int8,
         "broadcast": bench_broadcast,
         "texts": bench_texts,
+        "prefix": bench_prefix,
         "dcn": bench_dcn,
         "late": bench_late,
         "memory": bench_memory,

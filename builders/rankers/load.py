@@ -27,6 +27,7 @@ FORMATS = {
     "onnx": "builders.rankers.imported.onnx_file:OnnxFile",
     "torch_export": "builders.rankers.imported.exported_program:ExportedProgramFile",
     "late_interaction": "builders.rankers.imported.late_interaction:ImportedLateInteraction",
+    "causal_reranker": "builders.rankers.imported.causal_reranker:ImportedCausalReranker",
 }
 """Format of a library's checkpoint => the class that serves it; imported when it is asked for."""
 

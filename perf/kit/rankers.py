@@ -18,17 +18,21 @@ from builders.evaluate import judge
 from builders.evaluate.judge import BuiltRanker, BuiltVariant, Scores
 from builders.export.onnx import onnx_from_ranker, run_onnx
 from builders.features.encoder import Feature, dense, history, sparse
+from builders.features.prompts import padded_sequences, split_sequences
 from builders.publish import endpoints
 from builders.rankers.backbone import packaged_backbone
 from builders.rankers.base import Graph, Ranker, Sample
 from builders.rankers.dcn_v2 import DCNv2
 from builders.rankers.feature_ranker import REQUEST_VECTOR, FeatureRanker
+from builders.rankers.imported.causal_graphs import prefix_graphs, whole_graph
+from builders.rankers.imported.causal_network import CausalScorer
 from builders.rankers.load import load_ranker
 
 __all__ = [
     "REQUEST_VECTOR",
     "BuiltRanker",
     "BuiltVariant",
+    "CausalScorer",
     "Contract",
     "DCNv2",
     "Feature",
@@ -48,11 +52,15 @@ __all__ = [
     "load_ranker",
     "onnx_from_ranker",
     "packaged_backbone",
+    "padded_sequences",
+    "prefix_graphs",
     "publish",
     "run_onnx",
     "sessions_of",
     "sparse",
+    "split_sequences",
     "torch_scores",
+    "whole_graph",
 ]
 
 Say = Callable[[str], None]
