@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from served import TextPreprocessor, padded_length
+from served import TextPreprocessor
 
 _VALUE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 _SCALE_BYTES = 4
@@ -32,15 +32,15 @@ def query_row(ids: list[int], parameters: dict[str, Any]) -> tuple[dict[str, np.
 
     Args:
         ids: without special tokens.
-        parameters: of the contract: ``template``, ``pad_token_id``, ``truncation_side``, ``length_bucket``, and
-            ``query``: ``limit``, ``floor``, ``expansion_id`` and ``attend``.
+        parameters: of the contract: ``template``, ``pad_token_id``, ``truncation_side``, and ``query``: ``limit``,
+            ``lengths`` (every padded length, shortest first), ``floor``, ``expansion_id`` and ``attend``.
     """
     template, form = parameters["template"], parameters["query"]
     room = form["limit"] - len(template["before"]) - len(template["after"])
     from_left = parameters["truncation_side"] == "left" and len(ids) > room
     kept = ids[len(ids) - room :] if from_left else ids[:room]
     row = [*template["before"], *kept, *template["after"]]
-    length = min(max(padded_length(len(row), parameters["length_bucket"]), form["floor"]), form["limit"])
+    length = next(length for length in form["lengths"] if length >= len(row))
     filled, padding = max(form["floor"] - len(row), 0), length - max(len(row), form["floor"])
     input_ids = [*row, *[form["expansion_id"]] * filled, *[parameters["pad_token_id"]] * padding]
     attention_mask = [*[1] * len(row), *[int(form["attend"])] * filled, *[0] * padding]

@@ -148,7 +148,7 @@ class QueryForm:
     @property
     def lengths(self) -> Sequence[int]:
         """Every padded length, shortest first."""
-        return sorted({self._length(tokens) for tokens in length_buckets(padded_length(self.limit))})
+        return sorted({self._length(tokens) for tokens in length_buckets(self.limit)})
 
     def tokens(self, ids: np.ndarray, pad_id: int) -> Sample:
         """INT32 [1, length] each. ids: int32 [tokens], at most ``limit``, with special tokens."""
@@ -160,7 +160,7 @@ class QueryForm:
         return {INPUT_IDS.name: input_ids, ATTENTION_MASK.name: attention_mask}
 
     def _length(self, tokens: int) -> int:
-        return min(max(padded_length(tokens), self.floor), self.limit)
+        return max(padded_length(tokens, self.limit), self.floor)
 
 
 # ---------------------------------------------------------------- how token vectors are stored
@@ -176,6 +176,12 @@ def stored_vectors(vectors: np.ndarray, form: str) -> bytes:
     scales = np.abs(vectors).max(axis=1, keepdims=True).clip(min=np.finfo(np.float32).tiny) / _LARGEST_INT8
     values = np.round(vectors / scales).astype(np.int8)
     return np.concatenate([scales.astype("<f4").view(np.int8), values], axis=1).tobytes()
+
+
+def read_vectors(stored: bytes, form: str, width: int) -> np.ndarray:
+    """FP32 [tokens, width] of what :func:`stored_vectors` makes."""
+    packed = packed_vectors([stored], form, width)
+    return packed["item_vectors"].astype(np.float32) * packed.get("item_scales", np.ones(1, np.float32))[:, None]
 
 
 def packed_vectors(stored: Sequence[bytes], form: str, width: int) -> Sample:
@@ -388,6 +394,15 @@ class ImportedLateInteraction(ImportedRanker):
 
     # ------------------------------------------------------------ what the kit asks of a ranker
     @property
+    def unrounded(self) -> ImportedLateInteraction | None:
+        """With stored vectors in FP32, as the library computes them; None where they are."""
+        if self._vectors == "fp32":
+            return None
+        other = copy.copy(self)
+        other._vectors, other._stored_of_text = "fp32", {}
+        return other
+
+    @property
     def settings(self) -> Mapping[str, object]:
         """How it reads text, with which tokenizer, and how vectors are stored."""
         return {
@@ -445,7 +460,7 @@ class ImportedLateInteraction(ImportedRanker):
             pair=False,
             features_version=version,
             takes_texts=False,
-            query=dataclasses.asdict(self._query),
+            query={**dataclasses.asdict(self._query), "lengths": list(self._query.lengths)},
             vectors=self._vectors,
             vector_width=self._width,
         )
@@ -489,9 +504,13 @@ class ImportedLateInteraction(ImportedRanker):
         return np.asarray(scores[:, 0].numpy())
 
     def library_scores(self, request: Request, products: Sequence[Product]) -> np.ndarray:
-        """``similarity`` of ``encode_query`` and ``encode_document``."""
+        """``similarity`` of ``encode_query`` and ``encode_document``, with items' vectors as they are stored."""
         query = self._library.encode_query([self._form.query(request.query)], prompt="", show_progress_bar=False)
-        items = self._library.encode_document(self._form.items(products), prompt="", show_progress_bar=False)
+        if self._vectors == "fp32":
+            items = self._library.encode_document(self._form.items(products), prompt="", show_progress_bar=False)
+        else:
+            stored = self._stored(products)
+            items = [torch.from_numpy(read_vectors(one, self._vectors, self._width)) for one in stored]
         return np.asarray(self._library.similarity(query, items)[0].numpy())
 
     def truncated(self, request: Request, products: Sequence[Product]) -> int:

@@ -145,6 +145,11 @@ def test_smaller_vectors_cost_a_little(
     items = products(40)
     difference = np.abs(exported(small, tmp_path)(QUERIES[1], items) - whole.score(Request(QUERIES[1]), items))
     assert 0 < difference.max() < limit
+    assert small.library_scores(Request(QUERIES[1]), items) == pytest.approx(
+        small.score(Request(QUERIES[1]), items), abs=1e-4
+    )
+    assert whole.unrounded is None and small.unrounded is not None
+    assert small.unrounded.score(Request("mug"), items) == pytest.approx(whole.score(Request("mug"), items), abs=1e-6)
     sizes = [(len(a), len(b)) for (_, a), (_, b) in zip(
         small.item_features(items), whole.item_features(items), strict=True
     )]  # fmt: skip
