@@ -15,7 +15,7 @@ from builders.core.recipe import Recipe
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
 from builders.data.evaluation import judging_queries
-from builders.evaluate.judge import BuiltRanker, BuiltVariant, Judging, judged_variant, torch_scores
+from builders.evaluate.judge import BuiltRanker, BuiltVariant, Judging, judged_variant, told_rounding, torch_scores
 from builders.evaluate.reference import check_against_outside
 from builders.features.text import check_item_fields
 from builders.rankers.base import Ranker
@@ -62,12 +62,11 @@ def build_variants(
     for note in judged.notes:
         say(f"{recipe.ranker}: {note}")
     evaluated = judging_queries(recipe, judged)
-    judging = Judging(
-        evaluated,
-        recipe,
-        recipe.gate.fidelity_lists if fidelity_lists is None else fidelity_lists,
-        torch_scores(recipe, ranker, evaluated, say, workspace),
-    )
+    by_torch = torch_scores(recipe, ranker, evaluated, say, workspace)
+    if rounding := told_rounding(recipe, ranker, evaluated, workspace):
+        say(rounding)
+    lists = recipe.gate.fidelity_lists if fidelity_lists is None else fidelity_lists
+    judging = Judging(evaluated, recipe, lists, by_torch)
     context = build_context(recipe, ranker, judged, say, workspace)
     built: list[BuiltVariant] = []
     for variant in recipe.variants:

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from builders.compress.apply import GRAPH_STEPS, NETWORK_STEPS, performed
@@ -29,7 +28,7 @@ from builders.core.runtimes import ONNX, runtime_of
 from builders.core.steps import CompressionStep, GraphStep, Int8, NetworkStep
 from builders.core.versions import check_onnx_versions, libraries
 from builders.export.onnx import check_onnx, onnx_from_ranker
-from builders.rankers.base import Graph, Ranker, Sample
+from builders.rankers.base import Graph, Ranker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +156,7 @@ def _export(context: BuildContext, steps: Sequence[NetworkStep], graph: Graph, m
 
             onnx_from_quantized(mine, samples[1], target)
         else:
-            onnx_from_ranker(mine, _two_rows(samples[1]) if graph.batches else samples[1], target)
+            onnx_from_ranker(mine, samples[1], target)
             reports = check_onnx(mine, target, samples)
             worst = max(difference for report in reports for difference in report.max_abs_difference.values())
             context.say(f"{model}: parity with torch over {len(samples)} shapes, largest difference {worst:.1e}")
@@ -228,11 +227,6 @@ def _quantized_by_runtime(
     assert variant.runtime.quantizes is not None
     variant.runtime.quantizes(source, target, samples, named.keep_fp32, transformer=has_attention)
     return layers
-
-
-def _two_rows(sample: Sample) -> Sample:
-    """The exporter takes a dimension of 1 for a constant."""
-    return {name: np.concatenate([array, array])[: max(2, len(array))] for name, array in sample.items()}
 
 
 # ---------------------------------------------------------------- what a product depends on, and what is told of it

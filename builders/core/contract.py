@@ -213,6 +213,21 @@ FALLBACK = Tensor(
     "per_candidate",
 )
 
+PROMPT_LENGTH = Tensor(
+    "prompt_length",
+    "INT32",
+    ("rows", 1),
+    "tokens at the start of the row that its vector leaves out: the prompt's; 0 = none",
+    "per_candidate",
+)
+SOURCE = Tensor(
+    "source",
+    "INT32",
+    ("candidates",),
+    "the row of text_vectors that is the item's, for an item whose text the request brings; -1 = its stored vector",
+    "per_candidate",
+)
+
 # ---------------------------------------------------------------- tensors of a user and of a request
 HISTORY = Tensor("history", "BYTES", ("events",), "ids of the items that the user took, oldest first; may be empty")
 USER_ID = Tensor("user_id", "BYTES", (1,), "whose stored features to use; absent = an unknown user's", optional=True)
@@ -338,6 +353,11 @@ def client_contracts() -> str:
 def query_vector(width: int, rows: int | str = 1) -> Tensor:
     """FP32 [rows, width]: the query tower's output, a row a request."""
     return Tensor("query_vector", "FP32", (rows, width), "L2-normalized query vector")
+
+
+def text_vectors(width: int) -> Tensor:
+    """FP32 [rows, width]: of the query first, then of each item's text that the request brings."""
+    return Tensor("text_vectors", "FP32", ("rows", width), "vectors of the query and of the given texts")
 
 
 def item_vectors(width: int) -> Tensor:

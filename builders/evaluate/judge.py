@@ -97,6 +97,31 @@ def torch_scores(
     return dict(keep_figures(state, inputs, compute)["scores"])
 
 
+def told_rounding(recipe: Recipe, ranker: Ranker, judged: JudgedQueries, workspace: Workspace = PROJECT) -> str:
+    """One line: NDCG with items' vectors as they are stored beside that with FP32; "" where they are FP32."""
+    exact = ranker.unrounded
+    if exact is None:
+        return ""
+
+    def compute() -> dict[str, dict[str, float]]:
+        return {"stored": _ndcg_by_torch(recipe, ranker, judged), "exact": _ndcg_by_torch(recipe, exact, judged)}
+
+    inputs = {**ranker_inputs(ranker), "data": judged.digest, "head_weights": recipe.postprocess.head_weights}
+    ndcg = keep_figures(workspace.ranker_folder(recipe.ranker) / "rounding.json", inputs, compute)
+    cost = metrics.paired_interval(ndcg["stored"], ndcg["exact"])
+    stored, whole = (float(np.mean(list(ndcg[name].values()))) for name in ("stored", "exact"))
+    return (
+        f"{recipe.ranker}: NDCG@10 {stored:.4f} with items' vectors as stored, {whole:.4f} in FP32: "
+        f"{cost.mean_difference:+.4f}, 95 % interval {cost.low:+.4f} to {cost.high:+.4f} over {cost.queries} queries"
+    )
+
+
+def _ndcg_by_torch(recipe: Recipe, ranker: Ranker, judged: JudgedQueries) -> dict[str, float]:
+    order = first_stage(judged)
+    scores = {query_id: _scores_of(recipe, ranker, judged, query_id, ids) for query_id, ids in order.items()}
+    return metrics.ndcg_of_rankings(judged, metrics.rankings_from_scores(order, _finite(scores)))
+
+
 def _spot_checked(ranker: Ranker, judged: JudgedQueries) -> JudgedQueries:
     return (
         judged.only(list(judged.queries)[:: -(-len(judged.queries) // SPOT_CHECKS)]) if ranker.has_library else judged

@@ -10,7 +10,7 @@ import inspect
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def onnx_from_ranker(graph: Graph, example: Sample, path: Path) -> None:
 
     Args:
         graph: module and contract.
-        example: one real request; a free dimension of size 1 would be taken for a constant, so give at least 2 rows.
+        example: one real request; rows of which there is one stand there twice.
         path: written beside and renamed; with more than ONE_FILE_BYTES of weights there is a second file beside it.
 
     Raises:
@@ -54,6 +54,7 @@ def onnx_from_ranker(graph: Graph, example: Sample, path: Path) -> None:
         check_tensors(onnx.load(path, load_external_data=False), graph.contract)
         return
     tensors = graph.contract.inputs
+    example = _two_rows(example, graph.row_inputs)
     with _quiet_exporter():
         program = torch.onnx.export(
             graph.module,
@@ -132,6 +133,14 @@ def run_onnx(session: onnxruntime.InferenceSession, sample: Sample) -> Sample:
     wanted = {tensor.name for tensor in session.get_inputs()}
     arrays: list[np.ndarray] = session.run(names, {name: sample[name] for name in wanted})
     return dict(zip(names, arrays, strict=True))
+
+
+def _two_rows(sample: Sample, row_inputs: Collection[str]) -> Sample:
+    """The exporter takes a dimension of 1 for a constant."""
+    return {
+        name: np.concatenate([array, array])[: max(2, len(array))] if name in row_inputs else array
+        for name, array in sample.items()
+    }
 
 
 def _free_dimensions(tensor: Tensor) -> dict[int, torch.export.Dim]:

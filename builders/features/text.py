@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -197,9 +197,21 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], form: TextForm = KI
 
     Texts keep what fits into ``form.max_length`` with the special tokens; rows are padded as in :func:`encode_pairs`.
     """
+    return padded(tokenizer, cut_texts(tokenizer, texts, form), form)
+
+
+def cut_texts(tokenizer: Tokenizer, texts: Sequence[str], form: TextForm) -> list[Encoding]:
+    """The rows of :func:`encode_texts`, not padded."""
     with _cutting(tokenizer, form) as cut:
-        rows = cut.encode_batch(list(texts))
-    return padded(tokenizer, rows, form)
+        return list(cut.encode_batch(list(texts)))
+
+
+def form_of_queries(tokenizer: Tokenizer, form: TextForm) -> TextForm:
+    """Of a query alone: cut to ``max_query_tokens`` besides its special tokens."""
+    if form.max_query_tokens is None:
+        return form
+    longest = form.max_query_tokens + tokenizer.num_special_tokens_to_add(is_pair=False)
+    return dataclasses.replace(form, max_length=min(longest, form.max_length))
 
 
 def truncated_pairs(tokenizer: Tokenizer, query: str, item_texts: Sequence[str], form: TextForm) -> int:
@@ -216,6 +228,13 @@ def truncated_texts(tokenizer: Tokenizer, texts: Sequence[str], form: TextForm) 
     """How many of the texts of :func:`encode_texts` are not read to their end."""
     room = form.max_length - tokenizer.num_special_tokens_to_add(is_pair=False)
     return sum(len(one.ids) > room for one in tokenizer.encode_batch(list(texts), add_special_tokens=False))
+
+
+def truncated_apart(tokenizer: Tokenizer, query: str, item_texts: Sequence[str], form: TextForm) -> int:
+    """How many items' texts are not read to their end; all where the query is not. Each is a sequence of its own."""
+    if truncated_texts(tokenizer, [query], form_of_queries(tokenizer, form)):
+        return len(item_texts)
+    return truncated_texts(tokenizer, item_texts, form)
 
 
 def stored_tokens(tokenizer: Tokenizer, texts: Iterable[str], form: TextForm) -> Iterator[bytes]:
@@ -275,3 +294,9 @@ _WORD_STARTS = "▁Ġ"
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     return (tokenizer.id_to_token(token) or str(token)).lstrip(_WORD_STARTS)
+
+
+def row_tokens(tokenizer: Tokenizer, sample: Mapping[str, np.ndarray]) -> list[str]:
+    """Of the first row of ``input_ids``, special ones included, without padding."""
+    ids = sample["input_ids"][0][sample["attention_mask"][0] == 1]
+    return [tokenizer.id_to_token(int(token)) or str(token) for token in ids]

@@ -154,6 +154,11 @@ class Ranker(abc.ABC):
         """What the first row of a sample reads, as tokens; nothing for a ranker that reads none."""
         return []
 
+    @property
+    def unrounded(self) -> Ranker | None:
+        """The same ranker with items' vectors stored in FP32; None where they are."""
+        return None
+
     def truncated(self, request: Request, products: Sequence[Product]) -> int:
         """How many candidates' texts are not read to their end, or the query's with all of them."""
         return 0

@@ -24,6 +24,7 @@ from builders.rankers.feature_ranker import FeatureRanker
 
 FORMATS = {
     "cross_encoder": "builders.rankers.imported.cross_encoder:ImportedCrossEncoder",
+    "bi_encoder": "builders.rankers.imported.bi_encoder:ImportedBiEncoder",
     "onnx": "builders.rankers.imported.onnx_file:OnnxFile",
     "torch_export": "builders.rankers.imported.exported_program:ExportedProgramFile",
     "late_interaction": "builders.rankers.imported.late_interaction:ImportedLateInteraction",

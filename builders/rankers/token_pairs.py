@@ -9,11 +9,11 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from torch import nn
 
-from builders.core.contract import ATTENTION_MASK, INPUT_IDS, MAX_CANDIDATES, Contract, Tensor, length_buckets
+from builders.core.contract import MAX_CANDIDATES, Contract, Tensor, length_buckets
 from builders.data.beir import Product, Request
 from builders.features.batches import batched
 from builders.features.preprocessing import TEXT_CODE, preprocess_contract, tokens_version
-from builders.features.text import FORM_TEXT, TextForm, encode_pairs, stored_tokens, truncated_pairs
+from builders.features.text import FORM_TEXT, TextForm, encode_pairs, row_tokens, stored_tokens, truncated_pairs
 from builders.rankers.base import Graph, Sample
 
 PAIR_TEXT = (*FORM_TEXT, "store")
@@ -65,8 +65,7 @@ class TokenPairs:
 
     def tokens(self, sample: Sample) -> list[str]:
         """Of the first row, special ones included, without padding."""
-        ids = sample[INPUT_IDS.name][0][sample[ATTENTION_MASK.name][0] == 1]
-        return [self.tokenizer.id_to_token(int(token)) or str(token) for token in ids]
+        return row_tokens(self.tokenizer, sample)
 
     def truncated(self, request: Request, products: Sequence[Product]) -> int:
         """How many pairs are not read to their end."""

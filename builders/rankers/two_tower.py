@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -28,7 +27,15 @@ from builders.core.recipe import Recipe
 from builders.data.beir import Product, Request
 from builders.features.batches import batched
 from builders.features.preprocessing import TEXT_CODE, preprocess_contract, tokens_version
-from builders.features.text import FORM_TEXT, KIT_FORM, TextForm, encode_texts, load_tokenizer, truncated_texts
+from builders.features.text import (
+    FORM_TEXT,
+    KIT_FORM,
+    TextForm,
+    encode_texts,
+    form_of_queries,
+    load_tokenizer,
+    truncated_apart,
+)
 from builders.rankers.backbone import MASKED, check_positions, load_backbone, packaged_backbone, weight_files
 from builders.rankers.base import FOLDERS, Graph, Ranker, Sample
 
@@ -155,11 +162,7 @@ class TwoTowerRanker(Ranker):
 
     @property
     def _query_form(self) -> TextForm:
-        """Of the query alone: cut to ``max_query_tokens`` besides its special tokens."""
-        specials = self._tokenizer.num_special_tokens_to_add(is_pair=False)
-        limit = self._form.max_query_tokens
-        longest = self._form.max_length if limit is None else min(limit + specials, self._form.max_length)
-        return dataclasses.replace(self._form, max_length=longest)
+        return form_of_queries(self._tokenizer, self._form)
 
     @property
     def preprocess(self) -> Contract:
@@ -215,9 +218,8 @@ class TwoTowerRanker(Ranker):
 
     def truncated(self, request: Request, products: Sequence[Product]) -> int:
         """Of its texts."""
-        if truncated_texts(self._tokenizer, [self._form.query(request.query)], self._query_form):
-            return len(products)
-        return truncated_texts(self._tokenizer, self._form.items(products), self._form)
+        query = self._form.query(request.query)
+        return truncated_apart(self._tokenizer, query, self._form.items(products), self._form)
 
     def _item_vectors(self, products: Sequence[Product], *, remember: bool = True) -> np.ndarray:
         """FP32 [products, width]; a text that was encoded before is not encoded again.

@@ -19,12 +19,17 @@ from builders.features.preprocessing import preprocess_contract
 from builders.features.text import (
     KIT_FORM,
     TextForm,
+    cut_texts,
     encode_pairs,
     encode_texts,
+    form_of_queries,
     load_tokenizer,
+    padded,
     stored_tokens,
     truncated_pairs,
+    truncated_texts,
 )
+from builders.features.vectors import VectorForm, as_stored, stored_vectors
 from builders.publish.item_store import ItemStore
 from builders.rankers.backbone import packaged_backbone
 
@@ -118,7 +123,7 @@ def test_an_unknown_item_has_the_row_of_an_empty_title(served_code: Any, tokeniz
 def test_a_query_alone_is_the_tokenizers_own_sequence(served_code: Any, tokenizer: Any, words: int) -> None:
     settings = parameters(tokenizer, pair=False)
     query = "mug " * words
-    found, truncated = served_code("vector_preprocess").sequence(token_ids(tokenizer, query), settings)
+    found, [truncated] = served_code("vector_preprocess").sequences([token_ids(tokenizer, query)], settings)
     wanted = encode_texts(tokenizer, [query], TextForm(max_length=MAX_QUERY_TOKENS + 2))
     for name in ("input_ids", "attention_mask"):
         width = found[name].shape[1]
@@ -131,8 +136,35 @@ def test_a_query_alone_is_the_tokenizers_own_sequence(served_code: Any, tokenize
 def test_vectors_are_read_in_order_with_zeros_for_the_unknown(served_code: Any) -> None:
     vectors = served_code("vector_preprocess").vectors
     rows = np.arange(6, dtype="<f4").reshape(2, 3)
-    found = vectors([rows[1].tobytes(), None, rows[0].tobytes()], 3)
+    found = vectors([rows[1].tobytes(), None, rows[0].tobytes()], 3, "fp32")
     assert found.tolist() == [[3, 4, 5], [0, 0, 0], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("form", ["fp32", "fp16", "int8"])
+def test_stored_vectors_are_read_as_the_builder_rounds_them(served_code: Any, form: VectorForm) -> None:
+    wanted = np.random.default_rng(1).normal(size=(5, 7)).astype(np.float32)
+    stored = list(stored_vectors(wanted, form))
+    found = served_code("vector_preprocess").vectors([stored[3], None, stored[0]], 7, form)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found[[0, 2]], as_stored(wanted, form)[[3, 0]])
+    assert not found[1].any()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=range(len(FORMS)))
+def test_a_query_and_given_texts_are_the_tokenizers_own_sequences(
+    served_code: Any, tokenizer: Any, form: TextForm
+) -> None:
+    generator = random.Random(3)
+    query, *titles = (title(generator) for _ in range(9))
+    settings = parameters(tokenizer, pair=False, form=form)
+    rows = [token_ids(tokenizer, text) for text in (query, *titles)]
+    found, truncated = served_code("vector_preprocess").sequences(rows, settings)
+    cut = cut_texts(tokenizer, [query], form_of_queries(tokenizer, form)), cut_texts(tokenizer, titles, form)
+    wanted = padded(tokenizer, [*cut[0], *cut[1]], form)
+    assert {name: array.tolist() for name, array in found.items()} == {
+        name: array.tolist() for name, array in wanted.items()
+    }
+    assert sum(truncated[1:]) == truncated_texts(tokenizer, titles, form)
 
 
 def test_equal_scores_keep_first_stage_order(served_code: Any) -> None:

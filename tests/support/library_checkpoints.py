@@ -237,6 +237,14 @@ def write_classifier(folder: Path, kind: str, tokenizer: dict[str, Any] | None =
     return folder
 
 
+def write_encoder(folder: Path, kind: str, tokenizer: dict[str, Any] | None = None) -> Path:
+    """``*Model``, without a head, as transformers saves it."""
+    made = TOKENIZER_OF[kind](**tokenizer or {})
+    _classifier(kind, made).base_model.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
 # ---------------------------------------------------------------- CrossEncoders of sentence-transformers
 def write_cross_encoder(folder: Path, **settings: Any) -> Path:
     """The old form: a classifier alone, with what the library says of it. settings: of ``CrossEncoder``."""

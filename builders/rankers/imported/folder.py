@@ -56,7 +56,7 @@ def look_at(path: Path) -> Found:
             f"{path}: an adapter without its base model; wanted the merged model: "
             "model.merge_and_unload().save_pretrained(FOLDER), and its tokenizer beside it"
         )
-    check_weights(_transformer_folder(path))
+    check_weights(transformer_folder(path))
     if (path / MODULES).is_file():
         return _of_modules(path)
     return _of_architecture(path)
@@ -104,7 +104,7 @@ def _check_tensors(file: Path) -> None:
         raise CheckpointError(f"{file}: holds no tensor; copy it anew")
 
 
-def _transformer_folder(folder: Path) -> Path:
+def transformer_folder(folder: Path) -> Path:
     """Where the first module's weights lie: the folder itself, or the one that modules.json names."""
     if not (folder / MODULES).is_file():
         return folder
@@ -112,12 +112,26 @@ def _transformer_folder(folder: Path) -> Path:
     return folder / str(modules[0].get("path", "")) if modules else folder
 
 
+def library_settings(folder: Path) -> dict[str, Any]:
+    """``config_sentence_transformers.json``; empty where there is none. Raises: CheckpointError: not JSON."""
+    path = folder / LIBRARY_CONFIG
+    return dict(_json(path)) if path.is_file() else {}
+
+
+def module_settings(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(folder, its ``config.json``) of each module in order; nothing without modules.json. Raises: CheckpointError."""
+    if not (folder / MODULES).is_file():
+        return []
+    paths = [str(module.get("path", "")) for module in _modules(folder)]
+    return [(path, dict(_json(folder / path / CONFIG)) if (folder / path / CONFIG).is_file() else {}) for path in paths]
+
+
 # ---------------------------------------------------------------- folders
 def _of_modules(folder: Path) -> Found:
     modules = _modules(folder)
     kinds = [str(module.get("type", "")) for module in modules]
     names = [kind.rsplit(".", 1)[-1] for kind in kinds]
-    config = _json(folder / LIBRARY_CONFIG) if (folder / LIBRARY_CONFIG).is_file() else {}
+    config = library_settings(folder)
     facts = [f"{MODULES}: {' => '.join(names)}"]
     model_type = str(config.get("model_type") or "")
     if model_type:
