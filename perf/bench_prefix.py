@@ -17,7 +17,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from perf.bench_base import Bench, Figure, paired_ms
 from perf.errors import PerfError
-from perf.kit.data import LENGTH_BUCKET, USUAL_CANDIDATES
+from perf.kit.data import USUAL_CANDIDATES, padded_length
 from perf.kit.rankers import (
     CausalScorer,
     Graph,
@@ -70,9 +70,9 @@ def forms(folder: Path) -> tuple[Form, Form]:
     """With the prefix encoded once, and whole."""
     scorer = random_scorer()
     rows = sequences()
-    padding = LENGTH_BUCKET, PROMPT_TOKENS + ITEM_TOKENS + LENGTH_BUCKET, 0
+    padding = padded_length, padded_length(PROMPT_TOKENS + ITEM_TOKENS), 0
     whole = whole_graph("whole", scorer, padding[1])
-    once = prefix_graphs("once", scorer)
+    once = prefix_graphs("once", scorer, padding[1])
     split = split_sequences(rows, *padding)
     prefix = torch.from_numpy(split["prefix_ids"])
     with torch.inference_mode():

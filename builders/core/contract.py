@@ -156,9 +156,14 @@ def padded_length(longest: int, maximum: int | None = None) -> int:
     Args:
         maximum: tokens that a sequence may have; the last bucket ends there, as the backbone's positions may.
     """
-    step = next(step for above, step in reversed(LENGTH_STEPS) if longest > above or not above)
+    step = length_step(longest)
     length = max(-(-longest // step), 1) * step
     return length if maximum is None else min(length, maximum)
+
+
+def length_step(longest: int) -> int:
+    """What the length of a batch whose longest sequence has ``longest`` tokens is a multiple of."""
+    return next(step for above, step in reversed(LENGTH_STEPS) if longest > above or not above)
 
 
 def length_buckets(maximum: int = MAX_LENGTH) -> tuple[int, ...]:

@@ -7,10 +7,13 @@ were that the checkpoint's library was compared on.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+PaddedLength = Callable[[int, int], int]
+"""(tokens of the longest sequence, most that one may have) => what all are padded to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,22 +72,24 @@ def _ended(ids: list[int], suffix: Sequence[int]) -> list[int]:
     return [*ids[: len(ids) - kept], *suffix[len(suffix) - kept :]]
 
 
-def padded_sequences(rows: Sequence[Sequence[int]], bucket: int, longest: int, pad: int) -> dict[str, np.ndarray]:
+def padded_sequences(
+    rows: Sequence[Sequence[int]], padded: PaddedLength, longest: int, pad: int
+) -> dict[str, np.ndarray]:
     """``input_ids`` and ``attention_mask`` (1 = token): INT32 [rows, length], padded on the right.
 
     Args:
-        bucket: the length is a multiple of it, but at most ``longest``.
+        padded: gives the length, at most ``longest``.
         pad: the padding's token id.
     """
     lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-    width = min(-(-max(int(lengths.max()), 1) // bucket) * bucket, longest)
+    width = padded(int(lengths.max()), longest)
     attention_mask = np.arange(width) < lengths[:, None]
     input_ids = np.full(attention_mask.shape, pad, dtype=np.int32)
     input_ids[attention_mask] = np.concatenate([np.asarray(row, dtype=np.int32) for row in rows])
     return {"input_ids": input_ids, "attention_mask": attention_mask.astype(np.int32)}
 
 
-def split_sequences(rows: Sequence[list[int]], bucket: int, longest: int, pad: int) -> dict[str, np.ndarray]:
+def split_sequences(rows: Sequence[list[int]], padded: PaddedLength, longest: int, pad: int) -> dict[str, np.ndarray]:
     """What all rows start with, once, and each row's rest, of one token at least.
 
     Returns:
@@ -92,8 +97,8 @@ def split_sequences(rows: Sequence[list[int]], bucket: int, longest: int, pad: i
         start differently), and the rests as of :func:`padded_sequences`.
     """
     shared = max(min(_in_common(rows), min(map(len, rows)) - 1), 0)
-    prefix = padded_sequences([rows[0][:shared]], bucket, longest, pad)["input_ids"]
-    rests = padded_sequences([row[shared:] for row in rows], bucket, longest - shared, pad)
+    prefix = padded_sequences([rows[0][:shared]], padded, longest, pad)["input_ids"]
+    rests = padded_sequences([row[shared:] for row in rows], padded, longest - shared, pad)
     return {"prefix_ids": prefix, "prefix_length": np.array([shared], dtype=np.int32), **rests}
 
 

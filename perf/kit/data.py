@@ -7,12 +7,12 @@ from builders.core.contract import (
     ENDPOINTS,
     HISTORY,
     ITEM_IDS,
-    LENGTH_BUCKET,
     MAX_CANDIDATES,
     QUERY,
     RECOMMEND,
     USER_ID,
     USUAL_CANDIDATES,
+    padded_length,
 )
 from builders.core.files import fingerprint, sha256, write_atomically
 from builders.core.recipe import Recipe, Serving, Variant, load_recipe, load_recipes
@@ -28,7 +28,6 @@ __all__ = [
     "GRADES",
     "HISTORY",
     "ITEM_IDS",
-    "LENGTH_BUCKET",
     "MAX_CANDIDATES",
     "PROJECT",
     "QUERY",
@@ -54,6 +53,7 @@ __all__ = [
     "load_judged",
     "load_recipe",
     "load_recipes",
+    "padded_length",
     "sha256",
     "write_atomically",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from served import TextPreprocessor
+from served import TextPreprocessor, padded_length
 
 
 class TritonPythonModel(TextPreprocessor):
@@ -38,4 +38,7 @@ class TritonPythonModel(TextPreprocessor):
             self.tokenizer, self.prompt, query, items, longest, self.parameters["truncation_side"]
         )
         self.truncated.add(truncated)
-        return self.arranged(rows, self.parameters["length_bucket"], longest, self.parameters["pad_token_id"])
+        return self.arranged(rows, self._padded, longest, self.parameters["pad_token_id"])
+
+    def _padded(self, tokens: int, maximum: int) -> int:
+        return padded_length(tokens, {**self.parameters, "max_length": maximum})

@@ -28,15 +28,22 @@ SUFFIXES = tuple(
 WHOLE = (INPUT_IDS, ATTENTION_MASK)
 
 
-def prefix_graphs(name: str, scorer: CausalScorer) -> list[Graph]:
+def prefix_graphs(name: str, scorer: CausalScorer, max_length: int) -> list[Graph]:
     """``<name>_prefix``, once a request, and ``<name>`` on what follows in each row. Rows of several requests are never
-    joined: each has its own prefix."""
+    joined: each has its own prefix. Those of one are run in parts, each with the whole prefix."""
     keys_values = _keys_values(scorer)
     prefix = Contract(f"{name}_prefix", (PREFIX_IDS,), (keys_values,))
     suffix = _scoring(name, (*SUFFIXES, PREFIX_LENGTH, keys_values), "candidates")
     return [
         Graph(prefix.name, PrefixEncoder(scorer), prefix, batches=False),
-        Graph(suffix.name, SuffixScorer(scorer), suffix, batches=False),
+        Graph(
+            suffix.name,
+            SuffixScorer(scorer),
+            suffix,
+            batches=False,
+            lengths=length_buckets(max_length),
+            splits=True,
+        ),
     ]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from builders.core.contract import LENGTH_BUCKET
+from builders.core.contract import length_step
 from builders.rankers.backbone import CheckpointError
 
 SAME = 1e-4
@@ -127,7 +127,7 @@ def why_no_prefix(scorer: CausalScorer, arrays: list[dict[str, Tensor]], max_len
         arrays: of some requests: the inputs of both graphs by name, and ``whole_ids``, ``whole_mask``.
     """
     window = _narrowest_window(scorer.network)
-    if window is not None and window < max_length + LENGTH_BUCKET:
+    if window is not None and window < max_length + length_step(max_length):
         return f"some layers see {window} tokens, sequences have up to {max_length}"
     try:
         return "" if all(map(_agrees, [scorer] * len(arrays), arrays)) else "its scores differ by it"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from builders.core.contract import ATTENTION_MASK, INPUT_IDS, LENGTH_BUCKET, Contract
+from builders.core.contract import ATTENTION_MASK, INPUT_IDS, Contract, padded_length
 from builders.core.keys import key_of
 from builders.core.recipe import Text
 from builders.data.beir import Product, Request
@@ -124,9 +124,9 @@ class ImportedCausalReranker(ImportedRanker):
         return self._tokens_of(request.query, self._form.items(products))
 
     @property
-    def _padding(self) -> tuple[int, int, int]:
+    def _padding(self) -> tuple[prompts.PaddedLength, int, int]:
         assert self._form.pad_token_id is not None  # refused else
-        return LENGTH_BUCKET, self._form.max_length, self._form.pad_token_id
+        return padded_length, self._form.max_length, self._form.pad_token_id
 
     # ------------------------------------------------------------ what is shared
     def _why_whole(self, scorer: CausalScorer) -> str:
@@ -214,7 +214,7 @@ class ImportedCausalReranker(ImportedRanker):
     def graphs(self) -> list[Graph]:
         """``<name>_prefix`` once a request and ``<name>`` on what follows; or whole sequences, a row a candidate."""
         if self.shares_prefix:
-            return prefix_graphs(self.name, self._network)
+            return prefix_graphs(self.name, self._network, self._form.max_length)
         return [whole_graph(self.name, self._network, self._form.max_length)]
 
     @property
