@@ -261,7 +261,8 @@ class FeatureTable(Settings):
         vocabularies: of ``sparse`` (a list a field) and ``multi_hot`` (one): known values. A value's id is
             1 + ``oov_buckets`` + its place; 0 = absent.
         vocabulary_files: in their place, text files with a value a line.
-        oov_buckets: ids from 1 on that values outside the vocabulary share.
+        oov_buckets: ids from 1 on that values outside the vocabulary share; 0 = such a value is absent.
+        padding: of ``multi_hot``: where the zeros stand.
     """
 
     name: str = pydantic.Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -275,7 +276,8 @@ class FeatureTable(Settings):
     std: tuple[float, ...] = ()
     vocabularies: tuple[tuple[str, ...], ...] = ()
     vocabulary_files: tuple[Path, ...] = ()
-    oov_buckets: int = pydantic.Field(1, ge=1)
+    oov_buckets: int = pydantic.Field(1, ge=0)
+    padding: Literal["front", "behind"] = "front"
 
     @pydantic.model_validator(mode="after")
     def _one_vocabulary(self) -> FeatureTable:

@@ -71,7 +71,7 @@ def _feature(recipe: Recipe, table: FeatureTable) -> Feature:
     vocabularies = table.vocabularies or tuple(_lines(recipe.path(file)) for file in table.vocabulary_files)
     return Feature(
         table.name, table.kind, table.fields or (_FIELDS_OF.get(table.source, table.name),), table.source, table.size,
-        table.log1p, table.mean, table.std, vocabularies, table.oov_buckets,
+        table.log1p, table.mean, table.std, vocabularies, table.oov_buckets, table.padding,
     )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def test_a_malformed_contract_is_refused_with_the_reason_and_what_to_run(text: s
 
 
 def test_a_dtype_unknown_to_triton_is_refused() -> None:
-    with pytest.raises(ContractError, match="tensor 'x': dtype 'FLOAT', wanted one of BOOL, INT32"):
+    with pytest.raises(ContractError, match="tensor 'x': dtype 'FLOAT', wanted one of BOOL, INT8, INT32"):
         Tensor("x", "FLOAT", (1,), "")
     with pytest.raises(ContractError, match="dtype 'float32'"):
         Contract.from_json(changed(outputs=[{"name": "y", "dtype": "float32", "dims": [1], "meaning": ""}]))
