@@ -50,12 +50,19 @@ def init(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Python code in the folder may run.")
     ] = False,
+    trained_on_judgements: Annotated[
+        bool,
+        typer.Option("--trained-on-judgements", help="It saw the data's training queries: only the others judge it."),
+    ] = False,
 ) -> None:
     """Look at a checkpoint of sentence-transformers, transformers or PyLate, or at an ONNX or torch.export file, and
     write the recipe that serves it."""
     from builders import commands
 
-    commands.init(folder=folder, name=name, out=out, trust_remote_code=trust_remote_code)
+    commands.init(
+        folder=folder, name=name, out=out, trust_remote_code=trust_remote_code,
+        trained_on_judgements=trained_on_judgements,
+    )  # fmt: skip
 
 
 @app.command()

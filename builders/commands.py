@@ -45,11 +45,13 @@ def data(data: Path | None) -> None:
     )
 
 
-def init(folder: Path, name: str | None, out: Path | None, trust_remote_code: bool) -> None:
+def init(
+    folder: Path, name: str | None, out: Path | None, trust_remote_code: bool, trained_on_judgements: bool
+) -> None:
     """Write a recipe for a checkpoint. Raises: CheckpointError, RecipeError."""
     from builders.init_recipe import init_recipe
 
-    init_recipe(folder, name, out, trust_remote_code, say)
+    init_recipe(folder, name, out, trust_remote_code, say, trained_on_judgements=trained_on_judgements)
 
 
 def train(recipes: list[Path] | None, data: Path | None) -> None:

@@ -24,7 +24,15 @@ TEMPLATE = "init_recipe.toml.j2"
 DEFAULT_ITEM = "{title}"
 
 
-def init_recipe(path: Path, name: str | None, out: Path | None, trust_remote_code: bool, say: Say = print) -> Path:
+def init_recipe(
+    path: Path,
+    name: str | None,
+    out: Path | None,
+    trust_remote_code: bool,
+    say: Say = print,
+    *,
+    trained_on_judgements: bool = False,
+) -> Path:
     """Look at the folder, load what is there, say what was found, and write the recipe.
 
     Args:
@@ -32,6 +40,7 @@ def init_recipe(path: Path, name: str | None, out: Path | None, trust_remote_cod
         name: of the ranker; None = made of the folder's.
         out: the recipe's file; None = ``recipes/<name>.toml``.
         trust_remote_code: whether Python code in the folder may run.
+        trained_on_judgements: whether it was trained on the data's training queries; then only the others judge it.
 
     Raises:
         CheckpointError: it cannot be served as its library computes it; nothing is written.
@@ -49,7 +58,7 @@ def init_recipe(path: Path, name: str | None, out: Path | None, trust_remote_cod
         from builders.init_file_recipe import write_file_recipe
 
         return write_file_recipe(found, name, target, _environment(), say)
-    recipe = _bare(found, name, trust_remote_code)
+    recipe = _bare(found, name, trust_remote_code, trained_on_judgements)
     ranker = load_ranker(recipe)
     for fact in ranker.facts if isinstance(ranker, ImportedRanker) else ():
         say(fact)
@@ -59,10 +68,11 @@ def init_recipe(path: Path, name: str | None, out: Path | None, trust_remote_cod
     return target
 
 
-def _bare(found: Found, name: str, trust_remote_code: bool) -> Recipe:
+def _bare(found: Found, name: str, trust_remote_code: bool, trained_on_judgements: bool) -> Recipe:
     content: dict[str, Any] = {
         "ranker": name, "format": found.format, "checkpoint": found.path, "text": {"item": DEFAULT_ITEM},
-        "trust_remote_code": trust_remote_code, "variants": [{"name": "fp32_onnx"}],
+        "trust_remote_code": trust_remote_code, "trained_on_judgements": trained_on_judgements,
+        "variants": [{"name": "fp32_onnx"}],
     }  # fmt: skip
     return Recipe.model_validate(content)
 

@@ -14,7 +14,7 @@ import pydantic
 
 from builders.compress.chain import Artifact, compressed, network_inputs, variant_files
 from builders.compress.context import BuildContext, Say, ranker_inputs
-from builders.core.contract import SCORE
+from builders.core.contract import ATTENTION_MASK, SCORE, padded_length
 from builders.core.keeper import keep_figures
 from builders.core.processor import instruction_sets
 from builders.core.recipe import Recipe, RecipeError, Variant
@@ -29,7 +29,9 @@ from builders.rankers.base import Graph, Ranker, Sample
 
 FIDELITY_SEED = 103
 """Of the gate's unlabeled lists."""
-SPOT_CHECKS = 20
+ROWS_OF_LIKE_LENGTH = 12
+"""Token sequences that are computed together where rows are sorted by length."""
+SPOT_CHECKS = 5
 """Queries whose candidates torch scores where a library is the reference."""
 Scores = dict[str, dict[str, float]]
 """Query id => item id => score."""
@@ -256,7 +258,13 @@ def _measure(
     for query_id, candidates in order.items():
         products = [data.products[item_id] for item_id in candidates]
         request = data.request(query_id)
-        found = as_served(recipe, ranker, request, products, score_in_process(ranker, sessions, request, products))
+        found = as_served(
+            recipe,
+            ranker,
+            request,
+            products,
+            score_in_process(ranker, sessions, request, products, by_length=variant.exact),
+        )
         scores[query_id] = dict(zip(candidates, map(float, found), strict=True))
     not_finite = sum(not math.isfinite(score) for of_query in scores.values() for score in of_query.values())
     differences = {
@@ -312,7 +320,7 @@ def _unjudged_scores(
     return [
         as_served(
             context.recipe, ranker, one.request, one.products,
-            score_in_process(ranker, sessions, one.request, one.products),
+            score_in_process(ranker, sessions, one.request, one.products, by_length=variant.exact),
         ).tolist()
         for one in judging.lists
     ]  # fmt: skip
@@ -351,14 +359,46 @@ def _as_limited(session: Session, graph: Graph, variant: Variant) -> Session:
 
 
 def score_in_process(
-    ranker: Ranker, sessions: Mapping[str, Session], request: Request, products: Sequence[Product]
+    ranker: Ranker,
+    sessions: Mapping[str, Session],
+    request: Request,
+    products: Sequence[Product],
+    *,
+    by_length: bool = False,
 ) -> np.ndarray:
-    """FP32 [candidates, heads] without a server: graph by graph, each fed the ones before it."""
+    """FP32 [candidates, heads] without a server: graph by graph, each fed the ones before it.
+
+    Args:
+        by_length: compute rows of token sequences in groups of like length; only where a row's score is its own, as of
+            an exact variant. A third quicker on product titles.
+    """
     samples = ranker.sample(request, products)
     outputs: Sample = {}
     for graph in ranker.graphs:
-        outputs = sessions[graph.name].run({**samples[graph.name], **outputs})
+        run = _run_by_length if by_length and _pads_rows(graph) else _run_whole
+        outputs = run(sessions[graph.name], {**samples[graph.name], **outputs})
     return outputs[SCORE.name]
+
+
+def _run_whole(session: Session, sample: Sample) -> Sample:
+    return session.run(sample)
+
+
+def _pads_rows(graph: Graph) -> bool:
+    return graph.batches and bool(graph.lengths) and ATTENTION_MASK.name in graph.row_inputs
+
+
+def _run_by_length(session: Session, sample: Sample) -> Sample:
+    """Rows of like length together, each group without the padding that only longer rows need."""
+    lengths = sample[ATTENTION_MASK.name].sum(axis=1)
+    order = np.argsort(lengths, kind="stable")
+    groups = [order[start : start + ROWS_OF_LIKE_LENGTH] for start in range(0, len(order), ROWS_OF_LIKE_LENGTH)]
+    found: list[Sample] = []
+    for rows in groups:
+        width = padded_length(int(lengths[rows].max()), sample[ATTENTION_MASK.name].shape[1])
+        found.append(session.run({name: np.ascontiguousarray(array[rows, :width]) for name, array in sample.items()}))
+    back = np.argsort(order, kind="stable")
+    return {name: np.concatenate([one[name] for one in found])[back] for name in found[0]}
 
 
 def as_served(

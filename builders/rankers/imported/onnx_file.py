@@ -130,7 +130,7 @@ class OnnxModule(FileModule):
         try:
             [scores] = session.run([self.score.name], feeds)
         except Exception as error:  # ONNX Runtime raises types of its own
-            raise RuntimeError(_first_line(error)) from error
+            raise CheckpointError(f"{self.path}: ONNX Runtime cannot run it ({_first_line(error)})") from error
         return torch.from_numpy(np.asarray(scores, dtype=np.float32)).reshape(len(scores), -1)
 
 
