@@ -265,11 +265,6 @@ def _built(recipes: list[Path] | None, data: Path | None, **choice: Any) -> list
     source = _data(data)
     built = []
     for recipe in _recipes(recipes):
-        if recipe.untrained and not recipes:
-            console.print(
-                f"{recipe.ranker}: skipped, not trained yet; 'builders train' with its recipe does", style="yellow"
-            )
-            continue
         try:
             judged = evaluation_data(recipe.data, source.folder)
         except DatasetError as error:

@@ -389,11 +389,6 @@ class Recipe(Settings):
         """``slices``, or what can be told apart on its data."""
         return self.slices or SLICES_OF_DATA[self.data]
 
-    @property
-    def untrained(self) -> bool:
-        """Whether its checkpoint is not there, but there is a trainer to write it."""
-        return self.trainer is not None and self.checkpoint is not None and not self.path(self.checkpoint).exists()
-
     def path(self, path: Path | str) -> Path:
         """A path of the recipe, absolute."""
         return self.root / path

@@ -37,9 +37,6 @@ def build() -> None:
 
 def _with_data(folder: Path) -> Iterator[tuple[Recipe, JudgedQueries]]:
     for recipe in load_recipes().values():
-        if recipe.untrained:
-            print(f"{recipe.ranker}: skipped, not trained yet")
-            continue
         try:
             yield recipe, evaluation_data(recipe.data, folder)
         except DatasetError as error:

@@ -35,6 +35,12 @@ def test_the_kits_recipes_load_under_their_rankers_names() -> None:
     assert modules and all((REPOSITORY_ROOT / module).is_file() for module in modules)
 
 
+def test_recipes_that_are_built_by_their_path_load_from_the_project() -> None:
+    recipes = load_recipes(REPOSITORY_ROOT / "recipes" / "examples")
+    assert [*recipes] == ["st_cross_encoder"]
+    assert recipes["st_cross_encoder"].root == REPOSITORY_ROOT
+
+
 def test_a_short_recipe_is_filled_with_defaults(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, GOOD))
     assert recipe.backbone is None
