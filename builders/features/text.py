@@ -75,10 +75,7 @@ class TextForm:
 
     def with_recipe(self, text: Text) -> TextForm:
         """With what the recipe's [text] sets. Raises: TokenizerError: a template that cannot be."""
-        try:
-            ItemTemplate(text.item)
-        except TemplateError as error:
-            raise TokenizerError(f"[text] item: {error}") from error
+        _template(text.item)
         given = {name: value for name, value in text.model_dump(exclude_unset=True).items() if name in FORM_TEXT}
         return dataclasses.replace(self, **given)
 
@@ -90,8 +87,8 @@ KIT_FORM = TextForm()
 
 
 def check_item_fields(template: str, products: Iterable[Product]) -> None:
-    """Raises: TokenizerError: the template names a field that no item has."""
-    wanted = set(ItemTemplate(template).fields)
+    """Raises: TokenizerError: it is no template, or names a field that no item has."""
+    wanted = set(_template(template).fields)
     known: set[str] = set()
     for product in products:
         known.update(product.raw_fields)
@@ -101,6 +98,13 @@ def check_item_fields(template: str, products: Iterable[Product]) -> None:
         f"[text] item: no item of the corpus has the field {', '.join(sorted(wanted - known))}; wanted some of "
         f"{', '.join(sorted(known))}"
     )
+
+
+def _template(item: str) -> ItemTemplate:
+    try:
+        return ItemTemplate(item)
+    except TemplateError as error:
+        raise TokenizerError(f"[text] item: {error}") from error
 
 
 def item_texts(products: Iterable[Product]) -> list[str]:

@@ -12,6 +12,7 @@ from builders.core.recipe import Recipe, RecipeError
 from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries
 from builders.evaluate.reference import ReferenceMismatch
+from builders.features.text import TokenizerError
 from tests.support.library_checkpoints import shop, write_classifier
 
 ITEMS = ("p1", "p2", "p3")
@@ -114,3 +115,10 @@ def test_a_template_with_a_field_that_no_item_has_is_refused_before_the_build(
 ) -> None:
     with pytest.raises(ValueError, match=r"no item of the corpus has the field colour; wanted some of .*color"):
         build_ranker(recipe(folder, item="{title} {colour}"), judged, lambda _: None, workspace)
+
+
+def test_what_is_no_template_is_refused_before_the_build(
+    folder: Path, judged: JudgedQueries, workspace: Workspace
+) -> None:
+    with pytest.raises(TokenizerError, match=r"\[text\] item: template '\{title'"):
+        build_ranker(recipe(folder, item="{title"), judged, lambda _: None, workspace)
