@@ -26,7 +26,6 @@ CHECKPOINTS: dict[str, Write] = {
     "pair": lambda folder: write_reranker(
         folder, "llama", None, no=None, prompts={"goods": "Find goods: "}, default_prompt_name="goods"
     ),
-    "windows": lambda folder: write_reranker(folder, "gemma2"),
 }
 
 

@@ -99,16 +99,32 @@ def test_every_pooling_with_prompts(write: Write, pooling: str, include_prompt: 
     check(write("bert", pooling, include_prompt=include_prompt, prompts=PROMPTS))
 
 
-@pytest.mark.parametrize(("kind", "include_prompt"), [("bert", True), ("mpnet", False), ("qwen3", True)])
+@pytest.mark.parametrize(
+    ("kind", "include_prompt"),
+    [
+        ("bert", True),
+        pytest.param("mpnet", False, marks=pytest.mark.slow),
+        pytest.param("qwen3", True, marks=pytest.mark.slow),
+    ],
+)
 def test_all_poolings_side_by_side_in_onnx(write: Write, tmp_path: Path, kind: str, include_prompt: bool) -> None:
     check(write(kind, POOLINGS, include_prompt=include_prompt, prompts=PROMPTS), tmp_path)
 
 
+@pytest.mark.slow
 def test_modernberts_sliding_window(write: Write, tmp_path: Path) -> None:
     check(write("modernbert", "cls"), tmp_path)
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean", "manhattan"])
+@pytest.mark.parametrize(
+    "similarity",
+    [
+        "cosine",
+        "euclidean",
+        pytest.param("dot", marks=pytest.mark.slow),
+        pytest.param("manhattan", marks=pytest.mark.slow),
+    ],
+)
 def test_every_similarity_up_to_the_largest_request(write: Write, tmp_path: Path, similarity: str) -> None:
     check(write("bert", "mean", similarity_fn_name=similarity), tmp_path, counts=(1, 40, 1024))
 

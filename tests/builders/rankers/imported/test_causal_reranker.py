@@ -70,7 +70,13 @@ def sessions(ranker: ImportedCausalReranker, products: list[Product], folder: Pa
     return {graph.name: open_session(folder / f"{graph.name}.onnx", threads=1) for graph in ranker.graphs}
 
 
-@pytest.mark.parametrize("name", [*SHARED, *WHOLE])
+USUAL = ("a plain folder", "the document first, stripped")
+"""Those of every run; the rest of the matrix takes minutes."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in USUAL else pytest.mark.slow) for name in [*SHARED, *WHOLE]]
+)
 def test_scores_are_the_librarys_own(name: str, tmp_path: Path, judged: JudgedQueries) -> None:
     folder = {**SHARED, **WHOLE}[name](tmp_path)
     ranker = ImportedCausalReranker("mine", folder, Text(item=TEMPLATE))

@@ -60,7 +60,14 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
 QUERIES = ("mug", "Red, steel Coffee-mug! 0.3 l? [MASK] for the office and (the) garden, dishwasher safe: 2 pieces")
 
 
-@pytest.fixture(scope="module", params=CHECKPOINTS)
+USUAL = ("markers, expansion, punctuation left out", "pylate")
+"""Those of every run; the rest of the matrix takes minutes."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name in USUAL else pytest.mark.slow) for name in CHECKPOINTS],
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return CHECKPOINTS[request.param](tmp_path_factory.mktemp("checkpoint") / "colbert")
 
