@@ -118,7 +118,7 @@ def mounts(service: str) -> dict[str, tuple[str, str]]:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """Name => labels of what the real server exports after one request, started with the container's options."""
-    (counter,) = set(re.findall(r'"(tritonrank_\w+)"', (ROOT / "served" / "served.py").read_text()))
+    (counter,) = set(re.findall(r'"(tritonrank_unknown_\w+)"', (ROOT / "served" / "served.py").read_text()))
     repository = tmp_path_factory.mktemp("models")
     step = write_model(
         repository, "step", 'backend: "python"' + VECTORS, COUNTS_UNKNOWN_ITEMS.replace("{name}", counter)
