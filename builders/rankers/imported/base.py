@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from torch import nn
 
 from builders.core.recipe import Recipe, Text
 from builders.rankers.base import Ranker
+from builders.rankers.imported import library
 
 
 class ImportedRanker(Ranker):
     """Served as the library that saved it computes it."""
 
     has_library = True
+    _folder: Path
+    _network: Any
 
     @abc.abstractmethod
     def __init__(self, name: str, folder: Path, text: Text, *, trust_remote_code: bool = False) -> None:
@@ -36,6 +42,17 @@ class ImportedRanker(Ranker):
         assert recipe.checkpoint is not None  # a recipe with a format has one
         folder = recipe.path(recipe.checkpoint)
         return cls(recipe.ranker, folder, recipe.text, trust_remote_code=recipe.trust_remote_code)
+
+    @property
+    def checkpoint_files(self) -> list[Path]:
+        """Every file of the folder that a score depends on."""
+        return library.files_of(self._folder)
+
+    def with_network(self, network: nn.Module) -> Self:
+        """Around another network that takes the same tokens; what is stored of items stays as it was made."""
+        other = copy.copy(self)
+        other._network = network.eval()
+        return other
 
     @property
     @abc.abstractmethod

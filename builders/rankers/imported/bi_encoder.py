@@ -74,11 +74,7 @@ class ImportedBiEncoder(ImportedRanker):
                               "vector is kept; wanted one of the two")  # fmt: skip
         self.name = name
         self._folder = folder
-        with library.asked(folder):
-            self._library = SentenceTransformer(
-                str(folder), device="cpu", local_files_only=True, trust_remote_code=trust_remote_code,
-                model_kwargs=dict(library.FLOAT32),
-            ).eval()  # fmt: skip
+        self._library = library.loaded(SentenceTransformer, folder, trust_remote_code)
         check_modules(folder, self._library)
         self._first: Any = self._library[0]
         first = self._first
@@ -209,12 +205,6 @@ class ImportedBiEncoder(ImportedRanker):
         """What encodes queries, and texts that a request brings; stored vectors are by the encoder as it was."""
         return self._network
 
-    def with_network(self, network: nn.Module) -> ImportedBiEncoder:
-        """With another encoder, whose vectors are to be compared with the same items' vectors."""
-        other = copy.copy(self)
-        other._network = network.eval()  # type: ignore[assignment]
-        return other
-
     @property
     def unrounded(self) -> ImportedBiEncoder | None:
         """With stored vectors in FP32."""
@@ -284,11 +274,6 @@ class ImportedBiEncoder(ImportedRanker):
     def preprocess_files(self) -> Mapping[str, Path | str]:
         """The library's tokenizer, and what makes items' texts."""
         return {"tokenizer.json": self._tokenizer_json, TEXT_CODE.name: TEXT_CODE}
-
-    @property
-    def checkpoint_files(self) -> list[Path]:
-        """Every file of the folder that a score depends on."""
-        return library.files_of(self._folder)
 
     def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
         """Vectors, see :func:`builders.features.vectors.stored_vectors`; nothing where no store is read."""

@@ -64,11 +64,7 @@ class ImportedCausalReranker(ImportedRanker):
 
         self.name = name
         self._folder = folder
-        with library.asked(folder):
-            self._library = CrossEncoder(
-                str(folder), device="cpu", local_files_only=True, trust_remote_code=trust_remote_code,
-                model_kwargs=dict(library.FLOAT32),
-            ).eval()  # fmt: skip
+        self._library = library.loaded(CrossEncoder, folder, trust_remote_code)
         check_folder(folder, self._library, trust_remote_code)
         first, logit_score = self._library
         self._tokenizer_json = library.served_tokenizer(first.tokenizer)
@@ -203,12 +199,6 @@ class ImportedCausalReranker(ImportedRanker):
         """The library's network with the asked tokens."""
         return self._network
 
-    def with_network(self, network: nn.Module) -> ImportedCausalReranker:
-        """Around another network that takes the same token sequences."""
-        other = copy.copy(self)
-        other._network = network.eval()  # type: ignore[assignment]
-        return other
-
     # ------------------------------------------------------------ graphs
     @property
     def graphs(self) -> list[Graph]:
@@ -241,11 +231,6 @@ class ImportedCausalReranker(ImportedRanker):
     def preprocess_files(self) -> Mapping[str, Path | str]:
         """The library's tokenizer, what makes items' texts, and what makes prompts of them."""
         return {"tokenizer.json": self._tokenizer_json, TEXT_CODE.name: TEXT_CODE, CODE.name: CODE}
-
-    @property
-    def checkpoint_files(self) -> list[Path]:
-        """Every file of the folder that a score depends on."""
-        return library.files_of(self._folder)
 
     def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
         """(item id, its text); nothing where no store is read."""

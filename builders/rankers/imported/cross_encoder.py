@@ -6,7 +6,6 @@ Dense of ``modules.json``). The activation belongs to the network: scores are th
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,11 +55,7 @@ class ImportedCrossEncoder(ImportedRanker):
 
         self.name = name
         self._folder = folder
-        with library.asked(folder):
-            self._library = CrossEncoder(
-                str(folder), device="cpu", local_files_only=True, trust_remote_code=trust_remote_code,
-                model_kwargs=dict(library.FLOAT32),
-            ).eval()  # fmt: skip
+        self._library = library.loaded(CrossEncoder, folder, trust_remote_code)
         first = self._library[0]
         self._check(first, trust_remote_code)
         self._tokenizer_json = library.served_tokenizer(first.tokenizer)
@@ -157,12 +152,6 @@ class ImportedCrossEncoder(ImportedRanker):
         """The library's modules."""
         return self._network
 
-    def with_network(self, network: nn.Module) -> ImportedCrossEncoder:
-        """Around another network that takes the same token sequences."""
-        other = copy.copy(self)
-        other._network = network.eval()  # type: ignore[assignment]
-        return other
-
     @property
     def graphs(self) -> list[Graph]:
         """One: rows of requests of equal padded length may be joined."""
@@ -181,11 +170,6 @@ class ImportedCrossEncoder(ImportedRanker):
     def preprocess_files(self) -> Mapping[str, Path | str]:
         """The library's tokenizer, and what makes items' texts."""
         return self._pairs.files
-
-    @property
-    def checkpoint_files(self) -> list[Path]:
-        """Every file of the folder that a score depends on."""
-        return library.files_of(self._folder)
 
     def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
         """Tokens of each item's text, see :func:`builders.features.text.stored_tokens`."""

@@ -241,11 +241,7 @@ class ImportedLateInteraction(ImportedRanker):
         self.name = name
         self._folder = folder
         self._check_trained()
-        with library.asked(folder):
-            self._library: Any = MultiVectorEncoder(
-                str(folder), device="cpu", local_files_only=True, trust_remote_code=trust_remote_code,
-                model_kwargs=dict(library.FLOAT32),
-            ).float().eval()  # fmt: skip
+        self._library: Any = library.loaded(MultiVectorEncoder, folder, trust_remote_code).float()
         self._first: Any = self._library[0]
         self._check(trust_remote_code)
         self._tokenizer_json = library.served_tokenizer(self._first.tokenizer)
@@ -413,12 +409,6 @@ class ImportedLateInteraction(ImportedRanker):
     def network(self) -> QueryEncoder:
         """What runs at each request. Items' vectors are stored, by the network as it was."""
         return self._network
-
-    def with_network(self, network: nn.Module) -> ImportedLateInteraction:
-        """With another query encoder, whose vectors are to be compared with the same items' vectors."""
-        other = copy.copy(self)
-        other._network = network.eval()  # type: ignore[assignment]
-        return other
 
     @property
     def graphs(self) -> list[Graph]:

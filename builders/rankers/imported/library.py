@@ -53,6 +53,15 @@ def asked(folder: Path) -> Iterator[None]:
         logging.disable(level)
 
 
+def loaded(kind: type[Any], folder: Path, trust_remote_code: bool) -> Any:
+    """The folder's model of this sentence-transformers class, in eval mode. Raises: CheckpointError."""
+    with asked(folder):
+        return kind(
+            str(folder), device="cpu", local_files_only=True, trust_remote_code=trust_remote_code,
+            model_kwargs=dict(FLOAT32),
+        ).eval()  # fmt: skip
+
+
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else "no message"
