@@ -23,9 +23,6 @@ from builders.data.beir import Product, Request
 Sample = dict[str, np.ndarray]
 """Tensor name => array, in the contract's dtypes: what one request gives one graph."""
 
-FOLDERS = ("checkpoint", "backbone")
-"""Fields of a recipe that name what a ranker is loaded from."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
@@ -86,8 +83,7 @@ class Ranker(abc.ABC):
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Ranker:
         """As the recipe says, under its name: ``cls(checkpoint=..., backbone=...)`` where a class says no other."""
-        folders = {name: recipe.path(path) if (path := getattr(recipe, name)) else None for name in FOLDERS}
-        ranker = cls(**folders)
+        ranker = cls(**folders_of(recipe))
         ranker.name = recipe.ranker
         return ranker
 
@@ -162,3 +158,8 @@ class Ranker(abc.ABC):
     def truncated(self, request: Request, products: Sequence[Product]) -> int:
         """How many candidates' texts are not read to their end, or the query's with all of them."""
         return 0
+
+
+def folders_of(recipe: Recipe) -> dict[str, Path | None]:
+    """What a recipe names that a ranker is loaded from, as arguments: ``checkpoint`` and ``backbone``."""
+    return {name: recipe.path(path) if (path := getattr(recipe, name)) else None for name in ("checkpoint", "backbone")}

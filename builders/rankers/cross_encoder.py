@@ -43,7 +43,7 @@ from builders.rankers.backbone import (
     packaged_backbone,
     weight_files,
 )
-from builders.rankers.base import FOLDERS, Graph, Ranker, Sample
+from builders.rankers.base import Graph, Ranker, Sample, folders_of
 from builders.rankers.token_pairs import PAIR_TEXT, TokenPairs
 
 HEAD_FILE = "head.safetensors"
@@ -270,8 +270,7 @@ class CrossEncoderRanker(Ranker):
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> CrossEncoderRanker:
         """With the recipe's [text]."""
-        folders = {name: recipe.path(path) if (path := getattr(recipe, name)) else None for name in FOLDERS}
-        ranker = cls(**folders, form=KIT_FORM.with_recipe(recipe.text), store=recipe.text.store)
+        ranker = cls(**folders_of(recipe), form=KIT_FORM.with_recipe(recipe.text), store=recipe.text.store)
         ranker.name = recipe.ranker
         return ranker
 

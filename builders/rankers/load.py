@@ -19,7 +19,7 @@ from builders.core.recipe import Recipe, RecipeError, load_recipe
 from builders.core.workspace import REPOSITORY_ROOT
 from builders.features.checks import feature_faults_as
 from builders.features.encoder import FeatureError
-from builders.rankers.base import Ranker
+from builders.rankers.base import Ranker, folders_of
 from builders.rankers.feature_ranker import FeatureRanker
 
 FORMATS = {
@@ -54,9 +54,7 @@ def load_ranker(recipe: Recipe) -> Ranker:
         if is_class and issubclass(loaded, Ranker):
             return loaded.from_recipe(recipe)
         if is_class and issubclass(loaded, nn.Module):
-            checkpoint = recipe.path(recipe.checkpoint) if recipe.checkpoint else None
-            backbone = recipe.path(recipe.backbone) if recipe.backbone else None
-            return FeatureRanker.load(recipe.ranker, loaded, checkpoint, backbone)
+            return FeatureRanker.load(recipe.ranker, loaded, **folders_of(recipe))
     raise RecipeError(
         f"recipe of {recipe.ranker}: '{recipe.module}' is no class derived from torch.nn.Module or "
         "builders.rankers.base.Ranker"

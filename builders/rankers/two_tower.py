@@ -37,7 +37,7 @@ from builders.features.text import (
     truncated_apart,
 )
 from builders.rankers.backbone import MASKED, check_positions, load_backbone, packaged_backbone, weight_files
-from builders.rankers.base import FOLDERS, Graph, Ranker, Sample
+from builders.rankers.base import Graph, Ranker, Sample, folders_of
 
 BATCH = 64
 
@@ -114,8 +114,7 @@ class TwoTowerRanker(Ranker):
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> TwoTowerRanker:
         """With the recipe's [text]."""
-        folders = {name: recipe.path(path) if (path := getattr(recipe, name)) else None for name in FOLDERS}
-        ranker = cls(**folders, form=KIT_FORM.with_recipe(recipe.text))
+        ranker = cls(**folders_of(recipe), form=KIT_FORM.with_recipe(recipe.text))
         ranker.name = recipe.ranker
         return ranker
 

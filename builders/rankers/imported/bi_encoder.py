@@ -38,7 +38,6 @@ from builders.features.batches import batched
 from builders.features.preprocessing import TEXT_CODE, preprocess_contract, special_token_template, tokens_version
 from builders.features.text import (
     FORM_TEXT,
-    TextForm,
     cut_texts,
     form_of_queries,
     load_tokenizer_text,
@@ -47,7 +46,7 @@ from builders.features.text import (
     truncated_apart,
 )
 from builders.features.vectors import as_stored, stored_vectors
-from builders.rankers.backbone import CheckpointError, check_positions
+from builders.rankers.backbone import CheckpointError
 from builders.rankers.base import Graph, Sample
 from builders.rankers.imported import library
 from builders.rankers.imported.base import ImportedRanker
@@ -56,8 +55,6 @@ from builders.rankers.imported.encoder import Encoder, GivenSimilarity, Promptle
 from builders.rankers.imported.folder import library_settings
 
 BATCH = 32
-_QUERY_PROMPTS, _ITEM_PROMPTS = ("query",), ("document", "passage", "corpus")
-"""Names of prompts that ``encode_query`` and ``encode_document`` look for, in this order, before the default."""
 _SAME_VECTOR = 1e-5
 
 
@@ -82,7 +79,8 @@ class ImportedBiEncoder(ImportedRanker):
         self._store, self._stored_as = text.store, text.vectors
         self._tokenizer_json = library.served_tokenizer(first.tokenizer)
         self._tokenizer = load_tokenizer_text(self._tokenizer_json)
-        self._form = self._text_form(text)
+        prompts = (library.prompt_of(self._library, names) for names in (("query",), library.ITEM_PROMPTS))
+        self._form = library.text_form(folder, self._library, text, *prompts)
         self._library.truncate_dim = self._dimensions(text)
         self._prompt_lengths = self._lengths_of_prompts()
         self._network = self._item_network = self._encoder()
@@ -90,22 +88,6 @@ class ImportedBiEncoder(ImportedRanker):
         self._vector_of_text: dict[str, np.ndarray] = {}
 
     # ------------------------------------------------------------ what the folder says
-    def _text_form(self, text: Text) -> TextForm:
-        first = self._first
-        stated = first.processing_kwargs.get("text", {}).get("max_length")
-        longest = library.longest_sequence(first.tokenizer, first.model)
-        own = TextForm(
-            query_prompt=_prompt(self._library, _QUERY_PROMPTS),
-            item_prompt=_prompt(self._library, _ITEM_PROMPTS),
-            max_length=min(longest, int(stated or longest)),
-            max_query_tokens=None,
-            truncation_side=first.tokenizer.truncation_side,
-            pad_token_id=first.tokenizer.pad_token_id,
-        )
-        form = own.with_recipe(text)
-        check_positions(form.max_length, first.model, self._folder)
-        return form
-
     def _dimensions(self, text: Text) -> int | None:
         whole = _whole_width(self._library)
         wanted = text.dimensions or self._library.truncate_dim
@@ -373,12 +355,6 @@ class ImportedBiEncoder(ImportedRanker):
 def _cut_to(max_length: int) -> dict[str, Any]:
     """For the library's own encoding, quietly."""
     return {"processing_kwargs": {"text": {"max_length": max_length}}, "show_progress_bar": False}
-
-
-def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str:
-    """As ``encode_query`` and ``encode_document`` find it."""
-    named = next((name for name in names if name in model.prompts), model.default_prompt_name)
-    return model.prompts.get(named) or "" if named else ""
 
 
 def _whole_width(model: SentenceTransformer) -> int | None:

@@ -23,10 +23,10 @@ from builders.core.keys import key_of
 from builders.core.recipe import Text
 from builders.data.beir import Product, Request
 from builders.features import prompts
+from builders.features.batches import batched
 from builders.features.preprocessing import TEXT_CODE, preprocess_contract
 from builders.features.prompts import Prompt
 from builders.features.text import TextForm, load_tokenizer_text
-from builders.rankers.backbone import check_positions
 from builders.rankers.base import Graph, Sample
 from builders.rankers.imported import library
 from builders.rankers.imported.base import ImportedRanker
@@ -70,7 +70,7 @@ class ImportedCausalReranker(ImportedRanker):
         self._tokenizer_json = library.served_tokenizer(first.tokenizer)
         self._tokenizer = load_tokenizer_text(self._tokenizer_json)
         self._store = text.store
-        self._form = self._form_with(text)
+        self._form = library.text_form(folder, self._library, text, library.prompt_of(self._library))
         self._limit_library()
         self._prompt = self._prompt_of_chat() if "message" in first.modality_config else None
         check_tokens(folder, first, self._form, self._tokens_of)
@@ -79,21 +79,6 @@ class ImportedCausalReranker(ImportedRanker):
         self._whole_because = self._why_whole(CausalScorer(first.model, logit_score, nn.Identity()).eval())
 
     # ------------------------------------------------------------ how it reads text
-    def _form_with(self, text: Text) -> TextForm:
-        first = self._library[0]
-        longest = library.longest_sequence(first.tokenizer, first.model)
-        stated = first.processing_kwargs.get("text", {}).get("max_length") or longest
-        own = TextForm(
-            query_prompt=self._library.prompts.get(self._library.default_prompt_name, "") or "",
-            max_length=min(longest, int(stated)),
-            max_query_tokens=None,
-            truncation_side=first.tokenizer.truncation_side,
-            pad_token_id=first.tokenizer.pad_token_id,
-        )
-        form = own.with_recipe(text)
-        check_positions(form.max_length, first.model, self._folder)
-        return form
-
     def _limit_library(self) -> None:
         """So that the library cuts where the recipe says."""
         first = self._library[0]
@@ -234,11 +219,9 @@ class ImportedCausalReranker(ImportedRanker):
 
     def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
         """(item id, its text); nothing where no store is read."""
-        if not self._store:
-            return
-        listed = list(products)
-        for product, text in zip(listed, self._form.items(listed), strict=True):
-            yield product.item_id, text.encode("utf-8")
+        for some in batched(products if self._store else ()):
+            for product, text in zip(some, self._form.items(some), strict=True):
+                yield product.item_id, text.encode("utf-8")
 
     def sample(self, request: Request, products: Sequence[Product]) -> dict[str, Sample]:
         """Token sequences; the prefix's keys and values by the network."""

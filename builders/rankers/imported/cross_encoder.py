@@ -20,7 +20,7 @@ from builders.core.contract import SCORE, Contract
 from builders.core.recipe import Text
 from builders.data.beir import Product, Request
 from builders.features.text import TextForm, load_tokenizer_text
-from builders.rankers.backbone import CheckpointError, check_positions
+from builders.rankers.backbone import CheckpointError
 from builders.rankers.base import Graph, Sample
 from builders.rankers.imported import library
 from builders.rankers.imported.base import ImportedRanker
@@ -60,7 +60,8 @@ class ImportedCrossEncoder(ImportedRanker):
         self._check(first, trust_remote_code)
         self._tokenizer_json = library.served_tokenizer(first.tokenizer)
         tokenizer = load_tokenizer_text(self._tokenizer_json)
-        self._pairs = TokenPairs(tokenizer, self._tokenizer_json, self._form(first, text), text.store)
+        form = library.text_form(folder, self._library, text, library.prompt_of(self._library))
+        self._pairs = TokenPairs(tokenizer, self._tokenizer_json, form, text.store)
         self._library.max_seq_length = self._pairs.form.max_length
         self._inputs = library.token_inputs(first.tokenizer, first.model)
         names = [tensor.name for tensor in self._inputs]
@@ -92,20 +93,6 @@ class ImportedCrossEncoder(ImportedRanker):
         library.check_all_loaded(folder, task, unused=unused, trust_remote_code=trust_remote_code)
         library.check_vocabulary(folder, tokenizer, network)
         library.check_right_padding(folder, tokenizer, network)
-
-    def _form(self, first: Any, text: Text) -> TextForm:
-        longest = library.longest_sequence(first.tokenizer, first.model)
-        stated = first.processing_kwargs.get("text", {}).get("max_length") or self._library.max_seq_length
-        own = TextForm(
-            query_prompt=self._library.prompts.get(self._library.default_prompt_name, "") or "",
-            max_length=min(longest, int(stated)),
-            max_query_tokens=None,
-            truncation_side=first.tokenizer.truncation_side,
-            pad_token_id=first.tokenizer.pad_token_id,
-        )
-        form = own.with_recipe(text)
-        check_positions(form.max_length, first.model, self._folder)
-        return form
 
     @property
     def facts(self) -> Sequence[str]:

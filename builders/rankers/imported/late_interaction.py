@@ -32,6 +32,7 @@ from builders.core.contract import Tensor as ContractTensor
 from builders.core.keys import key_of
 from builders.core.recipe import Text
 from builders.data.beir import Product, Request
+from builders.features.batches import batched
 from builders.features.preprocessing import TEXT_CODE, preprocess_contract, special_token_template, tokens_version
 from builders.features.text import TextForm, encode_texts, load_tokenizer_text, padding_id, truncated_texts
 from builders.rankers.backbone import CheckpointError, check_positions, known_positions
@@ -49,7 +50,6 @@ BYTES_OF = {"fp32": 4, "fp16": 2, "int8": 1}
 _SCALE_BYTES = 4
 _LARGEST_INT8 = 127
 _METADATA = "artifact.metadata"
-_ITEM_PROMPTS = ("document", "passage", "corpus")
 
 
 # ---------------------------------------------------------------- networks
@@ -300,8 +300,8 @@ class ImportedLateInteraction(ImportedRanker):
     # ------------------------------------------------------------ what the checkpoint says
     def _item_form(self, text: Text) -> TextForm:
         own = TextForm(
-            query_prompt=self._prompt(("query",)),
-            item_prompt=self._prompt(_ITEM_PROMPTS),
+            query_prompt=library.prompt_of(self._library, ("query",)),
+            item_prompt=library.prompt_of(self._library, library.ITEM_PROMPTS),
             max_length=self._stated_length(self._first.document_length),
             max_query_tokens=None,
             truncation_side=self._first.tokenizer.truncation_side,
@@ -310,12 +310,6 @@ class ImportedLateInteraction(ImportedRanker):
         form = own.with_recipe(text)
         check_positions(form.max_length, self._first.model, self._folder)
         return form
-
-    def _prompt(self, names: Sequence[str]) -> str:
-        """As ``encode_query`` and ``encode_document`` choose it."""
-        prompts = self._library.prompts
-        chosen = next((name for name in names if name in prompts), self._library.default_prompt_name)
-        return prompts.get(chosen) or ""
 
     def _stated_length(self, own: int | None) -> int:
         """A length of its own goes before the tokenizer's, which PyLate leaves a token shorter."""
@@ -468,9 +462,7 @@ class ImportedLateInteraction(ImportedRanker):
 
     def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
         """Token vectors, see :func:`stored_vectors`."""
-        listed = list(products)
-        for start in range(0, len(listed), PRODUCTS_AT_ONCE):
-            some = listed[start : start + PRODUCTS_AT_ONCE]
+        for some in batched(products, PRODUCTS_AT_ONCE):
             texts = self._form.items(some)
             made = self._made(texts)
             for product, text in zip(some, texts, strict=True):

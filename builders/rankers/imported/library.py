@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from torch import Tensor, nn
 
 from builders.core.contract import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPE_IDS
 from builders.core.contract import Tensor as ContractTensor
-from builders.features.text import load_tokenizer_text
-from builders.rankers.backbone import CheckpointError, known_positions
+from builders.core.recipe import Text
+from builders.features.text import TextForm, load_tokenizer_text
+from builders.rankers.backbone import CheckpointError, check_positions, known_positions
 
+ITEM_PROMPTS = ("document", "passage", "corpus")
+"""Names of prompts that ``encode_document`` looks for, in this order, before the default."""
 FLOAT32 = {"dtype": torch.float32}
 """Whatever the weights are stored as: scores are computed in float32, here as served."""
 DEFAULT_MAX_LENGTH = 512
@@ -115,6 +118,31 @@ def check_all_loaded(
     return sorted(told["unexpected_keys"])
 
 
+def prompt_of(model: Any, names: Sequence[str] = ()) -> str:
+    """The first of these prompts that the model has, as ``encode_query`` and ``encode_document`` choose it; else its
+    default one, else none."""
+    named = next((name for name in names if name in model.prompts), model.default_prompt_name)
+    return model.prompts.get(named) or "" if named else ""
+
+
+def text_form(folder: Path, model: Any, text: Text, query_prompt: str, item_prompt: str = "") -> TextForm:
+    """The checkpoint's own way with texts, with what the recipe's [text] sets. Raises: CheckpointError: too long."""
+    first = model[0]
+    longest = longest_sequence(first.tokenizer, first.model)
+    stated = first.processing_kwargs.get("text", {}).get("max_length") or longest
+    own = TextForm(
+        query_prompt=query_prompt,
+        item_prompt=item_prompt,
+        max_length=min(longest, int(stated)),
+        max_query_tokens=None,
+        truncation_side=first.tokenizer.truncation_side,
+        pad_token_id=first.tokenizer.pad_token_id,
+    )
+    form = own.with_recipe(text)
+    check_positions(form.max_length, first.model, folder)
+    return form
+
+
 def check_vocabulary(folder: Path, tokenizer: Any, network: Any) -> None:
     """Raises: CheckpointError: the tokenizer gives ids that the embedding has no row for."""
     rows = network.get_input_embeddings().num_embeddings
@@ -165,15 +193,12 @@ class LibraryModules(nn.Module):
         modules: of a sentence-transformers model, in its order; the first is its ``Transformer``.
         inputs: names of the tensors, in the order of ``forward``.
         output: name of the feature that the last module leaves.
-        constants: further features that every call has.
     """
 
-    def __init__(
-        self, modules: Sequence[nn.Module], inputs: Sequence[str], output: str, constants: Mapping[str, Any] = {}
-    ) -> None:
+    def __init__(self, modules: Sequence[nn.Module], inputs: Sequence[str], output: str) -> None:
         super().__init__()
         self.library_modules = nn.ModuleList(modules)
-        self.inputs, self.output, self.constants = tuple(inputs), output, dict(constants)
+        self.inputs, self.output = tuple(inputs), output
 
     @property
     def backbone(self) -> Any:
@@ -182,11 +207,7 @@ class LibraryModules(nn.Module):
 
     def features(self, *tensors: Tensor) -> dict[str, Any]:
         """All that the modules leave. tensors: int32 [rows, length] each."""
-        features: dict[str, Any] = {
-            "modality": "text",
-            **self.constants,
-            **dict(zip(self.inputs, tensors, strict=True)),
-        }
+        features: dict[str, Any] = {"modality": "text", **dict(zip(self.inputs, tensors, strict=True))}
         for module in self.library_modules:
             features = module(features)
         return features
