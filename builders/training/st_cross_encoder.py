@@ -6,7 +6,6 @@ The result is a folder as ``CrossEncoder.save_pretrained`` writes it: nothing of
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,8 @@ def train_from_recipe(recipe: Recipe, data: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=".new-", dir=_made(target.parent)) as scratch:
         fresh = Path(scratch) / target.name
         fine_tune(judged, KIT_FORM.with_recipe(recipe.text), backbone, settings).save_pretrained(str(fresh))
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            target.rename(fresh.with_name("before"))  # goes with the scratch folder, once the new one is in place
         fresh.rename(target)
     return target
 
