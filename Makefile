@@ -145,7 +145,7 @@ lock: ## resolve requirements/*.in anew into requirements/*.txt
 	      build/lock/bin/pip freeze | sed 's/+cpu$$//'; } > requirements/$$name.txt; done; rm -rf build/lock
 
 clean: ## remove everything that make made
-	rm -rf $(VENV) $(SERVER_VENV) build item_store model_repository/manifest.json .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(SERVER_VENV) build item_store model_repository/manifest.json model_repository/manifest.json.sig model_repository/.lock .pytest_cache .ruff_cache .mypy_cache
 	find model_repository -mindepth 2 -maxdepth 2 -type d \( -name '[0-9]*' -o -name '.new-*' -o -name configs \) -exec rm -rf {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf clients/*.egg-info

@@ -209,6 +209,66 @@ def publish(
 
 
 @app.command()
+def rollback(
+    endpoint: Annotated[str, typer.Argument(help="Such as rank.")],
+    to: Annotated[
+        str | None, typer.Option(help="A kept generation or variant, see `status`; none = what it served before.")
+    ] = None,
+) -> None:
+    """Make an endpoint serve again what it served before."""
+    from builders import commands
+
+    commands.rollback(endpoint=endpoint, to=to)
+
+
+@app.command()
+def candidate(
+    variant: Annotated[str, typer.Argument(help="A published variant, such as dcn_v2_fp32_onnx.")],
+    force: Force = False,
+) -> None:
+    """Publish a variant a second time as `rank_candidate` (`recommend_candidate`), to be tried beside `rank`."""
+    from builders import commands
+
+    commands.candidate(variant=variant, force=force)
+
+
+@app.command()
+def retire(endpoint: Annotated[str, typer.Argument(help="Such as rank_candidate.")]) -> None:
+    """Publish an endpoint no more."""
+    from builders import commands
+
+    commands.retire(endpoint=endpoint)
+
+
+@app.command()
+def prune(
+    keep: Annotated[int, typer.Option(min=1, help="Generations of every endpoint, with the one that it serves.")] = 3,
+) -> None:
+    """Remove what nothing published names and nothing can be rolled back to; safe while serving."""
+    from builders import commands
+
+    commands.prune(keep=keep)
+
+
+@app.command()
+def sign(
+    key: Annotated[Path, typer.Argument(help="PEM file: openssl genpkey -algorithm ed25519 -out key.pem")],
+) -> None:
+    """Sign the manifest, for `--verify signature`; $TRITONRANK_SIGNING_KEY does so at every publication."""
+    from builders import commands
+
+    commands.sign(key=key)
+
+
+@app.command()
+def status() -> None:
+    """Show what each endpoint serves and since when, what it was built from, and what is kept to roll back to."""
+    from builders import commands
+
+    commands.status()
+
+
+@app.command()
 def choose(
     slo_p99_ms: Annotated[float, typer.Option(min=0, help="Highest p99.")],
     min_ndcg_ratio: Annotated[float, typer.Option(min=0, help="Of the gate's metric, over the reference's.")],

@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from rich import filesize
 from rich.console import Console
 from rich.table import Table
 
@@ -21,8 +22,9 @@ from builders.evaluate.choose import chosen_variant, run_choose
 from builders.evaluate.judge import BuiltRanker, truncations
 from builders.evaluate.metrics import GateFailed
 from builders.evaluate.slices import slice_quality, slice_table
-from builders.publish import endpoints
-from builders.publish.repository import promote, tune_machine
+from builders.publish import endpoints, lifecycle
+from builders.publish.manifest import MANIFEST, sign_manifest
+from builders.publish.repository import tune_machine
 from builders.rankers.load import import_from, load_ranker
 
 CLIENT_CONTRACTS = REPOSITORY_ROOT / "clients" / "tritonrank_client" / "contracts.json"
@@ -209,8 +211,54 @@ def publish(
         endpoints.fill_item_store([built], say)
         endpoints.publish_rankers([built], {}, _data_note(data), say, forced=[variant] if force else [])
         endpoint = built.ranker.endpoint.name
-    promote(PROJECT.repository, endpoint, f"{endpoint}_{variant}")
-    console.print(f"{endpoint} = {variant}; a running server takes it up when it loads '{endpoint}' anew")
+    served = lifecycle.promote(PROJECT.repository, endpoint, f"{endpoint}_{variant}", force=force)
+    _tell_served(endpoint, served.name)
+
+
+def rollback(endpoint: str, to: str | None) -> None:
+    """Serve again what was served before, or a kept generation. Raises: RepositoryError."""
+    _tell_served(endpoint, lifecycle.rollback(PROJECT.repository, endpoint, to).name)
+
+
+def candidate(variant: str, force: bool) -> None:
+    """A second endpoint for a published variant. Raises: RepositoryError."""
+    kind = endpoints.endpoint_of(variant)
+    if kind is None:
+        raise RecipeError(f"'{variant}' is not published here; run 'builders build RECIPE --variant NAME' first")
+    endpoint = f"{kind}_{lifecycle.CANDIDATE}"
+    served = lifecycle.promote(PROJECT.repository, endpoint, f"{kind}_{variant}", force=force)
+    _tell_served(endpoint, served.name)
+
+
+def retire(endpoint: str) -> None:
+    """Publish an endpoint no more. Raises: RepositoryError."""
+    lifecycle.retire(PROJECT.repository, endpoint)
+    say(f"{endpoint} is published no more; a running server serves it until it unloads it or starts anew")
+
+
+def prune(keep: int) -> None:
+    """Remove what nothing names."""
+    gone, freed = lifecycle.prune(PROJECT.repository, keep)
+    for name in gone:
+        say(f"given up: {name}")
+    say(f"{filesize.decimal(freed)} of the model repository freed")
+
+
+def sign(key: Path) -> None:
+    """Sign the manifest. Raises: RepositoryError, SigningKeyError."""
+    sign_manifest(PROJECT.repository, key)
+    say(f"{PROJECT.repository / MANIFEST} is signed by {key}; 'python -m server --verify signature' checks it")
+
+
+def status() -> None:
+    """Print what is published and what is kept."""
+    table = Table("endpoint", "serves", "since", "recipe", "data", "gate", "size")
+    for each in lifecycle.published_generations(PROJECT.repository):
+        name = each.generation.name + (" (forced)" if each.generation.forced else "")
+        cells = (each.endpoint, name) if each.served else ("", f"kept: {name}")
+        size = filesize.decimal(each.size_bytes)
+        table.add_row(*cells, each.generation.since, each.recipe, each.data, each.gate, size)
+    console.print(table if table.row_count else f"{PROJECT.repository}: nothing is published; run 'make repository'")
 
 
 def choose(
@@ -302,6 +350,10 @@ def _publish(
     failed = [one.recipe.model_name(each.variant) for one in rankers for each in one.variants if not each.passed]
     endpoints.publish_rankers(rankers, wanted, _data_note(data), say, forced=failed if force else [])
     write_atomically(CLIENT_CONTRACTS, client_contracts())
+
+
+def _tell_served(endpoint: str, generation: str) -> None:
+    say(f"{endpoint} = {generation}; a running server takes it up when it loads '{endpoint}' anew")
 
 
 def _data_note(data: Path | None) -> str:

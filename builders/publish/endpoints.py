@@ -22,6 +22,7 @@ from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.export.onnx import OPSET
 from builders.publish import model_config
 from builders.publish.item_store import ItemStore
+from builders.publish.manifest import RepositoryError
 from builders.publish.postprocessing import (
     ATTRIBUTES_TABLE,
     ATTRIBUTES_VERSION,
@@ -31,7 +32,6 @@ from builders.publish.postprocessing import (
 )
 from builders.publish.repository import (
     Ensemble,
-    RepositoryError,
     ServedModel,
     publish_models,
     published_names,
@@ -76,13 +76,14 @@ def publish_rankers(
                 steps = _served_steps(built.recipe, built.ranker, variant, data_note)
                 models.update({model.name: model for model in steps})
                 name = f"{built.ranker.endpoint.name}_{built.recipe.model_name(variant.variant)}"
-                ensembles[name] = _ensemble(name, built.ranker.endpoint, steps)
+                forced_now = not variant.passed and built.recipe.model_name(variant.variant) in forced
+                ensembles[name] = _ensemble(name, built.ranker.endpoint, steps, forced=forced_now)
     aliases = _aliases(ensembles, published, workspace)
     similar = [
         _similar(built.ranker) for built in rankers if built.recipe.ranker == SIMILAR_BY and _stores(built.ranker)
     ]
     versions = publish_models(
-        workspace.repository, [*models.values(), *similar], [*ensembles.values(), *aliases], libraries()
+        workspace.repository, [*models.values(), *similar], [*ensembles.values(), *aliases], libraries(), say
     )
     said = ", ".join(f"{alias.name} = {alias.steps[-2]}" for alias in aliases)
     say(f"published {len(models) + len(similar)} models and {len(ensembles) + len(aliases)} endpoints; {said}")
@@ -196,9 +197,9 @@ def _served_now(endpoint: str, workspace: Workspace) -> str | None:
         return None
 
 
-def _ensemble(name: str, endpoint: Contract, steps: Sequence[ServedModel]) -> Ensemble:
+def _ensemble(name: str, endpoint: Contract, steps: Sequence[ServedModel], *, forced: bool) -> Ensemble:
     contract = model_config.endpoint_contract(name, endpoint, [step.contract for step in steps])
-    return Ensemble(name, [step.name for step in steps], contract)
+    return Ensemble(name, [step.name for step in steps], contract, forced)
 
 
 # ---------------------------------------------------------------- steps

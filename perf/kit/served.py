@@ -9,7 +9,8 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from builders.core.runtimes import RUNTIMES
 from builders.publish import pbtxt
-from builders.publish.repository import CONFIG, MANIFEST, left_out, published_names, served_variant
+from builders.publish.manifest import CONFIG, MANIFEST
+from builders.publish.repository import left_out, published_names, served_variant
 
 __all__ = [
     "CONFIG",

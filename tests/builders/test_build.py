@@ -27,6 +27,7 @@ from builders.publish.endpoints import (
     published_variants,
 )
 from builders.publish.item_store import ItemStore
+from builders.publish.manifest import read_manifest
 from tests.support import tiny_xlm_roberta
 from tests.support.tiny_xlm_roberta import Built
 
@@ -100,9 +101,9 @@ def test_a_forced_variant_is_published_and_the_manifest_says_that_it_failed(buil
     publish_rankers(
         rankers, {"rank": "cross_encoder_fp32_onnx"}, "", workspace=workspace, forced=["cross_encoder_int8_onnx"]
     )
-    manifest = json.loads((workspace.repository / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["models"]["cross_encoder_int8_onnx"]["built_from"]["passed"] is False
-    assert manifest["models"]["cross_encoder_fp32_onnx"]["built_from"]["passed"] is True
+    models = read_manifest(workspace.repository).models
+    assert models["cross_encoder_int8_onnx"][1].built_from["passed"] is False
+    assert models["cross_encoder_fp32_onnx"][1].built_from["passed"] is True
 
 
 @pytest.fixture
@@ -179,17 +180,17 @@ def test_trials_are_built_by_name_or_all_together(built: Built, tmp_path: Path) 
 
 
 def test_the_manifest_says_what_every_model_was_built_from(built: Built) -> None:
-    manifest = json.loads((built.workspace.repository / "manifest.json").read_text(encoding="utf-8"))
-    assert {"torch", "onnx", "onnxruntime", "python"} <= set(manifest["libraries"])
-    entry = manifest["models"]["cross_encoder_int8_onnx"]
-    assert entry["built_from"]["data"] == "made up"
-    assert entry["built_from"]["recipe"] == "recipes/cross_encoder.toml"
-    assert entry["built_from"]["variant"]["steps"][0]["calibration_queries"] == 2
-    assert entry["built_from"]["passed"] is True
-    assert "lower end" in entry["built_from"]["gate"]
-    assert set(entry["built_from"]["checkpoint"]) == {path.name for path in built.ranker.checkpoint_files}
-    assert set(entry["sha256"]) == {"config.pbtxt", "1/model.onnx", "1/contract.json"}
-    assert set(manifest["ensembles"]) == {"rank", "rank_cross_encoder_fp32_onnx", "rank_cross_encoder_int8_onnx"}
+    manifest = read_manifest(built.workspace.repository)
+    assert {"torch", "onnx", "onnxruntime", "python"} <= set(manifest.libraries)
+    built_from = manifest.models["cross_encoder_int8_onnx"][1].built_from
+    assert built_from["data"] == "made up"
+    assert built_from["recipe"] == "recipes/cross_encoder.toml"
+    assert built_from["variant"]["steps"][0]["calibration_queries"] == 2
+    assert built_from["passed"] is True
+    assert "lower end" in built_from["gate"]
+    assert set(built_from["checkpoint"]) == {path.name for path in built.ranker.checkpoint_files}
+    assert "cross_encoder_int8_onnx/1/model.onnx" in manifest.files
+    assert set(manifest.endpoints) == {"rank", "rank_cross_encoder_fp32_onnx", "rank_cross_encoder_int8_onnx"}
 
 
 def test_rank_serves_the_published_variant(built: Built) -> None:
