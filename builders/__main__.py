@@ -74,6 +74,17 @@ def train(recipes: Recipes = None, data: Data = None) -> None:
 
 
 @app.command()
+def retrain(
+    recipe: Annotated[Path, typer.Argument(help="With a trainer and a checkpoint.")],
+    data: Data = None,
+) -> None:
+    """Train anew, compare with what was there on queries kept apart, and publish as `rank_candidate`: a nightly job."""
+    from builders import commands
+
+    commands.retrain(recipe=recipe, data=data)
+
+
+@app.command()
 def export(recipes: Recipes = None, data: Data = None) -> None:
     """Export, check, quantize and gate every variant of the recipes."""
     from builders import commands

@@ -68,6 +68,17 @@ def train(recipes: list[Path] | None, data: Path | None) -> None:
         import_from(recipe, recipe.trainer)(recipe, folder)
 
 
+def retrain(recipe: Path, data: Path | None) -> None:
+    """Train anew, compare, publish as a candidate. Raises: RecipeError, RetrainedWorse, and what a trainer raises."""
+    from builders import retrain as retraining
+
+    owner = load_recipe(recipe)
+    trainer = import_from(owner, owner.trainer)
+    report = retraining.retrain(owner, trainer, _data(data).folder, say)
+    write_atomically(CLIENT_CONTRACTS, client_contracts())
+    say(str(report))
+
+
 def export(recipes: list[Path] | None, data: Path | None) -> None:
     """Make and gate variants, publish nothing."""
     _built(recipes, data)

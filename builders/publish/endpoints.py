@@ -55,6 +55,7 @@ def publish_rankers(
     *,
     gated: bool = True,
     forced: Collection[str] = (),
+    moves: bool = True,
 ) -> dict[str, int]:
     """Write all rankers' models and endpoints.
 
@@ -63,6 +64,8 @@ def publish_rankers(
             an endpoint that is not named goes on serving what it serves.
         data_note: for the manifest.
         gated: leave out what failed its gate; else everything is written, to be measured.
+        moves: whether ``rank`` follows its variant to what is written now; else it serves what it served, and only
+            ``published`` moves it.
         forced: variants, such as ``cross_encoder_int8_onnx``, written although they failed; the manifest says so.
 
     Raises:
@@ -78,7 +81,7 @@ def publish_rankers(
                 name = f"{built.ranker.endpoint.name}_{built.recipe.model_name(variant.variant)}"
                 forced_now = not variant.passed and built.recipe.model_name(variant.variant) in forced
                 ensembles[name] = _ensemble(name, built.ranker.endpoint, steps, forced=forced_now)
-    aliases = _aliases(ensembles, published, workspace)
+    aliases = _aliases(ensembles, published, workspace, moves=moves)
     similar = [
         _similar(built.ranker) for built in rankers if built.recipe.ranker == SIMILAR_BY and _stores(built.ranker)
     ]
@@ -172,12 +175,14 @@ def served_files(code: str) -> dict[str, Path]:
 
 
 # ---------------------------------------------------------------- endpoints
-def _aliases(ensembles: Mapping[str, Ensemble], published: Mapping[str, str], workspace: Workspace) -> list[Ensemble]:
+def _aliases(
+    ensembles: Mapping[str, Ensemble], published: Mapping[str, str], workspace: Workspace, *, moves: bool
+) -> list[Ensemble]:
     """``rank``, ``recommend``: the named variants, and those served now whose models are written anew."""
     aliases = []
     for endpoint in ENDPOINTS:
         served = _served_now(endpoint, workspace)
-        wanted = published.get(endpoint) or (served if f"{endpoint}_{served}" in ensembles else None)
+        wanted = published.get(endpoint) or (served if moves and f"{endpoint}_{served}" in ensembles else None)
         of_endpoint = [name for name in ensembles if name.startswith(f"{endpoint}_")]
         if wanted is None or not of_endpoint:
             continue
