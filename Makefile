@@ -14,10 +14,11 @@ QUERIES   ?=
 RECIPES   ?=
 VARIANT   ?=
 REQUIRE_TENSORRT ?=
+MINUTES   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-gpu check setup data train export build-engines quality recommend repository pareto publish serve \
-    perf bench report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
+    perf bench soak report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +93,9 @@ perf: setup ## perf_analyzer sweep with real requests against every endpoint
 
 bench: setup ## the figures to reach, each with its limit
 	@$(RUN) -m perf bench
+
+soak: setup ## ten minutes (MINUTES=30) of load beside refresh, retraining, publishing, rolling back and kills: no wrong answer
+	@$(RUN) -m perf soak $(if $(MINUTES),--minutes $(MINUTES))
 
 test-gpu: setup ## the tests that need a GPU
 	@$(RUN) -m pytest -m gpu -s $(ARGS)

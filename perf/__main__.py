@@ -93,6 +93,21 @@ def bench(
     run_bench(parts, load_judged(folder), endpoints, rankers, folder=folder, console=console)
 
 
+@app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.5, help="Of load; building and comparing come on top.")] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of the jobs and of the moments at which some are killed.")] = 0,
+) -> None:
+    """Ask steadily while everything is done to a repository that a year brings; every score is compared with torch."""
+    from perf.soak import run_soak
+
+    found = run_soak(minutes, console, seed)
+    console.print(found.table())
+    print(found.to_json())
+    if not found.passed:
+        raise PerfError(f"{len(found.wrong)} wrong answers, {found.errors.total()} requests not answered")
+
+
 @app.command("gpu-report")
 def gpu_report() -> None:
     """Build every engine, run the GPU tests and sweeps, and write what came of it: on a machine with an NVIDIA GPU."""
