@@ -168,6 +168,12 @@ def published_names(repository: Path) -> frozenset[str]:
     return frozenset({*manifest["models"], *manifest["ensembles"]})
 
 
+def published_rankers(repository: Path) -> frozenset[str]:
+    """Names of the rankers whose models the manifest names."""
+    built_from = [entry.get("built_from", {}) for entry in read_manifest(repository)["models"].values()]
+    return frozenset(Path(each["recipe"]).stem for each in built_from if "recipe" in each)
+
+
 def left_out(repository: Path, names: Iterable[str]) -> str:
     """One line about those of ``names`` that have a configuration here and were not published; empty without any."""
     published = published_names(repository)
