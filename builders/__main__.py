@@ -29,6 +29,15 @@ FidelityLists = Annotated[
     int | None, typer.Option(min=1, help="Unjudged lists of the gate, in place of the recipe's: fewer are quicker.")
 ]
 
+NewStore = Annotated[
+    bool,
+    typer.Option(
+        "--new-store",
+        help="Fill a new item store beside the present one and rename it into its place; to go from generated to real "
+        "data, for example. Servers are started again after that.",
+    ),
+]
+
 OwnRecipe = Annotated[Path | None, typer.Option("--recipe", help="The variant's, where it is not in recipes/.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -174,11 +183,14 @@ def repository(
     data: Data = None,
     published: Published = None,
     fidelity_lists: FidelityLists = None,
+    new_store: NewStore = False,
 ) -> None:
     """Build what is missing of all recipes, fill the item store and write the model repository."""
     from builders import commands
 
-    commands.repository(recipes=recipes, data=data, published=published, fidelity_lists=fidelity_lists)
+    commands.repository(
+        recipes=recipes, data=data, published=published, fidelity_lists=fidelity_lists, new_store=new_store
+    )
 
 
 @app.command("build")
@@ -194,13 +206,15 @@ def build_recipe(
         bool, typer.Option("--force", help="Also variants that fail their gate; kept in the manifest.")
     ] = False,
     fidelity_lists: FidelityLists = None,
+    new_store: NewStore = False,
 ) -> None:
     """Take one ranker, yours for example, from its recipe to the model repository: export, parity, gate, store."""
     from builders import commands
 
     commands.build_recipe(
-        recipe=recipe, data=data, published=published, variant=variant, force=force, fidelity_lists=fidelity_lists
-    )
+        recipe=recipe, data=data, published=published, variant=variant, force=force, fidelity_lists=fidelity_lists,
+        new_store=new_store,
+    )  # fmt: skip
 
 
 @app.command()
@@ -294,6 +308,35 @@ def choose(
         slo_p99_ms=slo_p99_ms, min_ndcg_ratio=min_ndcg_ratio, recipe=recipe, max_size_mb=max_size_mb, min_rate=min_rate
     ):
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def refresh(
+    corpus: Annotated[Path, typer.Argument(help="A corpus.jsonl, the whole catalogue; - = standard input.")],
+    recipes: Annotated[
+        list[Path] | None, typer.Argument(help="Recipes; the published ones of search data when none is given.")
+    ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Some products: add and change, remove none.")] = False,
+    allow_shrink: Annotated[
+        bool, typer.Option("--allow-shrink", help="Although more than half of the items have gone.")
+    ] = False,
+) -> None:
+    """Bring the item store to a catalogue, also while it is being served: what is new or changed is computed, what has
+    gone is removed.
+
+    A line `{"_id": "...", "deleted": true}` removes that product, with `--partial` too.
+    """
+    from builders import commands
+
+    commands.refresh(corpus=corpus, recipes=recipes, partial=partial, allow_shrink=allow_shrink)
+
+
+@app.command()
+def prune_store() -> None:
+    """Drop the tables of the item store that no version of a published model reads; publishing does it, too."""
+    from builders import commands
+
+    commands.prune_store()
 
 
 @app.command()

@@ -27,7 +27,7 @@ from builders.data.beir import JudgedQueries
 from builders.data.evaluation import evaluation_data
 from builders.evaluate.judge import BuiltRanker
 from builders.evaluate.metrics import Interval, paired_interval
-from builders.publish import endpoints, lifecycle
+from builders.publish import catalogue, endpoints, lifecycle
 
 Trainer = Callable[[Recipe, Path], object]
 
@@ -157,7 +157,7 @@ class _Retraining:
         _replace_folder(self.trial.ranker_folder(self.recipe.ranker), self.workspace.ranker_folder(self.recipe.ranker))
 
     def _published(self, report: Report, built: BuiltRanker) -> Report:
-        endpoints.fill_item_store([built], self.say, self.workspace)
+        catalogue.fill_item_store([built], self.say, self.workspace)
         endpoints.publish_rankers([built], {}, self.folder.name, self.say, self.workspace, moves=False)
         kind = built.ranker.endpoint.name
         served = endpoints.published_variants(self.workspace).get(kind)

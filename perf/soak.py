@@ -2,10 +2,10 @@
 
 A copy of this checkout with two small rankers of its own is built and served on generated data. While two clients ask
 ``rank`` and ``recommend`` at a steady rate, one job after another refreshes the catalogue, adds items, trains anew,
-publishes, rolls back, tries and retires candidates and prunes, each as the command line that users type; some are killed
-at a random moment. Every score of every answer is then compared with torch's: for a checkpoint that ``rank`` may have
-served while the request ran, on a content that the item may have had while the request ran. After a kill both the state
-of before and that of after may be served, until a job of the same kind ends well.
+publishes, rolls back, tries and retires candidates and prunes, each as the command line that users type; some are
+killed at a random moment. Every score of every answer is then compared with torch's: for a checkpoint that ``rank`` may
+have served while the request ran, on a content that the item may have had while the request ran. After a kill both the
+state of before and that of after may be served, until a job of the same kind ends well.
 """
 
 from __future__ import annotations

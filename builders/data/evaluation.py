@@ -7,14 +7,19 @@ categories  search queries with their category: :mod:`builders.data.categories`
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
 from builders.core.recipe import Recipe
-from builders.data.beir import JudgedQueries, load_judged
+from builders.data.beir import CORPUS, QRELS, QUERIES, JudgedQueries, is_generated, judged_folder, load_judged
+from builders.data.purchase_columns import COLUMNS_FILE
+from builders.data.purchases import purchases_path
+
+State = tuple[tuple[str, int, int], ...]
+"""Name, size and time of change of each file."""
 
 
-@functools.lru_cache(maxsize=8)
 def evaluation_data(kind: str, folder: Path) -> JudgedQueries:
     """Requests, candidates with grades, items and users.
 
@@ -25,6 +30,24 @@ def evaluation_data(kind: str, folder: Path) -> JudgedQueries:
     Raises:
         DatasetError: the folder does not hold that data, or a file of it is broken.
     """
+    return _evaluation_data(kind, folder, _state(folder))
+
+
+@functools.lru_cache(maxsize=8)
+def _evaluation_data(kind: str, folder: Path, state: State) -> JudgedQueries:
+    """Read once, as long as no file changes."""
+    return dataclasses.replace(_read(kind, folder), generated=is_generated(folder))
+
+
+def _state(folder: Path) -> State:
+    judged, purchases = judged_folder(folder), purchases_path(folder)
+    files = [judged / name for name in (CORPUS, QUERIES, QRELS)] if judged else []
+    files += [purchases, purchases.with_name(COLUMNS_FILE)] if purchases else []
+    states = [(str(path), path.stat()) for path in files if path.is_file()]
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+def _read(kind: str, folder: Path) -> JudgedQueries:
     if kind == "purchases":
         from builders.data.purchase_log import evaluation_lists, purchase_log
 

@@ -1,4 +1,4 @@
-"""Built rankers => item store and model repository: steps, endpoints, and which variant ``rank`` serves.
+"""Built rankers => model repository: steps, endpoints, and which variant ``rank`` serves.
 
 Knows nothing of how a variant was built or judged.
 """
@@ -17,19 +17,13 @@ from builders.core.recipe import Recipe, RecipeError
 from builders.core.runtimes import runtime_of
 from builders.core.versions import libraries
 from builders.core.workspace import PROJECT, SERVED_CODE, Workspace
-from builders.data.beir import Product
 from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.export.onnx import OPSET
 from builders.publish import model_config
-from builders.publish.item_store import ItemStore
+from builders.publish.catalogue import stores_items
 from builders.publish.manifest import RepositoryError
-from builders.publish.postprocessing import (
-    ATTRIBUTES_TABLE,
-    ATTRIBUTES_VERSION,
-    attribute_records,
-    postprocess_contract,
-    similar_contract,
-)
+from builders.publish.postprocessing import postprocess_contract, similar_contract
+from builders.publish.prune import prune_tables
 from builders.publish.repository import (
     Ensemble,
     ServedModel,
@@ -70,6 +64,8 @@ def publish_rankers(
 
     Raises:
         RecipeError: no built variant that passed its gate is called as ``published`` says.
+
+    What no version of a model reads any more is dropped from the item store.
     """
     models: dict[str, ServedModel] = {}
     ensembles: dict[str, Ensemble] = {}
@@ -83,13 +79,15 @@ def publish_rankers(
                 ensembles[name] = _ensemble(name, built.ranker.endpoint, steps, forced=forced_now)
     aliases = _aliases(ensembles, published, workspace, moves=moves)
     similar = [
-        _similar(built.ranker) for built in rankers if built.recipe.ranker == SIMILAR_BY and _stores(built.ranker)
+        _similar(built.ranker) for built in rankers if built.recipe.ranker == SIMILAR_BY and stores_items(built.ranker)
     ]
     versions = publish_models(
         workspace.repository, [*models.values(), *similar], [*ensembles.values(), *aliases], libraries(), say
     )
     said = ", ".join(f"{alias.name} = {alias.steps[-2]}" for alias in aliases)
     say(f"published {len(models) + len(similar)} models and {len(ensembles) + len(aliases)} endpoints; {said}")
+    if (pruned := prune_tables(workspace.repository, workspace.item_store)).tables:
+        say(str(pruned))
     return versions
 
 
@@ -115,47 +113,6 @@ def endpoint_of(variant: str, workspace: Workspace = PROJECT) -> str | None:
     """The endpoint under which the variant is published; None where it is not."""
     published = published_names(workspace.repository)
     return next((name for name in ENDPOINTS if f"{name}_{variant}" in published), None)
-
-
-def fill_item_store(rankers: Sequence[BuiltRanker], say: Say = print, workspace: Workspace = PROJECT) -> None:
-    """Compute and store the features of the items and users that the store does not hold in these rankers' versions."""
-    with ItemStore(workspace.item_store) as store:
-        for built in rankers:
-            parameters = built.ranker.preprocess.parameters
-            version = parameters["item_features_version"]
-            products = built.data.products
-            if _stores(built.ranker):
-                there = store.ids(built.ranker.name, version)
-                missing = [product for product in products.values() if product.item_id not in there]
-                if missing:
-                    say(f"item store: features of {len(missing)} items for {built.ranker.name}")
-                    store.put(built.ranker.name, version, built.ranker.item_features(missing))
-            if parameters.get("user_features"):
-                store.put(parameters["user_features"], version, built.ranker.user_features(built.data.users))
-            known = store.ids(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION)
-            unknown = [product for product in products.values() if product.item_id not in known]
-            store.put(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION, attribute_records(unknown))
-
-
-def add_items(rankers: Sequence[Ranker], products: Sequence[Product], workspace: Workspace = PROJECT) -> None:
-    """Add or replace products while the store is being served; the next request sees them."""
-    with ItemStore(workspace.item_store) as store:
-        for ranker in rankers:
-            if _stores(ranker):
-                version = ranker.preprocess.parameters["item_features_version"]
-                store.put(ranker.name, version, ranker.item_features(products))
-        store.put(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION, attribute_records(products))
-
-
-def add_users(
-    rankers: Sequence[Ranker], users: Mapping[str, Mapping[str, Any]], workspace: Workspace = PROJECT
-) -> None:
-    """Add or replace users while the store is being served; nothing for rankers that read none."""
-    with ItemStore(workspace.item_store) as store:
-        for ranker in rankers:
-            parameters = ranker.preprocess.parameters
-            if parameters.get("user_features"):
-                store.put(parameters["user_features"], parameters["item_features_version"], ranker.user_features(users))
 
 
 def served_files(code: str) -> dict[str, Path]:
@@ -239,11 +196,6 @@ def _postprocess(recipe: Recipe, ranker: Ranker) -> ServedModel:
     if contract != postprocess_contract():
         contract = dataclasses.replace(contract, name=f"{ranker.name}_postprocess")
     return _python_model("postprocess", contract, {}, {})
-
-
-def _stores(ranker: Ranker) -> bool:
-    """Whether it has a table in the item store; else all that it reads of an item comes in the request."""
-    return ranker.preprocess.parameters["item_features"] is not None
 
 
 def _similar(ranker: Ranker) -> ServedModel:

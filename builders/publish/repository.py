@@ -188,6 +188,14 @@ def published_names(repository: Path) -> frozenset[str]:
     return read_manifest(repository).names
 
 
+def published_rankers(repository: Path) -> frozenset[str]:
+    """Names of the rankers whose models the manifest names."""
+    built_from = [
+        each.built_from for versions in read_manifest(repository).models.values() for each in versions.values()
+    ]
+    return frozenset(Path(each["recipe"]).stem for each in built_from if "recipe" in each)
+
+
 def left_out(repository: Path, names: Iterable[str]) -> str:
     """One line about those of ``names`` that have a configuration here and were not published; empty without any."""
     published = published_names(repository)

@@ -19,13 +19,8 @@ from builders.core.workspace import Workspace
 from builders.data.beir import Request
 from builders.data.find import Product
 from builders.evaluate.judge import BuiltRanker, BuiltVariant, score_in_process
-from builders.publish.endpoints import (
-    DEFAULT_PUBLISHED,
-    add_items,
-    fill_item_store,
-    publish_rankers,
-    published_variants,
-)
+from builders.publish.catalogue import add_items, fill_item_store
+from builders.publish.endpoints import DEFAULT_PUBLISHED, publish_rankers, published_variants
 from builders.publish.item_store import ItemStore
 from builders.publish.manifest import read_manifest
 from tests.support import tiny_xlm_roberta
@@ -208,7 +203,13 @@ def test_only_missing_items_are_computed(built: Built, tmp_path: Path, said: lis
     for count in (10, 12, 12):
         data = dataclasses.replace(built.judged, products={each.item_id: each for each in products[:count]})
         fill_item_store([BuiltRanker(built.recipe, built.ranker, [], data)], said.append, workspace)
-    assert said == [f"item store: features of {count} items for cross_encoder" for count in (10, 2)]
+    assert said == [
+        "item store: features of 10 items for cross_encoder",
+        "item store: cross_encoder: 10 added, 0 changed, 0 removed, 0 unchanged",
+        "item store: features of 2 items for cross_encoder",
+        "item store: cross_encoder: 2 added, 0 changed, 0 removed, 10 unchanged",
+        "item store: cross_encoder: 0 added, 0 changed, 0 removed, 12 unchanged",
+    ]
 
 
 def test_an_added_item_is_in_the_table_that_the_model_reads(built: Built, tmp_path: Path) -> None:
