@@ -115,8 +115,8 @@ ASKED = {
 }
 RECIPE = """
 ranker = "{name}"
-module = "{name}.py:Soaked"
-trainer = "{name}.py:train"
+module = "{folder}/{name}.py:Soaked"
+trainer = "{folder}/{name}.py:train"
 checkpoint = "checkpoints/{name}"
 
 [gate]
@@ -258,7 +258,7 @@ class Shop:
             asked, rows = ASKED[endpoint]
             module = MODULE.replace("ASKED_ROWS", rows).replace("ASKED", asked)
             (self.kit / "recipes" / f"{name}.py").write_text(module, encoding="utf-8")
-            text = RECIPE.format(name=name) + ('data = "purchases"\n' if endpoint == "recommend" else "")
+            text = RECIPE.format(name=name, folder=self.kit / "recipes") + ('data = "purchases"\n' if endpoint == "recommend" else "")
             (self.kit / "recipes" / f"{name}.toml").write_text(_data_first(text), encoding="utf-8")
         for endpoint in RANKERS:
             self.retrain(endpoint)
