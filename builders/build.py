@@ -14,7 +14,8 @@ from builders.compress.context import Say, build_context
 from builders.core.recipe import Recipe
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
-from builders.data.evaluation import judging_queries
+from builders.data.bm25 import told_without_word
+from builders.data.evaluation import judging_queries, told_unanswerable
 from builders.evaluate.judge import BuiltRanker, BuiltVariant, Judging, judged_variant, told_rounding, torch_scores
 from builders.evaluate.reference import check_against_outside
 from builders.features.text import check_item_fields
@@ -29,7 +30,9 @@ def build_ranker(
 
     Raises:
         TokenizerError: the recipe's [text] names a field that no item has.
+        DatasetError: no query of the data may judge the ranker; nothing is built.
     """
+    judging_queries(recipe, data)
     if recipe.text.item:
         check_item_fields(recipe.text.item, data.products.values())
     ranker = load_ranker(recipe)
@@ -62,6 +65,8 @@ def build_variants(
     for note in judged.notes:
         say(f"{recipe.ranker}: {note}")
     evaluated = judging_queries(recipe, judged)
+    for told in filter(None, (told_unanswerable(evaluated), told_without_word(evaluated))):
+        say(f"{recipe.ranker}: {told}")
     by_torch = torch_scores(recipe, ranker, evaluated, say, workspace)
     if rounding := told_rounding(recipe, ranker, evaluated, workspace):
         say(rounding)

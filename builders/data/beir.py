@@ -5,6 +5,7 @@ Refuses a broken file with its line, what was found and what was wanted. Knows n
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import hashlib
@@ -25,6 +26,8 @@ GAINS = {3: 1.0, 2: 0.1, 1: 0.01, 0: 0.0}
 
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels.tsv"
 QRELS_HEADER = "query-id\tcorpus-id\tscore"
+FAULTS_TOLD = 3
+"""Broken lines of judgements that one error names."""
 TEST_SHARE = 3
 """One query in this many, by hash of its text, is a test query."""
 
@@ -241,15 +244,17 @@ def _read_qrels(path: Path, queries: dict[str, str], products: dict[str, Product
     if header != QRELS_HEADER:
         raise DatasetError(f"{where}: header is {header!r}, wanted {QRELS_HEADER!r}")
     judgements: dict[str, dict[str, int]] = {query_id: {} for query_id in queries}
+    faults = []
     for where, line in lines:
-        query_id, item_id, grade = _qrel(where, line)
-        if query_id not in queries:
-            raise DatasetError(f"{where}: query '{query_id}' is unknown, wanted one of {QUERIES}")
-        if item_id not in products:
-            raise DatasetError(f"{where}: product '{item_id}' is unknown, wanted one of {CORPUS}")
-        if item_id in judgements[query_id]:
-            raise DatasetError(f"{where}: query '{query_id}' judges product '{item_id}' twice, wanted once")
-        judgements[query_id][item_id] = grade
+        try:
+            query_id, item_id, grade = _judgement(where, line, judgements, products)
+        except DatasetError as fault:
+            faults.append(str(fault))
+        else:
+            judgements[query_id][item_id] = grade
+    if faults:
+        rest = f"; and {len(faults) - FAULTS_TOLD} more lines" if len(faults) > FAULTS_TOLD else ""
+        raise DatasetError("; ".join(faults[:FAULTS_TOLD]) + rest)
     unjudged = [query_id for query_id, grades in judgements.items() if not grades]
     if unjudged:
         raise DatasetError(
@@ -291,6 +296,20 @@ def _corpus_row(product: Product) -> dict[str, Any]:
     }
 
 
+def _judgement(
+    where: str, line: str, judgements: Mapping[str, Mapping[str, int]], products: Mapping[str, Product]
+) -> tuple[str, str, int]:
+    """Query id, item id and grade. Raises: DatasetError where the line does not fit the lines before or the files."""
+    query_id, item_id, grade = _qrel(where, line)
+    if query_id not in judgements:
+        raise DatasetError(f"{where}: query '{query_id}' is unknown, wanted one of {QUERIES}")
+    if item_id not in products:
+        raise DatasetError(f"{where}: product '{item_id}' is unknown, wanted one of {CORPUS}")
+    if item_id in judgements[query_id]:
+        raise DatasetError(f"{where}: query '{query_id}' judges product '{item_id}' twice, wanted once")
+    return query_id, item_id, grade
+
+
 def _qrel(where: str, line: str) -> tuple[str, str, int]:
     fields = line.split("\t")
     if len(fields) != 3:
@@ -303,26 +322,39 @@ def _qrel(where: str, line: str) -> tuple[str, str, int]:
 
 # ---------------------------------------------------------------- lines and fields
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line without its end, with ``path:number`` for messages."""
+    """Each line without its end, with ``path:number`` for messages; without a byte order mark, and without blank lines
+    at the end."""
     if not path.is_file():
         raise DatasetError(f"{path}: no such file, wanted {path.name} in BEIR's layout")
-    number = 0
+    blank: list[str] = []
+    empty = True
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             where = f"{path}:{number}"
-            try:
-                yield where, raw.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise DatasetError(f"{where}: byte {error.start} is not UTF-8, wanted UTF-8 text") from error
-    if number == 0:
+            line = _decoded(where, raw if number > 1 else raw.removeprefix(codecs.BOM_UTF8))
+            if not line.strip():
+                blank.append(where)
+                continue
+            yield from ((skipped, "") for skipped in blank)
+            blank.clear()
+            empty = False
+            yield where, line
+    if empty:
         raise DatasetError(f"{path}: the file is empty, wanted at least one line")
+
+
+def _decoded(where: str, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{where}: byte {error.start} is not UTF-8, wanted UTF-8 text") from error
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, line in _lines(path):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, endless brackets
             raise DatasetError(f"{where}: not JSON ({error}), wanted one object a line") from error
         if not isinstance(row, dict):
             raise DatasetError(f"{where}: a JSON {type(row).__name__}, wanted one object a line")

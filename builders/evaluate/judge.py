@@ -111,7 +111,7 @@ def told_rounding(recipe: Recipe, ranker: Ranker, judged: JudgedQueries, workspa
     inputs = {**ranker_inputs(ranker), "data": judged.digest, "head_weights": recipe.postprocess.head_weights}
     ndcg = keep_figures(workspace.ranker_folder(recipe.ranker) / "rounding.json", inputs, compute)
     cost = metrics.paired_interval(ndcg["stored"], ndcg["exact"])
-    stored, whole = (float(np.mean(list(ndcg[name].values()))) for name in ("stored", "exact"))
+    stored, whole = (metrics.mean_of(ndcg[name]) for name in ("stored", "exact"))
     return (
         f"{recipe.ranker}: NDCG@10 {stored:.4f} with items' vectors as stored, {whole:.4f} in FP32: "
         f"{cost.mean_difference:+.4f}, 95 % interval {cost.low:+.4f} to {cost.high:+.4f} over {cost.queries} queries"
@@ -276,7 +276,7 @@ def _measure(
     ndcg = metrics.ndcg_of_rankings(data, rankings)
     figures: dict[str, Any] = {
         "queries": len(ndcg),
-        "ndcg_at_10": float(np.mean(list(ndcg.values()))),
+        "ndcg_at_10": metrics.mean_of(ndcg),
         "ndcg_at_10_by_query": ndcg,
         "max_abs_difference_from_torch_by_query": differences,
         "rankings": rankings,
