@@ -15,7 +15,7 @@ from builders.core.recipe import Recipe
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
 from builders.data.bm25 import told_without_word
-from builders.data.evaluation import judging_queries, told_unanswerable
+from builders.data.evaluation import halves, judging_queries, told_unanswerable
 from builders.evaluate.judge import BuiltRanker, BuiltVariant, Judging, judged_variant, told_rounding, torch_scores
 from builders.evaluate.reference import check_against_outside
 from builders.features.text import check_item_fields
@@ -65,7 +65,7 @@ def build_variants(
     for note in judged.notes:
         say(f"{recipe.ranker}: {note}")
     evaluated = judging_queries(recipe, judged)
-    for told in filter(None, (told_unanswerable(evaluated), told_without_word(evaluated))):
+    for told in filter(None, (halves(evaluated).told(), told_unanswerable(evaluated), told_without_word(evaluated))):
         say(f"{recipe.ranker}: {told}")
     by_torch = torch_scores(recipe, ranker, evaluated, say, workspace)
     if rounding := told_rounding(recipe, ranker, evaluated, workspace):

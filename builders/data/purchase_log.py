@@ -403,6 +403,7 @@ def evaluation_lists(
         requests={f"u{user_id}": request_of(log, user_id) for user_id in chosen},
         users=log.users,
         unlabeled=TrainingRequests(log),
+        sampled="1 + shown" if passed_over else f"1 + {negatives} sampled",
         notes=(*log.notes, _told_of_negatives(log, judgements, len(passed_over))),
     )
 

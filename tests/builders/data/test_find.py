@@ -260,7 +260,7 @@ def test_train_and_test_share_no_query_and_leave_none_out(real: JudgedQueries) -
 
 
 def test_an_unknown_subset_is_refused(real: JudgedQueries) -> None:
-    with pytest.raises(ValueError, match="split 'dev', wanted 'train', 'test' or 'all'"):
+    with pytest.raises(ValueError, match="split 'dev', wanted 'train', 'validation', 'test' or 'all'"):
         real.subset("dev")  # type: ignore[arg-type]
 
 
