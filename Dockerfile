@@ -65,15 +65,15 @@ FROM ${TRITON_IMAGE} AS server
 # --break-system-packages: the Python backend runs the system's Python, which Ubuntu reserves for apt.
 COPY requirements/server.txt /opt/tritonrank/requirements/server.txt
 RUN pip3 install --no-cache-dir --no-deps --only-binary=:all: --break-system-packages \
-        --constraint /opt/tritonrank/requirements/server.txt lmdb tokenizers \
-    && python3 -c "import lmdb, numpy, tokenizers"
+        --constraint /opt/tritonrank/requirements/server.txt lmdb tokenizers cryptography cffi pycparser \
+    && python3 -c "import cryptography.hazmat.primitives.asymmetric.ed25519, lmdb, numpy, tokenizers"
 
 # Mounted writable, because LMDB's readers write its lock file. LMDB knows its readers by process id: containers that
 # share a store must share a PID namespace too (--pid=host), else the second one is refused with a LockError.
 ENV TRITONRANK_ITEM_STORE=/item_store
 
 WORKDIR /opt/tritonrank
-COPY server/plans.py server/plans.py
+COPY server/plans.py server/verify.py server/
 COPY deploy/ready.py deploy/serve.py deploy/
 
 # The base image's triton-server, as a number so that Kubernetes' runAsNonRoot can tell. This user, or that of --user,

@@ -14,10 +14,11 @@ QUERIES   ?=
 RECIPES   ?=
 VARIANT   ?=
 REQUIRE_TENSORRT ?=
+MINUTES   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-gpu check setup data train export build-engines quality recommend repository pareto publish serve \
-    perf bench report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
+    perf bench soak report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +94,9 @@ perf: setup ## perf_analyzer sweep with real requests against every endpoint
 bench: setup ## the figures to reach, each with its limit
 	@$(RUN) -m perf bench
 
+soak: setup ## ten minutes (MINUTES=30) of load beside refresh, retraining, publishing, rolling back and kills: no wrong answer
+	@$(RUN) -m perf soak $(if $(MINUTES),--minutes $(MINUTES))
+
 test-gpu: setup ## the tests that need a GPU
 	@$(RUN) -m pytest -m gpu -s $(ARGS)
 
@@ -145,7 +149,7 @@ lock: ## resolve requirements/*.in anew into requirements/*.txt
 	      build/lock/bin/pip freeze | sed 's/+cpu$$//'; } > requirements/$$name.txt; done; rm -rf build/lock
 
 clean: ## remove everything that make made
-	rm -rf $(VENV) $(SERVER_VENV) build item_store model_repository/manifest.json .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(SERVER_VENV) build item_store model_repository/manifest.json model_repository/manifest.json.sig model_repository/.lock .pytest_cache .ruff_cache .mypy_cache
 	find model_repository -mindepth 2 -maxdepth 2 -type d \( -name '[0-9]*' -o -name '.new-*' -o -name configs \) -exec rm -rf {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf clients/*.egg-info

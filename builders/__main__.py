@@ -29,6 +29,15 @@ FidelityLists = Annotated[
     int | None, typer.Option(min=1, help="Unjudged lists of the gate, in place of the recipe's: fewer are quicker.")
 ]
 
+NewStore = Annotated[
+    bool,
+    typer.Option(
+        "--new-store",
+        help="Fill a new item store beside the present one and rename it into its place; to go from generated to real "
+        "data, for example. Servers are started again after that.",
+    ),
+]
+
 OwnRecipe = Annotated[Path | None, typer.Option("--recipe", help="The variant's, where it is not in recipes/.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -71,6 +80,17 @@ def train(recipes: Recipes = None, data: Data = None) -> None:
     from builders import commands
 
     commands.train(recipes=recipes, data=data)
+
+
+@app.command()
+def retrain(
+    recipe: Annotated[Path, typer.Argument(help="With a trainer and a checkpoint.")],
+    data: Data = None,
+) -> None:
+    """Train anew, compare with what was there on queries kept apart, and publish as `rank_candidate`: a nightly job."""
+    from builders import commands
+
+    commands.retrain(recipe=recipe, data=data)
 
 
 @app.command()
@@ -163,11 +183,14 @@ def repository(
     data: Data = None,
     published: Published = None,
     fidelity_lists: FidelityLists = None,
+    new_store: NewStore = False,
 ) -> None:
     """Build what is missing of all recipes, fill the item store and write the model repository."""
     from builders import commands
 
-    commands.repository(recipes=recipes, data=data, published=published, fidelity_lists=fidelity_lists)
+    commands.repository(
+        recipes=recipes, data=data, published=published, fidelity_lists=fidelity_lists, new_store=new_store
+    )
 
 
 @app.command("build")
@@ -183,13 +206,15 @@ def build_recipe(
         bool, typer.Option("--force", help="Also variants that fail their gate; kept in the manifest.")
     ] = False,
     fidelity_lists: FidelityLists = None,
+    new_store: NewStore = False,
 ) -> None:
     """Take one ranker, yours for example, from its recipe to the model repository: export, parity, gate, store."""
     from builders import commands
 
     commands.build_recipe(
-        recipe=recipe, data=data, published=published, variant=variant, force=force, fidelity_lists=fidelity_lists
-    )
+        recipe=recipe, data=data, published=published, variant=variant, force=force, fidelity_lists=fidelity_lists,
+        new_store=new_store,
+    )  # fmt: skip
 
 
 @app.command()
@@ -209,6 +234,66 @@ def publish(
 
 
 @app.command()
+def rollback(
+    endpoint: Annotated[str, typer.Argument(help="Such as rank.")],
+    to: Annotated[
+        str | None, typer.Option(help="A kept generation or variant, see `status`; none = what it served before.")
+    ] = None,
+) -> None:
+    """Make an endpoint serve again what it served before."""
+    from builders import commands
+
+    commands.rollback(endpoint=endpoint, to=to)
+
+
+@app.command()
+def candidate(
+    variant: Annotated[str, typer.Argument(help="A published variant, such as dcn_v2_fp32_onnx.")],
+    force: Force = False,
+) -> None:
+    """Publish a variant a second time as `rank_candidate` (`recommend_candidate`), to be tried beside `rank`."""
+    from builders import commands
+
+    commands.candidate(variant=variant, force=force)
+
+
+@app.command()
+def retire(endpoint: Annotated[str, typer.Argument(help="Such as rank_candidate.")]) -> None:
+    """Publish an endpoint no more."""
+    from builders import commands
+
+    commands.retire(endpoint=endpoint)
+
+
+@app.command()
+def prune(
+    keep: Annotated[int, typer.Option(min=1, help="Generations of every endpoint, with the one that it serves.")] = 3,
+) -> None:
+    """Remove what nothing published names and nothing can be rolled back to; safe while serving."""
+    from builders import commands
+
+    commands.prune(keep=keep)
+
+
+@app.command()
+def sign(
+    key: Annotated[Path, typer.Argument(help="PEM file: openssl genpkey -algorithm ed25519 -out key.pem")],
+) -> None:
+    """Sign the manifest, for `--verify signature`; $TRITONRANK_SIGNING_KEY does so at every publication."""
+    from builders import commands
+
+    commands.sign(key=key)
+
+
+@app.command()
+def status() -> None:
+    """Show what each endpoint serves and since when, what it was built from, and what is kept to roll back to."""
+    from builders import commands
+
+    commands.status()
+
+
+@app.command()
 def choose(
     slo_p99_ms: Annotated[float, typer.Option(min=0, help="Highest p99.")],
     min_ndcg_ratio: Annotated[float, typer.Option(min=0, help="Of the gate's metric, over the reference's.")],
@@ -223,6 +308,35 @@ def choose(
         slo_p99_ms=slo_p99_ms, min_ndcg_ratio=min_ndcg_ratio, recipe=recipe, max_size_mb=max_size_mb, min_rate=min_rate
     ):
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def refresh(
+    corpus: Annotated[Path, typer.Argument(help="A corpus.jsonl, the whole catalogue; - = standard input.")],
+    recipes: Annotated[
+        list[Path] | None, typer.Argument(help="Recipes; the published ones of search data when none is given.")
+    ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Some products: add and change, remove none.")] = False,
+    allow_shrink: Annotated[
+        bool, typer.Option("--allow-shrink", help="Although more than half of the items have gone.")
+    ] = False,
+) -> None:
+    """Bring the item store to a catalogue, also while it is being served: what is new or changed is computed, what has
+    gone is removed.
+
+    A line `{"_id": "...", "deleted": true}` removes that product, with `--partial` too.
+    """
+    from builders import commands
+
+    commands.refresh(corpus=corpus, recipes=recipes, partial=partial, allow_shrink=allow_shrink)
+
+
+@app.command()
+def prune_store() -> None:
+    """Drop the tables of the item store that no version of a published model reads; publishing does it, too."""
+    from builders import commands
+
+    commands.prune_store()
 
 
 @app.command()

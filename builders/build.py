@@ -11,6 +11,7 @@ from typing import Any
 
 from builders.compress.chain import planned_files, variant_files
 from builders.compress.context import Say, build_context
+from builders.core.locks import only_writer
 from builders.core.recipe import Recipe
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
@@ -36,7 +37,8 @@ def build_ranker(
     if recipe.text.item:
         check_item_fields(recipe.text.item, data.products.values())
     ranker = load_ranker(recipe)
-    return BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, workspace, **choice), data)
+    with only_writer(workspace.ranker_folder(recipe.ranker), f"what is built of {recipe.ranker}", say):
+        return BuiltRanker(recipe, ranker, build_variants(recipe, ranker, data, say, workspace, **choice), data)
 
 
 def build_variants(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import shutil
+import sys
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from rich import filesize
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from builders.build import build_ranker
@@ -14,16 +21,21 @@ from builders.core.contract import client_contracts
 from builders.core.files import write_atomically
 from builders.core.recipe import Recipe, RecipeError, Variant, load_each, load_recipe, load_recipes
 from builders.core.workspace import PROJECT, REPOSITORY_ROOT
-from builders.data.beir import read_corpus, read_users
+from builders.data.beir import read_users
 from builders.data.evaluation import evaluation_data, halves, judging_queries
 from builders.data.find import DatasetError, DataSource, find_data, load_judged
 from builders.evaluate.choose import chosen_variant, run_choose
 from builders.evaluate.judge import BuiltRanker, truncations
 from builders.evaluate.metrics import GateFailed
 from builders.evaluate.slices import slice_quality, slice_table
-from builders.publish import endpoints
-from builders.publish.repository import promote, tune_machine
+from builders.publish import catalogue, endpoints, lifecycle
+from builders.publish.manifest import MANIFEST, sign_manifest
+from builders.publish.prune import prune_tables, tables_read
+from builders.publish.repository import published_rankers, tune_machine
+from builders.rankers.base import Ranker
 from builders.rankers.load import import_from, load_ranker
+
+T = TypeVar("T")
 
 CLIENT_CONTRACTS = REPOSITORY_ROOT / "clients" / "tritonrank_client" / "contracts.json"
 """What the client knows of the endpoints; generated and committed, as the served models' own contracts are."""
@@ -64,6 +76,17 @@ def train(recipes: list[Path] | None, data: Path | None) -> None:
         if recipe.checkpoint is None:
             raise RecipeError(f"recipe of {recipe.ranker}: a trainer, but no checkpoint (a folder) to write")
         import_from(recipe, recipe.trainer)(recipe, folder)
+
+
+def retrain(recipe: Path, data: Path | None) -> None:
+    """Train anew, compare, publish as a candidate. Raises: RecipeError, RetrainedWorse, and what a trainer raises."""
+    from builders import retrain as retraining
+
+    owner = load_recipe(recipe)
+    trainer = import_from(owner, owner.trainer)
+    report = retraining.retrain(owner, trainer, _data(data).folder, say)
+    write_atomically(CLIENT_CONTRACTS, client_contracts())
+    say(str(report))
 
 
 def export(recipes: list[Path] | None, data: Path | None) -> None:
@@ -174,11 +197,12 @@ def repository(
     data: Path | None,
     published: list[str] | None,
     fidelity_lists: int | None,
+    new_store: bool,
 ) -> None:
     """Build what is missing, and publish it."""
     if published is None and not recipes:
         published = list(endpoints.published_variants().values())
-    _publish(recipes, data, published, fidelity_lists=fidelity_lists)
+    _publish(recipes, data, published, new_store=new_store, fidelity_lists=fidelity_lists)
 
 
 def build_recipe(
@@ -188,9 +212,11 @@ def build_recipe(
     variant: list[str] | None,
     force: bool,
     fidelity_lists: int | None,
+    new_store: bool,
 ) -> None:
     """Build and publish one ranker. variant: also these, although experimental."""
-    _publish([recipe], data, published, wanted=tuple(variant or ()), force=force, fidelity_lists=fidelity_lists)
+    choice = {"wanted": tuple(variant or ()), "fidelity_lists": fidelity_lists}
+    _publish([recipe], data, published, force=force, new_store=new_store, **choice)
 
 
 def publish(
@@ -207,11 +233,57 @@ def publish(
         built = _built_ranker(owner, data, wanted=(chosen.name,))
         if not built.built(chosen).passed and not force:
             raise GateFailed(built.built(chosen).figures["gate"])
-        endpoints.fill_item_store([built], say)
+        catalogue.fill_item_store([built], say, PROJECT)
         endpoints.publish_rankers([built], {}, _data_note(data), say, forced=[variant] if force else [])
         endpoint = built.ranker.endpoint.name
-    promote(PROJECT.repository, endpoint, f"{endpoint}_{variant}")
-    console.print(f"{endpoint} = {variant}; a running server takes it up when it loads '{endpoint}' anew")
+    served = lifecycle.promote(PROJECT.repository, endpoint, f"{endpoint}_{variant}", force=force)
+    _tell_served(endpoint, served.name)
+
+
+def rollback(endpoint: str, to: str | None) -> None:
+    """Serve again what was served before, or a kept generation. Raises: RepositoryError."""
+    _tell_served(endpoint, lifecycle.rollback(PROJECT.repository, endpoint, to).name)
+
+
+def candidate(variant: str, force: bool) -> None:
+    """A second endpoint for a published variant. Raises: RepositoryError."""
+    kind = endpoints.endpoint_of(variant)
+    if kind is None:
+        raise RecipeError(f"'{variant}' is not published here; run 'builders build RECIPE --variant NAME' first")
+    endpoint = f"{kind}_{lifecycle.CANDIDATE}"
+    served = lifecycle.promote(PROJECT.repository, endpoint, f"{kind}_{variant}", force=force)
+    _tell_served(endpoint, served.name)
+
+
+def retire(endpoint: str) -> None:
+    """Publish an endpoint no more. Raises: RepositoryError."""
+    lifecycle.retire(PROJECT.repository, endpoint)
+    say(f"{endpoint} is published no more; a running server serves it until it unloads it or starts anew")
+
+
+def prune(keep: int) -> None:
+    """Remove what nothing names."""
+    gone, freed = lifecycle.prune(PROJECT.repository, keep)
+    for name in gone:
+        say(f"given up: {name}")
+    say(f"{filesize.decimal(freed)} of the model repository freed")
+
+
+def sign(key: Path) -> None:
+    """Sign the manifest. Raises: RepositoryError, SigningKeyError."""
+    sign_manifest(PROJECT.repository, key)
+    say(f"{PROJECT.repository / MANIFEST} is signed by {key}; 'python -m server --verify signature' checks it")
+
+
+def status() -> None:
+    """Print what is published and what is kept."""
+    table = Table("endpoint", "serves", "since", "recipe", "data", "gate", "size")
+    for each in lifecycle.published_generations(PROJECT.repository):
+        name = each.generation.name + (" (forced)" if each.generation.forced else "")
+        cells = (each.endpoint, name) if each.served else ("", f"kept: {name}")
+        size = filesize.decimal(each.size_bytes)
+        table.add_row(*cells, each.generation.since, each.recipe, each.data, each.gate, size)
+    console.print(table if table.row_count else f"{PROJECT.repository}: nothing is published; run 'make repository'")
 
 
 def choose(
@@ -227,21 +299,37 @@ def choose(
     return choice.chosen is not None
 
 
+def refresh(corpus: Path, recipes: list[Path] | None, partial: bool, allow_shrink: bool) -> None:
+    """Bring the item store to a catalogue; corpus: a file, or - for standard input."""
+    with _given_file(corpus) as (path, called):
+        found = catalogue.read_catalogue(path, called)
+        rankers = _rankers_to_refresh(recipes)
+        told = catalogue.refresh(
+            rankers, found, PROJECT, partial=partial, allow_shrink=allow_shrink, progress=_progress, say=say
+        )  # fmt: skip
+    say(f"products: {told}; the next request sees them")
+
+
 def add_items(corpus: Path, recipes: list[Path] | None, attributes_only: bool) -> None:
-    """Fill the item store from a corpus."""
-    products = list(read_corpus(corpus).values())
+    """Add products to the item store, or replace them."""
+    found = catalogue.read_catalogue(corpus)
     chosen = [] if attributes_only else [each for each in _recipes(recipes) if recipes or each.data == "judged"]
-    endpoints.add_items([load_ranker(recipe) for recipe in chosen], products)
-    console.print(
-        f"{len(products)} items are {'up to date' if attributes_only else 'rankable'} from the next request on"
-    )
+    rankers = [load_ranker(recipe) for recipe in chosen]
+    told = catalogue.refresh(rankers, found, PROJECT, partial=True, progress=_progress, say=say)
+    what = "attributes alone, features are as they were" if attributes_only else "with features and attributes"
+    say(f"products: {told} ({what}); the next request sees them")
+
+
+def prune_store() -> None:
+    """Drop what no published version reads from the item store."""
+    say(str(prune_tables(PROJECT.repository, PROJECT.item_store)))
 
 
 def add_users(users: Path, recipes: list[Path] | None) -> None:
     """Fill the item store with users."""
     found = read_users(users)
     chosen = [recipe for recipe in _recipes(recipes) if recipes or recipe.data == "purchases"]
-    endpoints.add_users([load_ranker(recipe) for recipe in chosen], found)
+    catalogue.add_users([load_ranker(recipe) for recipe in chosen], found, PROJECT)
     console.print(f"{len(found)} users are known from the next request on")
 
 
@@ -295,14 +383,73 @@ def _variant(name: str, recipe: Path | None) -> tuple[Recipe, Variant]:
 
 
 def _publish(
-    recipes: list[Path] | None, data: Path | None, published: list[str] | None, *, force: bool = False, **choice: Any
+    recipes: list[Path] | None,
+    data: Path | None,
+    published: list[str] | None,
+    *,
+    force: bool = False,
+    new_store: bool = False,
+    **choice: Any,
 ) -> None:
     rankers = _built(recipes, data, **choice)
-    endpoints.fill_item_store(rankers, say)
+    catalogue.fill_item_store(rankers, say, PROJECT, anew=new_store)
     wanted = endpoints.by_endpoint(rankers, published or [])
     failed = [one.recipe.model_name(each.variant) for one in rankers for each in one.variants if not each.passed]
     endpoints.publish_rankers(rankers, wanted, _data_note(data), say, forced=failed if force else [])
     write_atomically(CLIENT_CONTRACTS, client_contracts())
+
+
+def _tell_served(endpoint: str, generation: str) -> None:
+    say(f"{endpoint} = {generation}; a running server takes it up when it loads '{endpoint}' anew")
+
+
+# ---------------------------------------------------------------- the item store
+@contextlib.contextmanager
+def _given_file(path: Path) -> Iterator[tuple[Path, str]]:
+    """(file, what messages call it); standard input is written to a file, since it is read twice."""
+    if str(path) != "-":
+        yield path, ""
+        return
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+        file.flush()
+        yield Path(file.name), "standard input"
+
+
+def _progress(batches: Iterable[T], count: int) -> Iterable[T]:
+    """Shown while it takes long."""
+    return track(batches, "refreshing", total=count, console=console, transient=True, disable=count < 2)
+
+
+def _rankers_to_refresh(paths: list[Path] | None) -> list[Ranker]:
+    """Those named, or the published ones that are judged on search data.
+
+    Raises:
+        RecipeError: a published ranker has no recipe here, or none is published.
+        CatalogueError: the features that a published ranker reads are not those that its recipe gives now.
+    """
+    names = published_rankers(PROJECT.repository)
+    recipes = _recipes(paths) if paths else _published_recipes(names)
+    rankers = [load_ranker(recipe) for recipe in recipes]
+    read = tables_read(PROJECT.repository)
+    for ranker in rankers:
+        catalogue.check_versions(ranker, read if ranker.name in names else ())
+    return rankers
+
+
+def _published_recipes(names: Collection[str]) -> list[Recipe]:
+    known = load_recipes()
+    if strangers := sorted(name for name in names if name not in known):
+        raise RecipeError(
+            f"published are rankers without a recipe in recipes/: {', '.join(strangers)}; name the recipes of all that "
+            "shall be refreshed: python -m builders refresh FILE RECIPE ..."
+        )
+    found = [recipe for name, recipe in known.items() if name in names and recipe.data == "judged"]
+    if not found:
+        raise RecipeError("no ranker of search data is published; run 'make repository' first, or name recipes")
+    if others := sorted(name for name in names if known[name].data != "judged"):
+        say(f"left as they are, since their catalogue is no corpus.jsonl: {', '.join(others)}")
+    return found
 
 
 def _data_note(data: Path | None) -> str:

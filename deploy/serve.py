@@ -1,9 +1,12 @@
-"""The container's entry point: checks the TensorRT engines of a repository, then becomes tritonserver on it.
+"""The container's entry point: checks that a repository is as it was published, and its TensorRT engines, then becomes
+tritonserver on it.
 
 Usage: serve.py REPOSITORY [OPTION OF TRITONSERVER...]
 
 What is served is what ``server/plans.py`` names: REPOSITORY, or a view of it without the engines that this machine
-cannot load. Standard library only, for it runs in Triton's container. Knows nothing of what makes an engine loadable.
+cannot load. $TRITONRANK_VERIFY (off, hash, signature; hash unless told) and $TRITONRANK_PUBLIC_KEY say how
+``server/verify.py`` checks it first. Standard library only, for it runs in Triton's container. Knows nothing of what
+makes an engine loadable.
 """
 
 from __future__ import annotations
@@ -15,19 +18,36 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-PLANS = Path(__file__).resolve().parent.parent / "server" / "plans.py"
+SERVER = Path(__file__).resolve().parent.parent / "server"
+LOAD, CONFIG_NAME = "--load-model=", "--model-config-name="
 
 
 def main(repository: str, options: Sequence[str]) -> None:
-    """Become ``tritonserver OPTIONS --model-repository=<what can be served>``; end with plans.py's code if it fails."""
+    """Become ``tritonserver OPTIONS --model-repository=<what can be served>``; end with a check's code if it fails."""
+    verify(repository, options)
     checked = checked_repository(repository)
     os.execvp("tritonserver", ["tritonserver", *options, f"--model-repository={checked}"])
+
+
+def verify(repository: str, options: Sequence[str]) -> None:
+    """End this program where what tritonserver would load is not as it was published."""
+    command = [sys.executable, str(SERVER / "verify.py"), "--repository", repository]
+    command += ["--verify", os.environ.get("TRITONRANK_VERIFY") or "hash"]
+    if key := os.environ.get("TRITONRANK_PUBLIC_KEY"):
+        command += ["--public-key", key]
+    for option in options:
+        if option.startswith(LOAD):
+            command += ["--load", option.removeprefix(LOAD)]
+        elif option.startswith(CONFIG_NAME):
+            command += ["--config-name", option.removeprefix(CONFIG_NAME)]
+    if code := subprocess.run(command).returncode:
+        sys.exit(code)
 
 
 def checked_repository(repository: str) -> str:
     """The path to serve. Its view lies in a new temporary folder, and outlives this program as long as tritonserver."""
     view = tempfile.mkdtemp(prefix="tritonrank_")
-    command = [sys.executable, str(PLANS), "--repository", repository, "--view", view]
+    command = [sys.executable, str(SERVER / "plans.py"), "--repository", repository, "--view", view]
     checked = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if checked.returncode:
         sys.exit(checked.returncode)

@@ -71,6 +71,7 @@ def sweep(
 
 @app.command()
 def bench(
+    recipes: Annotated[list[Path] | None, typer.Argument(help="Recipes; all of recipes/ when none is given.")] = None,
     part: Annotated[
         list[str] | None,
         typer.Option(help="preprocess, latency, int8, broadcast, texts, prefix, dcn, late, memory; repeatable."),
@@ -78,17 +79,33 @@ def bench(
     data: Data = None,
 ) -> None:
     """Measure the figures to reach; the last line is JSON."""
-    from builders.core.recipe import load_recipes
+    from builders.core.recipe import load_each, load_recipes
     from builders.data.find import find_data, load_judged
-    from perf.bench import run_bench
+    from perf.bench import asks_published, run_bench
     from perf.endpoints import published_endpoints
     from perf.served_quality import load_rankers
 
-    recipes = load_recipes()
-    endpoints = published_endpoints(recipes, say=console.print)
+    parts = _parts(part or [])
+    chosen = load_each(recipes) if recipes else load_recipes()
+    endpoints = published_endpoints(chosen, say=console.print) if asks_published(parts) else []
     folder = find_data(data).folder
-    judged = load_judged(folder)
-    run_bench(_parts(part or []), judged, endpoints, load_rankers(recipes, endpoints), folder=folder, console=console)
+    rankers = load_rankers(chosen, endpoints)
+    run_bench(parts, load_judged(folder), endpoints, rankers, folder=folder, console=console)
+
+
+@app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.5, help="Of load; building and comparing come on top.")] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of the jobs and of the moments at which some are killed.")] = 0,
+) -> None:
+    """Ask steadily while everything is done to a repository that a year brings; every score is compared with torch."""
+    from perf.soak import run_soak
+
+    found = run_soak(minutes, console, seed)
+    console.print(found.table())
+    print(found.to_json())
+    if not found.passed:
+        raise PerfError(f"{len(found.wrong)} wrong answers, {found.errors.total()} requests not answered")
 
 
 @app.command("gpu-report")

@@ -65,6 +65,13 @@ SETTLE_S = 0.05
 INT8_SWEEP = Sweep(concurrencies=(2,), window_ms=2000, rounds=5)
 GROWTH_REQUESTS, GROWTH_FROM, GROWTH_CANDIDATES = 5000, 1000, 8
 SAMPLE_EVERY_S = 0.05
+ON_ITS_OWN = frozenset({"prefix", "dcn", "late"})
+"""Parts that make what they measure, and ask for nothing that is published."""
+
+
+def asks_published(parts: Sequence[str]) -> bool:
+    """Whether any of the parts (none = all) measures endpoints that are published here."""
+    return not parts or not ON_ITS_OWN.issuperset(parts)
 
 
 def run_bench(

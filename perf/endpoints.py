@@ -121,7 +121,13 @@ def served_scorers(endpoint: Endpoint, workspace: Workspace = PROJECT) -> list[P
 def serving(names: Sequence[str], workspace: Workspace = PROJECT) -> Iterator[TritonServer]:
     """A Triton of our own with these endpoints, on free ports."""
     with TritonServer(
-        workspace.repository, list(names), store=workspace.item_store, grpc_port=0, http_port=0, metrics_port=0
+        workspace.repository,
+        list(names),
+        store=workspace.item_store,
+        verify="hash",
+        grpc_port=0,
+        http_port=0,
+        metrics_port=0,
     ) as server:
         yield server
 

@@ -20,6 +20,8 @@ import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
 ITEM_STORE_VARIABLE = "TRITONRANK_ITEM_STORE"
+ABOUT = ":about"
+"""The store's table of what is known of the store itself; see ``builders/publish/item_store.py``."""
 
 
 class InvalidArgument(ValueError):
@@ -162,6 +164,7 @@ class ItemStore:
                 f"'{self.folder / 'lock.mdb'}' is not writable: mount the item store writable (the models need not be)"
             )
         self.environment = lmdb.open(str(self.folder), readonly=True, max_dbs=64, create=False, readahead=False)
+        self.environment.reader_check()  # slots of readers that were killed
 
     def table(self, features: str, version: str) -> ItemReader:
         """One table.
@@ -171,7 +174,7 @@ class ItemStore:
             version: the features' version that the ranker was built with.
 
         Raises:
-            RuntimeError: the store holds this table in other versions only, or not at all.
+            RuntimeError: the store holds this table in other versions only, or not at all, or not all of it yet.
         """
         name = f"{features}@{version}"
         present = sorted(present for present in self._tables() if present.startswith(f"{features}@"))
@@ -180,7 +183,18 @@ class ItemStore:
                 f"item store '{self.folder}' has {', '.join(present) or f'no features of {features}'}; "
                 f"this model was built with {name}: run 'make repository', or serve the store that belongs to it"
             )
+        if self._is_filling(name):
+            raise RuntimeError(
+                f"item store '{self.folder}': {name} is being filled, or its filling was cut off: run the build again"
+            )
         return ItemReader(self.environment, self.environment.open_db(name.encode(), create=False))
+
+    def _is_filling(self, name: str) -> bool:
+        if ABOUT not in self._tables():
+            return False
+        about = self.environment.open_db(ABOUT.encode(), create=False)
+        with self.environment.begin(db=about) as transaction:
+            return transaction.get(f"filling {name}".encode()) is not None
 
     def _tables(self) -> list[str]:
         try:

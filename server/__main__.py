@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from types import FrameType
 
 from server.errors import ServerError, one_line
 from server.triton import DEFAULT_MODEL, DEFAULT_REPOSITORY, DEFAULT_STORE, TritonServer
+from server.verify import MODES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +40,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     models = parser.add_mutually_exclusive_group()
     models.add_argument("--load", action="append", metavar="MODEL", help=f"model to load; repeatable ({DEFAULT_MODEL})")
     models.add_argument("--all", action="store_true", help="load every model that was published in the repository")
+    parser.add_argument(
+        "--verify", choices=MODES, default=os.environ.get("TRITONRANK_VERIFY", "hash"),
+        help="what is loaded must be as published: by the hashes of its manifest, and by the manifest's signature "
+        "($TRITONRANK_VERIFY, %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--public-key", type=Path, default=os.environ.get("TRITONRANK_PUBLIC_KEY"),
+        help="PEM file with the Ed25519 key of the signature ($TRITONRANK_PUBLIC_KEY)",
+    )  # fmt: skip
     parser.add_argument("--config-name", help="use <model>/configs/<CONFIG_NAME>.pbtxt where a model has it")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--grpc-port", type=int, default=8001, help="0 picks a free one (%(default)s)")
@@ -54,6 +65,8 @@ def _server(options: argparse.Namespace) -> TritonServer:
         None if options.all else options.load or [DEFAULT_MODEL],
         store=options.store,
         environment=options.server_env,
+        verify=options.verify,
+        public_key=options.public_key,
         config_name=options.config_name,
         host=options.host,
         grpc_port=options.grpc_port,

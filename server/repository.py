@@ -32,7 +32,7 @@ def published_names(repository: Path) -> tuple[list[str], list[str]]:
         return names, []
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        published = {*manifest["models"], *manifest["ensembles"]}
+        published = {*manifest["models"], *manifest["endpoints"]}
     except (ValueError, KeyError, TypeError) as error:
         raise RepositoryError(f"{path} cannot be read ({error}); run 'make repository' to write it anew.") from error
     if published.isdisjoint(names):

@@ -14,12 +14,13 @@ from types import TracebackType
 from server import health, self_test
 from server.backend_directory import DROP_INS, assemble_backends
 from server.environment import REPOSITORY_ROOT, ServerEnvironment, find_environment
-from server.errors import ModelsNotReady, ServerNotReady
+from server.errors import ModelsNotReady, RepositoryError, ServerNotReady
 from server.plans import servable_repository
 from server.ports import port_to_bind
 from server.process import GuardedProcess
 from server.repository import check_models_exist, published_names
 from server.triton_log import reasons_in
+from server.verify import NotAsPublished, check_as_published
 
 DEFAULT_REPOSITORY = REPOSITORY_ROOT / "model_repository"
 DEFAULT_STORE = REPOSITORY_ROOT / "item_store"
@@ -39,6 +40,8 @@ class TritonServer:
     repository     Triton model repository; where its TensorRT plans are not for this machine, see server/plans.py
     load           models to load, with what they depend on; None loads all that were published
     store          item-store folder, told to the models as $TRITONRANK_ITEM_STORE
+    verify         off, hash or signature: whether what is loaded must be as published, see server/verify.py
+    public_key     PEM file with the Ed25519 key of the manifest's signature, for verify="signature"
     config_name    <model>/configs/<config_name>.pbtxt takes the place of config.pbtxt where it exists
     host, *_port   where HTTP, gRPC and metrics listen; port 0 picks a free one
     log_to_terminal  writes Triton's log to this process's output instead of keeping it for `log()`
@@ -57,6 +60,8 @@ class TritonServer:
         *,
         store: str | os.PathLike[str] = DEFAULT_STORE,
         environment: str | os.PathLike[str] | None = None,
+        verify: str = "off",
+        public_key: str | os.PathLike[str] | None = None,
         config_name: str | None = None,
         host: str = "127.0.0.1",
         grpc_port: int = 8001,
@@ -73,6 +78,8 @@ class TritonServer:
         self.models = list(load) if load is not None else None
         self.store = Path(store).absolute()
         self.environment: ServerEnvironment = find_environment(environment)
+        self.verify = verify
+        self.public_key = Path(public_key) if public_key is not None else None
         self.config_name = config_name
         self.host = host
         self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
@@ -120,6 +127,7 @@ class TritonServer:
     def start(self) -> None:
         """Start tritonserver and wait until every wanted model takes requests."""
         try:
+            self._verify_repository()
             self._choose_repository()
             self._check_repository()
             self._check_environment()
@@ -169,6 +177,16 @@ class TritonServer:
         if self._process is None:
             raise ServerNotReady("the server was not started; enter it with 'with TritonServer(...) as server'.")
         return self._process
+
+    def _verify_repository(self) -> None:
+        if self.models is not None and self.verify != "off":
+            check_models_exist(self.repository, self.models)  # a plainer message where one is not there at all
+        try:
+            check_as_published(
+                self.repository, self.models, self.verify, config_name=self.config_name, public_key=self.public_key
+            )
+        except NotAsPublished as error:
+            raise RepositoryError(str(error)) from error
 
     def _choose_repository(self) -> None:
         """Serve the repository, or a view of it without the plans that this machine cannot load."""

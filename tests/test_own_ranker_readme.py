@@ -12,7 +12,8 @@ from builders.build import build_ranker
 from builders.core.recipe import load_recipe
 from builders.core.workspace import Workspace
 from builders.data.beir import Request
-from builders.publish.endpoints import fill_item_store, publish_rankers
+from builders.publish.catalogue import fill_item_store
+from builders.publish.endpoints import publish_rankers
 from tests.support.own_ranker import catalogue
 
 TUTORIAL = (Path(__file__).parents[1] / "docs" / "tutorials" / "your-own-ranker.md").read_text(encoding="utf-8")

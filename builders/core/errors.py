@@ -16,6 +16,7 @@ code  meaning
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -39,12 +40,25 @@ def one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """Around a command's body: a :class:`BuilderError` ends the process as the table says, without a trace."""
+    """Around a command's body: a :class:`BuilderError`, or a full disk, ends the process as the table says, without a
+    trace."""
     try:
         yield
     except BuilderError as error:
         print(one_line(error), file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(one_line(BuilderError(_no_room(error))), file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _no_room(error: OSError) -> str:
+    return (
+        f"no room on the disk ({error}); what was there before is as it was. 'builders status' tells what takes room, "
+        "'builders prune' removes what nothing names; then run this again"
+    )
 
 
 def listed(names: Sequence[str] | Mapping[str, object], limit: int = 3) -> str:

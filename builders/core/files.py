@@ -67,3 +67,36 @@ def folder_beside(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill that takes ``target``'s place by rename when the block ends well, and vanishes when it does not.
+
+    Who has files of the old one open goes on reading them; they are gone when the last one closes them.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    fresh, old = beside / "new", beside / "old"
+    fresh.mkdir()
+    try:
+        yield fresh
+        if target.exists():
+            _copy_modes(target, fresh)
+            target.rename(old)
+        fresh.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _copy_modes(source: Path, target: Path) -> None:
+    """Of the folder and of files of the same name, such as a lock file that other users may write."""
+    shutil.copymode(source, target)
+    for file in target.iterdir():
+        if (source / file.name).exists():
+            shutil.copymode(source / file.name, file)

@@ -5,7 +5,6 @@ Refuses a broken file with its line, what was found and what was wanted. Knows n
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import functools
 import hashlib
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from builders.core.contract import MAX_ITEM_ID_BYTES
 from builders.core.errors import BuilderError
 from builders.core.keys import key_of
 
@@ -28,6 +28,10 @@ CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels.tsv"
 QRELS_HEADER = "query-id\tcorpus-id\tscore"
 FAULTS_TOLD = 3
 """Broken lines of judgements that one error names."""
+GENERATED_MARK = "GENERATED"
+"""File beside data that is made up."""
+MAX_DIGITS = 300
+"""Of a whole number; a float holds a few more."""
 TEST_SHARE = 3
 """One query in this many, by hash of its text, is a test query."""
 
@@ -118,6 +122,7 @@ class JudgedQueries:
         splits: query id to "train", "validation" or "test", where the data says so itself: of every query or of none.
         sampled: how the candidates of a request were drawn, for tables: "1 + 99 sampled"; "" = all that were judged.
         notes: lines for a reader: where the judgements come from, what was left out.
+        generated: whether it is made up, so that quality figures mean nothing.
     """
 
     queries: dict[str, str]
@@ -129,6 +134,7 @@ class JudgedQueries:
     sampled: str = dataclasses.field(default="", compare=False)
     unlabeled: UnlabeledRequests | None = dataclasses.field(default=None, compare=False)
     notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    generated: bool = dataclasses.field(default=False, compare=False)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -176,6 +182,11 @@ def judged_folder(folder: Path) -> Path | None:
     return next((place for place in (folder / "esci", folder) if (place / CORPUS).is_file()), None)
 
 
+def is_generated(folder: Path) -> bool:
+    """Whether the data in a folder is made up."""
+    return (folder / GENERATED_MARK).is_file()
+
+
 def load_judged(folder: Path) -> JudgedQueries:
     """Reads judged queries from ``folder/esci`` or from ``folder`` itself.
 
@@ -190,7 +201,7 @@ def load_judged(folder: Path) -> JudgedQueries:
     products = read_corpus(place / CORPUS)
     queries, splits = _read_queries(place / QUERIES)
     judgements = _read_qrels(place / QRELS, queries, products)
-    return JudgedQueries(queries, products, judgements, splits=splits)
+    return JudgedQueries(queries, products, judgements, splits=splits, generated=is_generated(place))
 
 
 def write_judged(judged: JudgedQueries, folder: Path) -> None:
@@ -227,13 +238,36 @@ def read_corpus(path: Path) -> dict[str, Product]:
     return products
 
 
+@dataclasses.dataclass(frozen=True)
+class Deletion:
+    """A line ``{"_id": ..., "deleted": true}``: the product is gone."""
+
+    item_id: str
+
+
+def catalogue_lines(path: Path, called: str = "") -> Iterator[tuple[str, Product | Deletion]]:
+    """(where, product or deletion) of each line of a corpus, one after the other, so that none is held.
+
+    Args:
+        called: the file in messages; "" = its path.
+
+    Raises:
+        DatasetError: a line is neither. Whether ids are distinct is not looked at.
+    """
+    for where, row in _json_rows(path, called):
+        deleted = row.get("deleted", False)
+        if not isinstance(deleted, bool):
+            raise DatasetError(f"{where}: 'deleted' is {deleted!r}, wanted true, false or nothing")
+        yield where, Deletion(_item_id(where, row)) if deleted else _product(where, row)
+
+
 def read_users(path: Path) -> dict[str, dict[str, Any]]:
     """User id to raw fields, of JSON lines ``{"_id": "u1", "country": "SE", ...}``. Raises: DatasetError."""
     users: dict[str, dict[str, Any]] = {}
     for where, row in _json_rows(path):
-        user_id = _string(where, row, "_id")
-        if not user_id or user_id in users:
-            raise DatasetError(f"{where}: '_id' is '{user_id}', wanted distinct ids, none empty")
+        user_id = _item_id(where, row, "user")
+        if user_id in users:
+            raise DatasetError(f"{where}: '_id' is '{user_id}' a second time, wanted distinct ids")
         users[user_id] = {name: value for name, value in row.items() if name != "_id"}
     return users
 
@@ -287,11 +321,8 @@ def _product(where: str, row: dict[str, Any]) -> Product:
     metadata = row.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise DatasetError(f"{where}: 'metadata' is {metadata!r}, wanted an object")
-    item_id = _string(where, row, "_id")
-    if not item_id:
-        raise DatasetError(f"{where}: '_id' is empty, wanted a product id")
     return Product(
-        item_id=item_id,
+        item_id=_item_id(where, row),
         title=_string(where, row, "title"),
         text=_string(where, row, "text", optional=True),
         brand=_string(where, metadata, "brand", optional=True),
@@ -302,6 +333,17 @@ def _product(where: str, row: dict[str, Any]) -> Product:
         rating_count=None if (count := _number(where, metadata, "rating_count")) is None else int(count),
         fields={name: value for name, value in metadata.items() if name not in _PRODUCT_FIELDS},
     )
+
+
+def _item_id(where: str, row: dict[str, Any], what: str = "product") -> str:
+    """Raises: DatasetError: none, or one that the item store cannot hold."""
+    item_id = _string(where, row, "_id")
+    size = len(item_id.encode())
+    if not item_id:
+        raise DatasetError(f"{where}: '_id' is empty, wanted a {what} id")
+    if size > MAX_ITEM_ID_BYTES:
+        raise DatasetError(f"{where}: '_id' has {size} bytes, wanted at most {MAX_ITEM_ID_BYTES}: {item_id[:60]!r}")
+    return item_id
 
 
 def _corpus_row(product: Product) -> dict[str, Any]:
@@ -340,44 +382,59 @@ def _qrel(where: str, line: str) -> tuple[str, str, int]:
 
 
 # ---------------------------------------------------------------- lines and fields
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line without its end, with ``path:number`` for messages; without a byte order mark, and without blank lines
-    at the end."""
+def _lines(path: Path, called: str = "") -> Iterator[tuple[str, str]]:
+    """Each line without its end, with ``path:number`` for messages; a byte order mark and empty lines at the file's end
+    are none of its content."""
+    called = called or str(path)
     if not path.is_file():
-        raise DatasetError(f"{path}: no such file, wanted {path.name} in BEIR's layout")
-    blank: list[str] = []
-    empty = True
+        raise DatasetError(f"{called}: no such file, wanted {path.name} in BEIR's layout")
+    empty: list[tuple[str, str]] = []
+    number = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            where = f"{path}:{number}"
-            line = _decoded(where, raw if number > 1 else raw.removeprefix(codecs.BOM_UTF8))
-            if not line.strip():
-                blank.append(where)
+            where = f"{called}:{number}"
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise DatasetError(f"{where}: byte {error.start} is not UTF-8, wanted UTF-8 text") from error
+            if not line.strip() and number > 1:
+                empty.append((where, line))
                 continue
-            yield from ((skipped, "") for skipped in blank)
-            blank.clear()
-            empty = False
+            yield from empty
+            empty.clear()
             yield where, line
-    if empty:
-        raise DatasetError(f"{path}: the file is empty, wanted at least one line")
+    if number == 0:
+        raise DatasetError(f"{called}: the file is empty, wanted at least one line")
 
 
-def _decoded(where: str, raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{where}: byte {error.start} is not UTF-8, wanted UTF-8 text") from error
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for where, line in _lines(path):
+def _json_rows(path: Path, called: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    for where, line in _lines(path, called):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, endless brackets
+            row = json.loads(line, parse_int=_whole_number)
+        except json.JSONDecodeError as error:
             raise DatasetError(f"{where}: not JSON ({error}), wanted one object a line") from error
+        except RecursionError as error:
+            raise DatasetError(f"{where}: JSON nested too deeply, wanted one object a line") from error
+        except ValueError as error:
+            raise DatasetError(f"{where}: {error}") from error
         if not isinstance(row, dict):
             raise DatasetError(f"{where}: a JSON {type(row).__name__}, wanted one object a line")
-        yield where, row
+        yield where, _without_surrogates(where, line, row)
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits, wanted at most {MAX_DIGITS}")
+    return int(digits)
+
+
+def _without_surrogates(where: str, line: str, row: dict[str, Any]) -> dict[str, Any]:
+    """JSON can spell lone surrogates, UTF-8 cannot carry them."""
+    if "\\u" in line:
+        for name, value in row.items():
+            if _LONE_SURROGATE.search(json.dumps([name, value], ensure_ascii=False)):
+                raise DatasetError(f"{where}: {name!r} is {value!r}, wanted a string without lone surrogates")
+    return row
 
 
 def _json_line(row: dict[str, Any]) -> str:
@@ -392,8 +449,6 @@ def _string(where: str, row: dict[str, Any], name: str, *, optional: bool = Fals
         raise DatasetError(f"{where}: no '{name}', wanted a string")
     if not isinstance(value, str):
         raise DatasetError(f"{where}: '{name}' is {value!r}, wanted a string")
-    if _LONE_SURROGATE.search(value):  # JSON can spell them, UTF-8 cannot carry them
-        raise DatasetError(f"{where}: '{name}' is {value!r}, wanted a string without lone surrogates")
     return value
 
 

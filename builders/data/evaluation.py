@@ -15,13 +15,27 @@ from pathlib import Path
 from typing import Final
 
 from builders.core.recipe import Recipe
-from builders.data.beir import GAINS, SPLITS, DatasetError, JudgedQueries, load_judged
+from builders.data.beir import (
+    CORPUS,
+    GAINS,
+    QRELS,
+    QUERIES,
+    SPLITS,
+    DatasetError,
+    JudgedQueries,
+    is_generated,
+    judged_folder,
+    load_judged,
+)
+from builders.data.purchase_columns import COLUMNS_FILE
+from builders.data.purchases import purchases_path
 
 LEAST_PARTED: Final = 500
 """Queries from which on they are parted: of fewer, a half's interval is as wide as what a gate allows to be lost."""
+State = tuple[tuple[str, int, int], ...]
+"""Name, size and time of change of each file."""
 
 
-@functools.lru_cache(maxsize=8)
 def evaluation_data(kind: str, folder: Path) -> JudgedQueries:
     """Requests, candidates with grades, items and users.
 
@@ -32,6 +46,24 @@ def evaluation_data(kind: str, folder: Path) -> JudgedQueries:
     Raises:
         DatasetError: the folder does not hold that data, or a file of it is broken.
     """
+    return _evaluation_data(kind, folder, _state(folder))
+
+
+@functools.lru_cache(maxsize=8)
+def _evaluation_data(kind: str, folder: Path, state: State) -> JudgedQueries:
+    """Read once, as long as no file changes."""
+    return dataclasses.replace(_read(kind, folder), generated=is_generated(folder))
+
+
+def _state(folder: Path) -> State:
+    judged, purchases = judged_folder(folder), purchases_path(folder)
+    files = [judged / name for name in (CORPUS, QUERIES, QRELS)] if judged else []
+    files += [purchases, purchases.with_name(COLUMNS_FILE)] if purchases else []
+    states = [(str(path), path.stat()) for path in files if path.is_file()]
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+def _read(kind: str, folder: Path) -> JudgedQueries:
     if kind == "purchases":
         from builders.data.purchase_log import evaluation_lists, purchase_log
 

@@ -18,6 +18,7 @@ from builders.data.beir import (
     DatasetError,
     JudgedQueries,
     Product,
+    is_generated,
     is_test_query,
     judged_folder,
     load_judged,
@@ -64,7 +65,7 @@ class DataSource:
     @property
     def generated(self) -> bool:
         """Whether the data is made up, so that quality figures mean nothing."""
-        return self.kind == "generated"
+        return self.kind == "generated" or is_generated(self.folder)
 
 
 def find_data(option: Path | None = None) -> DataSource:

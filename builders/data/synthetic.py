@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-from builders.data.beir import JudgedQueries, Product, write_judged
+from builders.data.beir import GENERATED_MARK, JudgedQueries, Product, write_judged
 from builders.data.esci import renamed_when_whole
 from builders.data.purchases import PURCHASES, purchases_schema
 
@@ -69,7 +69,8 @@ def generated_catalogue() -> JudgedQueries:
         judgements[f"q{number}"] = {
             item.product.item_id: _grade(wanted, item, asked) for item in _candidates(draw, wanted, items)
         }
-    return JudgedQueries(queries, {item.product.item_id: item.product for item in items}, judgements)
+    products = {item.product.item_id: item.product for item in items}
+    return JudgedQueries(queries, products, judgements, generated=True)
 
 
 def generated_purchases() -> list[Purchase]:
@@ -90,12 +91,13 @@ def generated_purchases() -> list[Purchase]:
 def write_generated(folder: Path) -> None:
     """Writes catalogue, judgements and ``purchases.parquet`` into ``folder``, which appears whole or not at all.
 
-    A folder that is there already is left as it is.
+    A folder that is there already is left as it is, but for the mark that says that it is generated.
     """
     import pyarrow as pa  # here and not above: only who has no data needs Parquet
     import pyarrow.parquet as pq
 
     if folder.is_dir():
+        (folder / GENERATED_MARK).touch()  # earlier versions wrote none
         return
     columns = zip(*generated_purchases(), strict=True)
     schema = purchases_schema()
@@ -103,6 +105,7 @@ def write_generated(folder: Path) -> None:
         write_judged(generated_catalogue(), beside)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
         pq.write_table(pa.table(arrays, schema=schema), beside / PURCHASES)
+        (beside / GENERATED_MARK).touch()
 
 
 def _item(draw: random.Random, category: str, number: int) -> _Item:

@@ -1,4 +1,4 @@
-"""Built rankers => item store and model repository: steps, endpoints, and which variant ``rank`` serves.
+"""Built rankers => model repository: steps, endpoints, and which variant ``rank`` serves.
 
 Knows nothing of how a variant was built or judged.
 """
@@ -17,21 +17,15 @@ from builders.core.recipe import Recipe, RecipeError
 from builders.core.runtimes import runtime_of
 from builders.core.versions import libraries
 from builders.core.workspace import PROJECT, SERVED_CODE, Workspace
-from builders.data.beir import Product
 from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.export.onnx import OPSET
 from builders.publish import model_config
-from builders.publish.item_store import ItemStore
-from builders.publish.postprocessing import (
-    ATTRIBUTES_TABLE,
-    ATTRIBUTES_VERSION,
-    attribute_records,
-    postprocess_contract,
-    similar_contract,
-)
+from builders.publish.catalogue import stores_items
+from builders.publish.manifest import RepositoryError
+from builders.publish.postprocessing import postprocess_contract, similar_contract
+from builders.publish.prune import prune_tables
 from builders.publish.repository import (
     Ensemble,
-    RepositoryError,
     ServedModel,
     publish_models,
     published_names,
@@ -55,6 +49,7 @@ def publish_rankers(
     *,
     gated: bool = True,
     forced: Collection[str] = (),
+    moves: bool = True,
 ) -> dict[str, int]:
     """Write all rankers' models and endpoints.
 
@@ -63,10 +58,14 @@ def publish_rankers(
             an endpoint that is not named goes on serving what it serves.
         data_note: for the manifest.
         gated: leave out what failed its gate; else everything is written, to be measured.
+        moves: whether ``rank`` follows its variant to what is written now; else it serves what it served, and only
+            ``published`` moves it.
         forced: variants, such as ``cross_encoder_int8_onnx``, written although they failed; the manifest says so.
 
     Raises:
         RecipeError: no built variant that passed its gate is called as ``published`` says.
+
+    What no version of a model reads any more is dropped from the item store.
     """
     models: dict[str, ServedModel] = {}
     ensembles: dict[str, Ensemble] = {}
@@ -76,16 +75,19 @@ def publish_rankers(
                 steps = _served_steps(built.recipe, built.ranker, variant, data_note)
                 models.update({model.name: model for model in steps})
                 name = f"{built.ranker.endpoint.name}_{built.recipe.model_name(variant.variant)}"
-                ensembles[name] = _ensemble(name, built.ranker.endpoint, steps)
-    aliases = _aliases(ensembles, published, workspace)
+                forced_now = not variant.passed and built.recipe.model_name(variant.variant) in forced
+                ensembles[name] = _ensemble(name, built.ranker.endpoint, steps, forced=forced_now)
+    aliases = _aliases(ensembles, published, workspace, moves=moves)
     similar = [
-        _similar(built.ranker) for built in rankers if built.recipe.ranker == SIMILAR_BY and _stores(built.ranker)
+        _similar(built.ranker) for built in rankers if built.recipe.ranker == SIMILAR_BY and stores_items(built.ranker)
     ]
     versions = publish_models(
-        workspace.repository, [*models.values(), *similar], [*ensembles.values(), *aliases], libraries()
+        workspace.repository, [*models.values(), *similar], [*ensembles.values(), *aliases], libraries(), say
     )
     said = ", ".join(f"{alias.name} = {alias.steps[-2]}" for alias in aliases)
     say(f"published {len(models) + len(similar)} models and {len(ensembles) + len(aliases)} endpoints; {said}")
+    if (pruned := prune_tables(workspace.repository, workspace.item_store)).tables:
+        say(str(pruned))
     return versions
 
 
@@ -113,47 +115,6 @@ def endpoint_of(variant: str, workspace: Workspace = PROJECT) -> str | None:
     return next((name for name in ENDPOINTS if f"{name}_{variant}" in published), None)
 
 
-def fill_item_store(rankers: Sequence[BuiltRanker], say: Say = print, workspace: Workspace = PROJECT) -> None:
-    """Compute and store the features of the items and users that the store does not hold in these rankers' versions."""
-    with ItemStore(workspace.item_store) as store:
-        for built in rankers:
-            parameters = built.ranker.preprocess.parameters
-            version = parameters["item_features_version"]
-            products = built.data.products
-            if _stores(built.ranker):
-                there = store.ids(built.ranker.name, version)
-                missing = [product for product in products.values() if product.item_id not in there]
-                if missing:
-                    say(f"item store: features of {len(missing)} items for {built.ranker.name}")
-                    store.put(built.ranker.name, version, built.ranker.item_features(missing))
-            if parameters.get("user_features"):
-                store.put(parameters["user_features"], version, built.ranker.user_features(built.data.users))
-            known = store.ids(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION)
-            unknown = [product for product in products.values() if product.item_id not in known]
-            store.put(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION, attribute_records(unknown))
-
-
-def add_items(rankers: Sequence[Ranker], products: Sequence[Product], workspace: Workspace = PROJECT) -> None:
-    """Add or replace products while the store is being served; the next request sees them."""
-    with ItemStore(workspace.item_store) as store:
-        for ranker in rankers:
-            if _stores(ranker):
-                version = ranker.preprocess.parameters["item_features_version"]
-                store.put(ranker.name, version, ranker.item_features(products))
-        store.put(ATTRIBUTES_TABLE, ATTRIBUTES_VERSION, attribute_records(products))
-
-
-def add_users(
-    rankers: Sequence[Ranker], users: Mapping[str, Mapping[str, Any]], workspace: Workspace = PROJECT
-) -> None:
-    """Add or replace users while the store is being served; nothing for rankers that read none."""
-    with ItemStore(workspace.item_store) as store:
-        for ranker in rankers:
-            parameters = ranker.preprocess.parameters
-            if parameters.get("user_features"):
-                store.put(parameters["user_features"], parameters["item_features_version"], ranker.user_features(users))
-
-
 def served_files(code: str) -> dict[str, Path]:
     """Name in a version folder => file: ``model.py`` of ``served/<code>``, what lies beside it, and ``served.py``.
 
@@ -171,12 +132,14 @@ def served_files(code: str) -> dict[str, Path]:
 
 
 # ---------------------------------------------------------------- endpoints
-def _aliases(ensembles: Mapping[str, Ensemble], published: Mapping[str, str], workspace: Workspace) -> list[Ensemble]:
+def _aliases(
+    ensembles: Mapping[str, Ensemble], published: Mapping[str, str], workspace: Workspace, *, moves: bool
+) -> list[Ensemble]:
     """``rank``, ``recommend``: the named variants, and those served now whose models are written anew."""
     aliases = []
     for endpoint in ENDPOINTS:
         served = _served_now(endpoint, workspace)
-        wanted = published.get(endpoint) or (served if f"{endpoint}_{served}" in ensembles else None)
+        wanted = published.get(endpoint) or (served if moves and f"{endpoint}_{served}" in ensembles else None)
         of_endpoint = [name for name in ensembles if name.startswith(f"{endpoint}_")]
         if wanted is None or not of_endpoint:
             continue
@@ -196,9 +159,9 @@ def _served_now(endpoint: str, workspace: Workspace) -> str | None:
         return None
 
 
-def _ensemble(name: str, endpoint: Contract, steps: Sequence[ServedModel]) -> Ensemble:
+def _ensemble(name: str, endpoint: Contract, steps: Sequence[ServedModel], *, forced: bool) -> Ensemble:
     contract = model_config.endpoint_contract(name, endpoint, [step.contract for step in steps])
-    return Ensemble(name, [step.name for step in steps], contract)
+    return Ensemble(name, [step.name for step in steps], contract, forced)
 
 
 # ---------------------------------------------------------------- steps
@@ -233,11 +196,6 @@ def _postprocess(recipe: Recipe, ranker: Ranker) -> ServedModel:
     if contract != postprocess_contract():
         contract = dataclasses.replace(contract, name=f"{ranker.name}_postprocess")
     return _python_model("postprocess", contract, {}, {})
-
-
-def _stores(ranker: Ranker) -> bool:
-    """Whether it has a table in the item store; else all that it reads of an item comes in the request."""
-    return ranker.preprocess.parameters["item_features"] is not None
 
 
 def _similar(ranker: Ranker) -> ServedModel:

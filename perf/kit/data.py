@@ -17,10 +17,11 @@ from builders.core.contract import (
 from builders.core.files import fingerprint, sha256, write_atomically
 from builders.core.recipe import Recipe, Serving, Variant, load_recipe, load_recipes
 from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Workspace
-from builders.data.beir import GRADES, JudgedQueries, Product, Request, judged_folder, load_judged
+from builders.data.beir import GRADES, JudgedQueries, Product, Request, judged_folder, load_judged, write_judged
 from builders.data.bm25 import first_stage
 from builders.data.evaluation import evaluation_data, judging_queries
 from builders.data.find import DatasetError, DataSource, find_data
+from builders.data.synthetic import write_generated
 
 __all__ = [
     "CONTEXT",
@@ -56,4 +57,6 @@ __all__ = [
     "padded_length",
     "sha256",
     "write_atomically",
+    "write_generated",
+    "write_judged",
 ]

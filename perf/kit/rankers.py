@@ -19,7 +19,7 @@ from builders.evaluate.judge import BuiltRanker, BuiltVariant, Scores
 from builders.export.onnx import onnx_from_ranker, run_onnx
 from builders.features.encoder import Feature, dense, history, sparse
 from builders.features.prompts import padded_sequences, split_sequences
-from builders.publish import endpoints
+from builders.publish import catalogue, endpoints
 from builders.rankers.backbone import packaged_backbone
 from builders.rankers.base import Graph, Ranker, Sample
 from builders.rankers.dcn_v2 import DCNv2
@@ -87,7 +87,7 @@ def build_variants_of(
 
 def fill_store(ranker: Ranker, recipe: Recipe, data: JudgedQueries, say: Say, workspace: Workspace) -> None:
     """Store what the ranker needs of the items and users that are not in the store yet."""
-    endpoints.fill_item_store([BuiltRanker(recipe, ranker, (), data)], say, workspace)
+    catalogue.fill_item_store([BuiltRanker(recipe, ranker, (), data)], say, workspace)
 
 
 def publish(
@@ -106,7 +106,7 @@ def publish(
         serves: endpoint => variant that its short name serves; what is not named goes on as it is.
         gated: leave out what failed its gate.
     """
-    endpoints.fill_item_store(rankers, say, workspace)
+    catalogue.fill_item_store(rankers, say, workspace)
     endpoints.publish_rankers(rankers, serves or {}, note, say, workspace, gated=gated)
 
 

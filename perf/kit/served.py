@@ -9,16 +9,19 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from builders.core.runtimes import RUNTIMES
 from builders.publish import pbtxt
-from builders.publish.repository import CONFIG, MANIFEST, left_out, published_names, served_variant
+from builders.publish.manifest import CONFIG, MANIFEST, Manifest, read_manifest
+from builders.publish.repository import left_out, published_names, served_variant
 
 __all__ = [
     "CONFIG",
     "MANIFEST",
+    "Manifest",
     "Step",
     "can_serve",
     "endpoint_inputs",
     "left_out",
     "published_names",
+    "read_manifest",
     "scorer_files",
     "served_variant",
     "steps_of",

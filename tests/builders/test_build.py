@@ -19,14 +19,10 @@ from builders.core.workspace import Workspace
 from builders.data.beir import Request
 from builders.data.find import Product
 from builders.evaluate.judge import BuiltRanker, BuiltVariant, score_in_process
-from builders.publish.endpoints import (
-    DEFAULT_PUBLISHED,
-    add_items,
-    fill_item_store,
-    publish_rankers,
-    published_variants,
-)
+from builders.publish.catalogue import add_items, fill_item_store
+from builders.publish.endpoints import DEFAULT_PUBLISHED, publish_rankers, published_variants
 from builders.publish.item_store import ItemStore
+from builders.publish.manifest import read_manifest
 from tests.support import tiny_xlm_roberta
 from tests.support.tiny_xlm_roberta import Built
 
@@ -100,9 +96,9 @@ def test_a_forced_variant_is_published_and_the_manifest_says_that_it_failed(buil
     publish_rankers(
         rankers, {"rank": "cross_encoder_fp32_onnx"}, "", workspace=workspace, forced=["cross_encoder_int8_onnx"]
     )
-    manifest = json.loads((workspace.repository / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["models"]["cross_encoder_int8_onnx"]["built_from"]["passed"] is False
-    assert manifest["models"]["cross_encoder_fp32_onnx"]["built_from"]["passed"] is True
+    models = read_manifest(workspace.repository).models
+    assert models["cross_encoder_int8_onnx"][1].built_from["passed"] is False
+    assert models["cross_encoder_fp32_onnx"][1].built_from["passed"] is True
 
 
 @pytest.fixture
@@ -179,17 +175,17 @@ def test_trials_are_built_by_name_or_all_together(built: Built, tmp_path: Path) 
 
 
 def test_the_manifest_says_what_every_model_was_built_from(built: Built) -> None:
-    manifest = json.loads((built.workspace.repository / "manifest.json").read_text(encoding="utf-8"))
-    assert {"torch", "onnx", "onnxruntime", "python"} <= set(manifest["libraries"])
-    entry = manifest["models"]["cross_encoder_int8_onnx"]
-    assert entry["built_from"]["data"] == "made up"
-    assert entry["built_from"]["recipe"] == "recipes/cross_encoder.toml"
-    assert entry["built_from"]["variant"]["steps"][0]["calibration_queries"] == 2
-    assert entry["built_from"]["passed"] is True
-    assert "lower end" in entry["built_from"]["gate"]
-    assert set(entry["built_from"]["checkpoint"]) == {path.name for path in built.ranker.checkpoint_files}
-    assert set(entry["sha256"]) == {"config.pbtxt", "1/model.onnx", "1/contract.json"}
-    assert set(manifest["ensembles"]) == {"rank", "rank_cross_encoder_fp32_onnx", "rank_cross_encoder_int8_onnx"}
+    manifest = read_manifest(built.workspace.repository)
+    assert {"torch", "onnx", "onnxruntime", "python"} <= set(manifest.libraries)
+    built_from = manifest.models["cross_encoder_int8_onnx"][1].built_from
+    assert built_from["data"] == "made up"
+    assert built_from["recipe"] == "recipes/cross_encoder.toml"
+    assert built_from["variant"]["steps"][0]["calibration_queries"] == 2
+    assert built_from["passed"] is True
+    assert "lower end" in built_from["gate"]
+    assert set(built_from["checkpoint"]) == {path.name for path in built.ranker.checkpoint_files}
+    assert "cross_encoder_int8_onnx/1/model.onnx" in manifest.files
+    assert set(manifest.endpoints) == {"rank", "rank_cross_encoder_fp32_onnx", "rank_cross_encoder_int8_onnx"}
 
 
 def test_rank_serves_the_published_variant(built: Built) -> None:
@@ -207,7 +203,13 @@ def test_only_missing_items_are_computed(built: Built, tmp_path: Path, said: lis
     for count in (10, 12, 12):
         data = dataclasses.replace(built.judged, products={each.item_id: each for each in products[:count]})
         fill_item_store([BuiltRanker(built.recipe, built.ranker, [], data)], said.append, workspace)
-    assert said == [f"item store: features of {count} items for cross_encoder" for count in (10, 2)]
+    assert said == [
+        "item store: features of 10 items for cross_encoder",
+        "item store: cross_encoder: 10 added, 0 changed, 0 removed, 0 unchanged",
+        "item store: features of 2 items for cross_encoder",
+        "item store: cross_encoder: 2 added, 0 changed, 0 removed, 10 unchanged",
+        "item store: cross_encoder: 0 added, 0 changed, 0 removed, 12 unchanged",
+    ]
 
 
 def test_an_added_item_is_in_the_table_that_the_model_reads(built: Built, tmp_path: Path) -> None:

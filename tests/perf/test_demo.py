@@ -13,6 +13,7 @@ from builders.core.workspace import Workspace
 from builders.data.find import JudgedQueries, Product
 from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.publish.endpoints import DEFAULT_PUBLISHED
+from builders.publish.manifest import Generation, Manifest, now, write_manifest
 from perf.demo import FIRST, SHOWN, passed_endpoints, stored_quality, with_own_items
 from perf.kit.data import DataSource
 from perf.kit.served import can_serve
@@ -70,7 +71,8 @@ def test_an_endpoint_whose_versions_are_not_there_cannot_be_served(tmp_path: Pat
     (tmp_path / "rank" / "config.pbtxt").write_text(
         'ensemble_scheduling { step { model_name: "scorer" model_version: 2 } }'
     )
-    (tmp_path / "manifest.json").write_text('{"libraries": {}, "models": {}, "ensembles": {"rank": {"scorer": 2}}}')
+    served = Generation(number=1, variant="scorer", steps={"scorer": 2}, since=now())
+    write_manifest(tmp_path, Manifest(endpoints={"rank": [served]}))
     assert not can_serve(tmp_path, "rank")
     (tmp_path / "scorer" / "2").mkdir(parents=True)
     assert can_serve(tmp_path, "rank")

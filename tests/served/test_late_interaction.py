@@ -17,7 +17,8 @@ from builders.core.recipe import load_recipe
 from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries
 from builders.data.synthetic import generated_catalogue
-from builders.publish.endpoints import fill_item_store, publish_rankers
+from builders.publish.catalogue import fill_item_store
+from builders.publish.endpoints import publish_rankers
 from server import TritonServer
 from tests.support.endpoint import metric, rank
 from tests.support.tiny_colbert import write_multi_vector, write_pylate

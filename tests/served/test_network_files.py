@@ -15,7 +15,8 @@ from builders.build import build_ranker
 from builders.core.contract import HISTORY, ITEM_IDS, QUERY
 from builders.core.recipe import load_recipe
 from builders.core.workspace import Workspace
-from builders.publish.endpoints import fill_item_store, publish_rankers
+from builders.publish.catalogue import fill_item_store
+from builders.publish.endpoints import publish_rankers
 from server import TritonServer
 from tests.support import network_files as files
 from tests.support.endpoint import send, texts

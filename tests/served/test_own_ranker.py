@@ -17,7 +17,7 @@ from builders.core.contract import UNSCORED
 from builders.core.workspace import Workspace
 from builders.data.beir import Product, Request, read_users
 from builders.evaluate.judge import BuiltRanker
-from builders.publish.endpoints import add_items, add_users
+from builders.publish.catalogue import add_items, add_users
 from server import TritonServer
 from tests.support.endpoint import Array, metric, send, texts
 from tests.support.own_ranker import built_own_ranker

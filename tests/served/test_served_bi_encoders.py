@@ -20,7 +20,8 @@ from builders.build import build_ranker
 from builders.core.contract import UNSCORED
 from builders.core.recipe import Recipe
 from builders.core.workspace import Workspace
-from builders.publish.endpoints import fill_item_store, publish_rankers
+from builders.publish.catalogue import fill_item_store
+from builders.publish.endpoints import publish_rankers
 from server import TritonServer
 from tests.support.bi_encoders import ITEM, LONG_QUERY, QUERY, WIDTH, text_of, write_bi_encoder
 from tests.support.endpoint import Array, metric, send, texts

@@ -18,7 +18,7 @@ from builders.core.workspace import Workspace
 from builders.data.beir import Request
 from builders.data.find import JudgedQueries, Product
 from builders.publish import pbtxt
-from builders.publish.endpoints import add_items
+from builders.publish.catalogue import add_items
 from builders.publish.item_store import ItemStore
 from builders.rankers.base import Ranker
 from builders.rankers.load import load_ranker

@@ -26,7 +26,8 @@ from builders.core.recipe import Recipe, Text, Variant
 from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries, Product
 from builders.evaluate.judge import BuiltRanker
-from builders.publish.endpoints import add_items, fill_item_store, publish_rankers
+from builders.publish.catalogue import add_items, fill_item_store
+from builders.publish.endpoints import publish_rankers
 from builders.publish.item_store import ItemStore
 from server import TritonServer
 from tests.support.endpoint import Array, metric, send, texts

@@ -75,7 +75,8 @@ def test_serves_and_leaves_no_process_memory_or_file_behind(repository: Path) ->
 @pytest.fixture
 def launched(repository: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """`python -m server` when it is ready, and the process group of its tritonserver."""
-    command = [sys.executable, "-m", "server", "--repository", str(repository), "--load", "echo", *ANY_PORT_OPTIONS]
+    command = [sys.executable, "-m", "server", "--repository", str(repository), "--load", "echo", "--verify", "off"]
+    command += ANY_PORT_OPTIONS
     with subprocess.Popen(
         command, cwd=REPOSITORY_ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as launcher:
@@ -174,7 +175,7 @@ def with_unpublished(repository: Path) -> Path:
         """
     )
     write_model(repository, "stranger", config)
-    (repository / "manifest.json").write_text(json.dumps({"models": {"echo": {}}, "ensembles": {}}))
+    (repository / "manifest.json").write_text(json.dumps({"models": {"echo": {}}, "endpoints": {}}))
     return repository
 
 
@@ -199,7 +200,7 @@ def test_refuses_a_model_that_was_not_published_here(with_unpublished: Path) -> 
     [
         ("{", "cannot be read"),
         ("{}", "cannot be read .*models"),
-        ('{"models": {}, "ensembles": {}}', "nothing was pub"),
+        ('{"models": {}, "endpoints": {}}', "nothing was pub"),
     ],
 )
 def test_refuses_a_manifest_that_says_nothing(repository: Path, manifest: str, complaint: str) -> None:

@@ -15,7 +15,8 @@ from builders.core.recipe import Recipe, load_recipes
 from builders.core.workspace import PROJECT, REPOSITORY_ROOT, Workspace
 from builders.data.evaluation import evaluation_data
 from builders.data.find import DatasetError, JudgedQueries, find_data
-from builders.publish.endpoints import DEFAULT_PUBLISHED, by_endpoint, fill_item_store, publish_rankers
+from builders.publish.catalogue import fill_item_store
+from builders.publish.endpoints import DEFAULT_PUBLISHED, by_endpoint, publish_rankers
 
 FOLDER = PROJECT.build / "test-kit"
 WORKSPACE = Workspace(build=FOLDER, repository=FOLDER / "model_repository", item_store=FOLDER / "item_store")

@@ -25,7 +25,8 @@ from builders.core.recipe import load_recipe
 from builders.core.workspace import Workspace
 from builders.data.evaluation import evaluation_data
 from builders.data.purchase_log import Example, PurchaseLog, purchase_log, training_examples
-from builders.publish.endpoints import fill_item_store, publish_rankers
+from builders.publish.catalogue import fill_item_store
+from builders.publish.endpoints import publish_rankers
 
 LENGTH = 20
 CANDIDATES = 40

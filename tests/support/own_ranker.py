@@ -11,7 +11,8 @@ from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries
 from builders.data.synthetic import generated_catalogue
 from builders.evaluate.judge import BuiltRanker
-from builders.publish.endpoints import fill_item_store, publish_rankers
+from builders.publish.catalogue import fill_item_store
+from builders.publish.endpoints import publish_rankers
 from builders.rankers.backbone import packaged_backbone
 
 IMAGE_WIDTH = 4

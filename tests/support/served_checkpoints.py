@@ -10,7 +10,8 @@ from builders.core.recipe import Recipe, load_recipe
 from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries
 from builders.init_recipe import init_recipe
-from builders.publish.endpoints import fill_item_store, publish_rankers
+from builders.publish.catalogue import fill_item_store
+from builders.publish.endpoints import publish_rankers
 
 Write = Callable[[Path], Path]
 

@@ -21,7 +21,8 @@ from builders.core.steps import Int8
 from builders.core.workspace import Workspace
 from builders.data.find import JudgedQueries, Product
 from builders.evaluate.judge import BuiltRanker, BuiltVariant
-from builders.publish.endpoints import fill_item_store, publish_rankers
+from builders.publish.catalogue import fill_item_store
+from builders.publish.endpoints import publish_rankers
 from builders.rankers.base import Ranker
 from builders.rankers.load import load_ranker
 

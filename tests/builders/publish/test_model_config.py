@@ -37,8 +37,8 @@ from builders.core.recipe import Recipe, Serving, load_recipes
 from builders.core.runtimes import ONNX, OPENVINO, Runtime
 from builders.core.workspace import REPOSITORY_ROOT
 from builders.publish import model_config, pbtxt
+from builders.publish.manifest import read_manifest
 from builders.publish.postprocessing import postprocess_contract
-from builders.publish.repository import read_manifest
 from builders.rankers.base import Graph
 from tests.support.kit import WORKSPACE
 
@@ -301,8 +301,8 @@ def first_version(text: str) -> str:
 @pytest.mark.skipif(not (REPOSITORY_ROOT / ".git").exists(), reason="no git checkout")
 def test_the_committed_files_are_what_a_build_writes(kit: list[str]) -> None:
     manifest = read_manifest(WORKSPACE.repository)
-    assert set(kit) <= {*manifest["ensembles"], *manifest["models"]}
-    steps = {step for endpoint in kit for step in manifest["ensembles"].get(endpoint, {})}
+    assert set(kit) <= manifest.names
+    steps = {step for endpoint in kit if endpoint in manifest.served for step in manifest.served[endpoint].steps}
     stale = []
     for model in sorted({*kit, *steps}):
         config, contract = f"{model}/config.pbtxt", f"{model}/contract.json"

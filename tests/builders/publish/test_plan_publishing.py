@@ -6,7 +6,6 @@ TensorRT is fake: a "plan" here is the ONNX file that it would be built from, an
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,6 +34,7 @@ from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.export.plan_manifest import EngineManifest, read_manifest, write_manifest
 from builders.publish import pbtxt
 from builders.publish.endpoints import publish_rankers
+from builders.publish.manifest import read_manifest as read_published
 from server import TritonServer
 from tests.support import tiny_xlm_roberta
 from tests.support.endpoint import rank
@@ -145,10 +145,9 @@ def test_every_plan_is_gated_as_its_own_and_published_with_its_manifest(
         assert config.backend == "tensorrt"
         profiles = [profile for group in config.instance_group for profile in group.profile]
         assert profiles == [str(place) for place in range(len(profiles_of(built.ranker.graphs[0])))]
-    manifest = json.loads((workspace.repository / "manifest.json").read_text(encoding="utf-8"))
-    entry = manifest["models"]["cross_encoder_fp16_trt"]
-    assert {"1/model.plan", "1/model.plan.json"} <= set(entry["sha256"])
-    assert entry["built_from"]["passed"] is True
+    manifest = read_published(workspace.repository)
+    assert {f"cross_encoder_fp16_trt/1/{name}" for name in ("model.plan", "model.plan.json")} <= set(manifest.files)
+    assert manifest.models["cross_encoder_fp16_trt"][1].built_from["passed"] is True
 
 
 def test_a_plan_that_fails_its_gate_stays_out(built: Built, planned: Planned, workspace: Workspace) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,28 +14,28 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as grpc
 
-from builders.core.contract import RANK, SCORES, Tensor
+from builders.core.contract import RANK, SCORES, Contract, Tensor
 from builders.core.files import sha256
 from builders.core.workspace import Workspace
 from builders.publish import model_config, pbtxt
 from builders.publish.endpoints import DEFAULT_PUBLISHED, endpoint_of, published_variants
+from builders.publish.lifecycle import promote
+from builders.publish.manifest import RepositoryError, read_manifest
 from builders.publish.repository import (
     Ensemble,
-    RepositoryError,
     ServedModel,
     left_out,
-    promote,
     publish_models,
     published_names,
-    read_manifest,
     served_variant,
     tune_machine,
-    version_numbers,
 )
+from builders.publish.state import version_numbers
 from server import TritonServer
 from tests.support.endpoint import rank
 from tests.support.tiny_models import CONTRACT, ensembles, publish, tiny_model
 
+VERSION_FILES = ("model.py", "contract.json", "config.pbtxt", "__pycache__")
 ANY_PORTS = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
 
 
@@ -69,7 +69,7 @@ def tree(repository: Path) -> dict[str, str]:
 
 def leftovers(repository: Path) -> list[Path]:
     """Files and folders under temporary names."""
-    return [path for path in repository.rglob(".*") if path.name != ".gitkeep"]
+    return [path for path in repository.rglob(".*") if path.name not in (".gitkeep", ".lock")]
 
 
 # ---------------------------------------------------------------- versions
@@ -78,8 +78,8 @@ def test_the_first_publish_is_version_1_and_whole(repository: Path, model: Calla
     assert set(tree(repository)) == {
         "manifest.json",
         *(f"{name}/{file}" for name in ("tiny", "rank", "rank_tiny") for file in ("config.pbtxt", "contract.json")),
-        "tiny/1/model.py",
-        "tiny/1/contract.json",
+        *(f"tiny/1/{file}" for file in VERSION_FILES),
+        ".lock",
     }
     assert (repository / "rank" / "1").is_dir()
     assert pinned(repository) == pinned(repository, "rank_tiny") == {"tiny": 1}
@@ -101,7 +101,7 @@ def test_a_changed_file_is_the_next_version_and_the_old_one_stays(
     assert pinned(repository) == pinned(repository, "rank_tiny") == {"tiny": 2}
     assert policy(repository, "tiny") == [2]
     assert tree(repository)["tiny/1/model.py"] == before["tiny/1/model.py"]
-    assert tree(repository).keys() - before.keys() == {"tiny/2/model.py", "tiny/2/contract.json"}
+    assert tree(repository).keys() - before.keys() == {f"tiny/2/{file}" for file in VERSION_FILES}
 
 
 def test_a_changed_contract_alone_is_a_new_version_too(repository: Path, model: Callable[..., ServedModel]) -> None:
@@ -118,11 +118,11 @@ def test_an_unchanged_step_keeps_its_version_beside_a_changed_one(
     assert publish(repository, model(2), model(7, name="steady")) == {"tiny": 2, "steady": 1}
 
 
-def test_two_versions_are_kept(repository: Path, model: Callable[..., ServedModel]) -> None:
-    for score in (1, 2, 3, 4):
+def test_three_versions_are_kept_and_one_is_loaded(repository: Path, model: Callable[..., ServedModel]) -> None:
+    for score in (1, 2, 3, 4, 5):
         publish(repository, model(score))
-    assert version_numbers(repository / "tiny") == [3, 4]
-    assert policy(repository, "tiny") == [4]
+    assert version_numbers(repository / "tiny") == [3, 4, 5]
+    assert policy(repository, "tiny") == [5]
 
 
 def test_going_back_to_earlier_weights_is_a_publish_like_any_other(
@@ -133,16 +133,19 @@ def test_going_back_to_earlier_weights_is_a_publish_like_any_other(
     assert publish(repository, model(1)) == {"tiny": 3}
 
 
-def test_what_python_caches_in_a_version_folder_does_not_count(
-    repository: Path, model: Callable[..., ServedModel]
-) -> None:
+def test_python_caches_nothing_in_a_version_folder(repository: Path, model: Callable[..., ServedModel]) -> None:
     publish(repository, model(1))
-    cache = repository / "tiny" / "1" / "__pycache__"
-    cache.mkdir()
-    (cache / "model.cpython-311.pyc").write_bytes(b"x")
-    assert publish(repository, model(1)) == {"tiny": 1}
-    manifest = json.loads((repository / "manifest.json").read_text())
-    assert set(manifest["models"]["tiny"]["sha256"]) == {"config.pbtxt", "1/model.py", "1/contract.json"}
+    before = tree(repository)
+    found = subprocess.run(
+        [sys.executable, "-c", "import importlib; importlib.import_module('helper')"],
+        cwd=repository / "tiny" / "1",
+        env={"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+    )
+    assert "No module named 'helper'" in found.stderr
+    subprocess.run([sys.executable, "-c", "import ast, contract"], cwd=repository / "tiny" / "1", capture_output=True)
+    assert tree(repository) == before
 
 
 # ---------------------------------------------------------------- manifest
@@ -151,13 +154,16 @@ def test_the_manifest_names_what_was_built_from_what_with_every_files_hash(
 ) -> None:
     publish(repository, model(1))
     publish(repository, model(2))
-    manifest = json.loads((repository / "manifest.json").read_text())
-    assert manifest["libraries"] == {"library": "1.0"}
-    assert manifest["ensembles"] == {"rank": {"tiny": 2}, "rank_tiny": {"tiny": 2}}
-    entry = manifest["models"]["tiny"]
-    assert (entry["version"], entry["built_from"]) == (2, {"recipe": "tiny.toml"})
-    assert set(entry["sha256"]) == {"config.pbtxt", "2/model.py", "2/contract.json"}
-    assert all(sha256(repository / "tiny" / name) == digest for name, digest in entry["sha256"].items())
+    manifest = read_manifest(repository)
+    assert manifest.libraries == {"library": "1.0"}
+    assert {name: each.steps for name, each in manifest.served.items()} == {
+        "rank": {"tiny": 2},
+        "rank_tiny": {"tiny": 2},
+    }
+    assert [each.built_from for each in manifest.models["tiny"].values()] == [{"recipe": "tiny.toml"}] * 2
+    on_disk = tree(repository)
+    assert set(manifest.files) == set(on_disk) - {"manifest.json", ".lock"}
+    assert all(digests == [on_disk[path]] for path, digests in manifest.files.items())
 
 
 # ---------------------------------------------------------------- which variant is rank
@@ -175,7 +181,7 @@ def test_rank_points_at_another_variant_by_replacing_its_configuration(two_varia
     assert pinned(two_variants) == {"second": 1}
     changed = {name for name, digest in tree(two_variants).items() if before.get(name) != digest}
     assert changed == {"rank/config.pbtxt", "manifest.json"}  # both variants have one contract, which keeps its name
-    assert json.loads((two_variants / "manifest.json").read_text())["ensembles"]["rank"] == {"second": 1}
+    assert read_manifest(two_variants).served["rank"].steps == {"second": 1}
 
 
 def test_rank_rolls_back_likewise(two_variants: Path) -> None:
@@ -258,14 +264,37 @@ def test_publishing_one_recipe_leaves_anothers_endpoint_as_it_was(
             assert rank(client, endpoint, "mug", ["a"])[1] == wanted
 
 
-def test_an_endpoint_whose_step_got_other_tensors_is_published_no_more(
+OTHER_TENSORS = dataclasses.replace(CONTRACT, outputs=(*CONTRACT.outputs, Tensor("extra", "FP32", ("ranked",), "")))
+
+
+def test_a_publication_that_anothers_endpoint_would_not_survive_is_refused_and_changes_nothing(
     repository: Path, model: Callable[..., ServedModel]
 ) -> None:
     publish_models(repository, [model(8, name="shared")], of_recipe("first"), {})
-    more = dataclasses.replace(CONTRACT, outputs=(*CONTRACT.outputs, Tensor("extra", "FP32", ("ranked",), "")))
-    publish_models(repository, [model(9, name="shared", contract=more)], of_recipe("second"), {})
-    assert policy(repository, "shared") == [2]
-    assert published_names(repository) == {"shared", "rank_second"}
+    before = tree(repository)
+    of_other = dataclasses.replace(model(9, name="shared", contract=OTHER_TENSORS), built_from={"recipe": "other.toml"})
+    with pytest.raises(
+        RepositoryError, match=r"'shared' has other tensors in version 2 \(rank_second\) than in version 1"
+    ):
+        publish_models(repository, [of_other], of_recipe("second"), {})
+    assert tree(repository) == before
+
+
+def test_a_variant_of_the_same_recipe_that_was_not_built_anew_goes_and_is_named(
+    repository: Path, model: Callable[..., ServedModel]
+) -> None:
+    def first(score: int, contract: Contract = CONTRACT) -> list[ServedModel]:
+        return [model(score, name="scorer"), model(score, name="shared", contract=contract)]
+
+    def endpoint(name: str) -> Ensemble:
+        return Ensemble(f"rank_{name}", [name, "shared"], model_config.endpoint_contract(name, RANK, [CONTRACT] * 2))
+
+    said: list[str] = []
+    publish_models(repository, first(1), [endpoint("scorer")], {})
+    changed = [model(2, name="scorer_int8"), first(2, OTHER_TENSORS)[1]]
+    publish_models(repository, changed, [endpoint("scorer_int8")], {}, said.append)
+    assert published_names(repository) == {"shared", "scorer_int8", "rank_scorer_int8"}
+    assert said == ["rank_scorer is published no more: shared has other tensors now, and it was not built anew"]
 
 
 # ---------------------------------------------------------------- tuning
@@ -275,7 +304,8 @@ def test_tuning_is_written_beside_the_committed_configuration(
     publish(repository, model(1))
     before = tree(repository)
     assert tune_machine(repository, "lab", instances=4, threads=2) == [repository / "tiny" / "configs" / "lab.pbtxt"]
-    assert {name: tree(repository)[name] for name in before} == before
+    changed = {name for name, digest in before.items() if tree(repository)[name] != digest}
+    assert changed == {"manifest.json"}  # which now names the tuned one, too
 
 
 def test_tuning_survives_a_publish_and_serves_the_new_version(
@@ -338,7 +368,7 @@ def assert_can_be_loaded(repository: Path) -> None:
         for name, version in pinned(repository, endpoint).items():
             assert version in policy(repository, name)
     for version in policy(repository, "tiny"):
-        assert {path.name for path in (repository / "tiny" / str(version)).iterdir()} == {"model.py", "contract.json"}
+        assert {path.name for path in (repository / "tiny" / str(version)).iterdir()} == set(VERSION_FILES)
 
 
 @pytest.fixture
@@ -364,8 +394,10 @@ def test_a_publish_killed_at_any_moment_leaves_a_repository_that_loads(
 
 
 def test_the_publish_after_a_kill_ends_as_if_nothing_had_happened(
-    three_publishes: Path, tmp_path: Path, model: Callable[..., ServedModel]
+    three_publishes: Path, tmp_path: Path, model: Callable[..., ServedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("builders.publish.manifest.now", lambda: "some day")
+    monkeypatch.setattr("builders.publish.repository.now", lambda: "some day")
     undisturbed = tmp_path / "undisturbed"
     shutil.copytree(three_publishes, undisturbed)
     publish(undisturbed, model(4))
@@ -407,9 +439,8 @@ def test_a_publish_that_changes_tensors_is_mended_by_the_next_wherever_it_is_kil
 def test_a_configuration_that_cannot_be_read_is_refused_by_its_path(repository: Path) -> None:
     (repository / "rank").mkdir(parents=True)
     (repository / "rank" / "config.pbtxt").write_text("name: 'rank'\nflavour: 3\n")
-    (repository / "manifest.json").write_text('{"libraries": {}, "models": {}, "ensembles": {"rank": {}}}')
     with pytest.raises(pbtxt.ConfigError, match=r"rank/config\.pbtxt: not a model configuration .*flavour.*'make repo"):
-        served_variant(repository)
+        tune_machine(repository, "lab", instances=1, threads=1)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"models": {}}'])

@@ -1,0 +1,197 @@
+"""One command for a nightly job: train anew, compare with what was there on queries kept apart, publish as a candidate.
+
+The network that is there goes on until the new one has been accepted: training writes into a folder beside the
+checkpoint, variants are built in a build folder of their own, and both take their places by rename. ``rank`` serves
+what it served until somebody publishes the candidate. A job that was stopped goes on where it was: training that ended
+is not repeated while data and recipe are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from builders.build import build_ranker
+from builders.compress.context import Say
+from builders.core.errors import GATE_FAILED, BuilderError
+from builders.core.files import write_atomically
+from builders.core.keys import changed, digests
+from builders.core.locks import only_writer
+from builders.core.recipe import Recipe
+from builders.core.workspace import PROJECT, Workspace
+from builders.data.beir import JudgedQueries
+from builders.data.evaluation import evaluation_data
+from builders.evaluate.judge import BuiltRanker
+from builders.evaluate.metrics import Interval, paired_interval
+from builders.publish import catalogue, endpoints, lifecycle
+
+Trainer = Callable[[Recipe, Path], object]
+
+
+class RetrainingError(BuilderError):
+    """There is nothing that could be trained anew."""
+
+
+class RetrainedWorse(BuilderError):
+    """The new network loses more than the recipe's gate allows; what was there goes on serving."""
+
+    exit_code = GATE_FAILED
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a retraining found.
+
+    Attributes:
+        changed: names of the inputs that differ from those of the last accepted training.
+        queries: that judged both.
+        before, after: mean NDCG@10 of the recipe's first variant; None without a network before.
+        difference: after minus before with its 95 % interval.
+        candidate: the endpoint that serves the new network, and its generation.
+    """
+
+    ranker: str
+    changed: tuple[str, ...]
+    queries: int
+    before: float | None
+    after: float
+    difference: Interval | None
+    candidate: str = ""
+
+    def __str__(self) -> str:
+        why = f"changed since the last time: {', '.join(self.changed) or 'nothing'}"
+        if self.difference is None:
+            found = f"NDCG@10 {self.after:.4f}, nothing to compare with"
+        else:
+            found = f"NDCG@10 {self.before:.4f} => {self.after:.4f} ({self.difference})"
+        return (
+            f"{self.ranker}: {why}; {found} on {self.queries} queries kept apart; {self.candidate or 'not published'}"
+        )
+
+
+def retrain(recipe: Recipe, trainer: Trainer, folder: Path, say: Say = print, workspace: Workspace = PROJECT) -> Report:
+    """Train, build, compare, publish as ``<endpoint>_candidate``.
+
+    Args:
+        trainer: writes the checkpoint of the recipe that it is given.
+        folder: of the data.
+
+    Raises:
+        RetrainingError: the recipe has no checkpoint to write.
+        RetrainedWorse: the new network loses more than ``gate.max_judged_loss``.
+    """
+    if recipe.checkpoint is None:
+        raise RetrainingError(f"recipe of {recipe.ranker}: no checkpoint (a folder), so nothing that training writes")
+    with only_writer(workspace.build / "retrain" / recipe.ranker, f"a retraining of {recipe.ranker}", say):
+        return _Retraining(recipe, trainer, folder, say, workspace).run()
+
+
+class _Retraining:
+    def __init__(self, recipe: Recipe, trainer: Trainer, folder: Path, say: Say, workspace: Workspace) -> None:
+        assert recipe.checkpoint is not None
+        self.recipe, self.trainer, self.folder, self.say, self.workspace = recipe, trainer, folder, say, workspace
+        self.data: JudgedQueries = evaluation_data(recipe.data, folder)
+        self.checkpoint = recipe.path(recipe.checkpoint)
+        self.beside = self.checkpoint.with_name(f"{self.checkpoint.name}.retrained")
+        self.own = workspace.build / "retrain" / recipe.ranker
+        self.trial = dataclasses.replace(workspace, build=self.own / "build")
+        self.inputs = digests(
+            {"data": self.data.digest, "files": _data_files(folder), "training": recipe.model_dump(mode="json")}
+        )
+
+    def run(self) -> Report:
+        state = self._state()
+        last = dict(state.get("accepted", {}))
+        if last == self.inputs and self.checkpoint.exists():
+            self.say(f"{self.recipe.ranker}: nothing changed since the last retraining; nothing is trained")
+            built = self._built(self.recipe, self.workspace)
+            return self._published(self._report(None, built, ()), built)
+        before = self._built(self.recipe, self.workspace) if self.checkpoint.exists() else None
+        self._train(state)
+        after = self._built(self.recipe.model_copy(update={"checkpoint": self.beside}), self.trial)
+        report = self._report(before, after, changed(last, self.inputs))
+        self._check(report)
+        self._take_the_place()
+        self._write_state(accepted=self.inputs)
+        return self._published(report, self._built(self.recipe, self.workspace))
+
+    # ------------------------------------------------------------ steps
+    def _train(self, state: Mapping[str, Any]) -> None:
+        if state.get("trained") == self.inputs and self.beside.exists():
+            self.say(f"{self.recipe.ranker}: trained already on this data; going on")
+            return
+        shutil.rmtree(self.beside, ignore_errors=True)
+        self.trainer(self.recipe.model_copy(update={"checkpoint": self.beside}), self.folder)
+        self._write_state(trained=self.inputs)
+
+    def _built(self, recipe: Recipe, workspace: Workspace) -> BuiltRanker:
+        return build_ranker(recipe, self.data, self.say, workspace)
+
+    def _report(self, before: BuiltRanker | None, after: BuiltRanker, why: tuple[str, ...] | list[str]) -> Report:
+        now = after.variants[0].figures
+        then = before.variants[0].figures if before else None
+        difference = None
+        if then is not None:
+            difference = paired_interval(now["ndcg_at_10_by_query"], then["ndcg_at_10_by_query"])
+        mean = then["ndcg_at_10"] if then else None
+        return Report(self.recipe.ranker, tuple(why), now["queries"], mean, now["ndcg_at_10"], difference)
+
+    def _check(self, report: Report) -> None:
+        if report.difference is None or not report.before:
+            return
+        lost, limit = report.difference.low / report.before, self.recipe.gate.max_judged_loss
+        if lost < -limit:
+            raise RetrainedWorse(
+                f"{report}: the interval's lower end is {lost:+.1%} of what was there, allowed -{limit:.1%} "
+                f"(gate.max_judged_loss). {self.checkpoint} and what is served stay as they are; the new network lies "
+                f"in {self.beside}. Look at the data first ('builders data'), then at its training"
+            )
+
+    def _take_the_place(self) -> None:
+        """Checkpoint first, then what was built of it: of two that do not belong together, a build notices by keys."""
+        _replace_folder(self.beside, self.checkpoint)
+        _replace_folder(self.trial.ranker_folder(self.recipe.ranker), self.workspace.ranker_folder(self.recipe.ranker))
+
+    def _published(self, report: Report, built: BuiltRanker) -> Report:
+        catalogue.fill_item_store([built], self.say, self.workspace)
+        endpoints.publish_rankers([built], {}, self.folder.name, self.say, self.workspace, moves=False)
+        kind = built.ranker.endpoint.name
+        served = endpoints.published_variants(self.workspace).get(kind)
+        passed = [built.recipe.model_name(each.variant) for each in built.variants if each.passed]
+        if not passed:
+            raise RetrainedWorse(f"{self.recipe.ranker}: no variant passed its gate; the reasons stand above")
+        variant = served if served in passed else passed[0]
+        generation = lifecycle.promote(self.workspace.repository, f"{kind}_{lifecycle.CANDIDATE}", f"{kind}_{variant}")
+        report = dataclasses.replace(report, candidate=f"{kind}_{lifecycle.CANDIDATE} = {generation.name}")
+        write_atomically(self.own / "report.json", json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+        return report
+
+    # ------------------------------------------------------------ state
+    def _state(self) -> dict[str, Any]:
+        path = self.own / "state.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    def _write_state(self, **now: Mapping[str, str]) -> None:
+        write_atomically(self.own / "state.json", json.dumps({**self._state(), **now}) + "\n")
+
+
+def _data_files(folder: Path) -> dict[str, Path]:
+    """Every file of the data, since a trainer may read any."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _replace_folder(fresh: Path, target: Path) -> None:
+    """By rename; what was there goes once the new one stands in its place. What is not there is left out."""
+    if not fresh.exists():
+        return
+    before = target.with_name(f"{target.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    if target.exists():
+        target.rename(before)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh.rename(target)
+    shutil.rmtree(before, ignore_errors=True)
