@@ -15,7 +15,8 @@ from builders.core.locks import only_writer
 from builders.core.recipe import Recipe
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
-from builders.data.evaluation import judging_queries
+from builders.data.bm25 import told_without_word
+from builders.data.evaluation import halves, judging_queries, told_unanswerable
 from builders.evaluate.judge import BuiltRanker, BuiltVariant, Judging, judged_variant, told_rounding, torch_scores
 from builders.evaluate.reference import check_against_outside
 from builders.features.text import check_item_fields
@@ -30,7 +31,9 @@ def build_ranker(
 
     Raises:
         TokenizerError: the recipe's [text] names a field that no item has.
+        DatasetError: no query of the data may judge the ranker; nothing is built.
     """
+    judging_queries(recipe, data)
     if recipe.text.item:
         check_item_fields(recipe.text.item, data.products.values())
     ranker = load_ranker(recipe)
@@ -64,6 +67,8 @@ def build_variants(
     for note in judged.notes:
         say(f"{recipe.ranker}: {note}")
     evaluated = judging_queries(recipe, judged)
+    for told in filter(None, (halves(evaluated).told(), told_unanswerable(evaluated), told_without_word(evaluated))):
+        say(f"{recipe.ranker}: {told}")
     by_torch = torch_scores(recipe, ranker, evaluated, say, workspace)
     if rounding := told_rounding(recipe, ranker, evaluated, workspace):
         say(rounding)

@@ -22,7 +22,7 @@ from builders.core.files import write_atomically
 from builders.core.recipe import Recipe, RecipeError, Variant, load_each, load_recipe, load_recipes
 from builders.core.workspace import PROJECT, REPOSITORY_ROOT
 from builders.data.beir import read_users
-from builders.data.evaluation import evaluation_data
+from builders.data.evaluation import evaluation_data, halves, judging_queries
 from builders.data.find import DatasetError, DataSource, find_data, load_judged
 from builders.evaluate.choose import chosen_variant, run_choose
 from builders.evaluate.judge import BuiltRanker, truncations
@@ -129,12 +129,13 @@ def quality(recipes: list[Path] | None, data: Path | None) -> None:
             difference = max(variant.figures["max_abs_difference_from_torch_by_query"].values())
             table.add_row(
                 built.recipe.model_name(variant.variant),
-                str(variant.figures["queries"]),
-                f"{variant.figures['ndcg_at_10']:.4f}",
+                f"{variant.figures['queries']} {variant.figures['half']}",
+                f"{variant.figures['ndcg_at_10']:.4f} {variant.figures['sampled']}".rstrip(),
                 f"{difference:.1e}",
                 "passed" if variant.passed else "FAILED",
             )
-        ndcg = built.variants[0].figures["ndcg_at_10_by_query"]
+        reported = halves(judging_queries(built.recipe, built.data)).test.queries
+        ndcg = {one: built.variants[0].figures["ndcg_at_10_by_query"][one] for one in reported}
         rows = slice_quality(built.data, ndcg, built.recipe.judged_slices)
         slices.append(slice_table(rows, f"{built.recipe.model_name(built.recipe.variants[0])}: NDCG@10 by slice"))
     console.print(table, *slices)

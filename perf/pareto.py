@@ -324,6 +324,8 @@ def rows_of(built: BuiltRanker, load: Load, failures: Mapping[str, str]) -> tupl
             experimental=each.variant.experimental,
             steps=step_lines(each.variant),
             layers=each.figures["layers"],
+            half=each.figures["validation"]["half"],
+            sampled=each.figures["sampled"],
             **_quality(built.recipe, each, built.variants),
             **_speed(built.recipe, measured[each.variant.name], load.rounds, candidates),
             gate_passed=each.passed,
@@ -344,10 +346,10 @@ def _quality(recipe: Recipe, built: BuiltVariant, variants: Sequence[BuiltVarian
     figures = built.figures
     if "report" not in figures:
         compared = [each.figures["report"]["metrics"][metric]["reference"] for each in variants[1:]]
-        found = compared[0] if compared else figures["ndcg_at_10"]
+        found = compared[0] if compared else figures["validation"]["ndcg_at_10"]
         return {
             "metric": metric if compared else "ndcg", "quality": found, "quality_ratio": 1.0,
-            "queries": figures["queries"],
+            "queries": figures["validation"]["queries"],
         }  # fmt: skip
     report = figures["report"]
     found, reference = report["metrics"][metric]["found"], report["metrics"][metric]["reference"]

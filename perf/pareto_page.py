@@ -98,7 +98,9 @@ def pareto_figure(report: ParetoReport) -> go.Figure:
             col=column,
         )
     figure.update_yaxes(range=[y_axis.low, y_axis.high], tickformat=".3f", nticks=9, gridcolor=GRID, zeroline=False)
-    figure.update_yaxes(title=f"{rows[0].metric_name}, mean of {rows[0].queries} judged requests", col=1)
+    figure.update_yaxes(
+        title=f"{rows[0].metric_name}, mean of {rows[0].queries} judged requests{rows[0].half_text}", col=1
+    )
     figure.update_xaxes(gridcolor=GRID, zeroline=False, tickangle=0, exponentformat="none")
     figure.update_layout(
         width=PAGE_WIDTH - 42,
@@ -138,7 +140,7 @@ def hover_text(row: VariantFigures) -> str:
     megabytes = [size / BYTES_PER_MB for size in (row.size_bytes, row.memory_rss_bytes, row.memory_pss_bytes)]
     lines = [
         *(f'name = "{row.variant}"', "steps:", *steps, *kept, ""),
-        f"{row.metric_name} {row.quality:.4f} over {row.queries} {interval_text(row)}",
+        f"{row.metric_name} {row.quality:.4f} over {row.queries}{row.half_text} {interval_text(row)}",
         *_agreement(row),
         f"p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f} ms over {row.requests} requests",
         f"{row.candidates_per_s:,.0f} candidates/s, {row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f}) x "

@@ -38,6 +38,6 @@ def run_recommend(
             workspace=workspace,
             console=console,
         )
-    console.print(quality_table(found, RECOMMEND.name, "popularity"), check_lines(found.checks))
+    console.print(quality_table(found, RECOMMEND.name, "popularity", judged.sampled), check_lines(found.checks))
     console.print(f"written: {write_quality(found, workspace, RECOMMEND.name)}", soft_wrap=True)
     return [check.name for check in found.failed]

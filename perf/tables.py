@@ -24,16 +24,20 @@ def readable(name: str) -> str:
     return "first stage (BM25)" if name == FIRST_STAGE else name
 
 
-def quality_table(found: ServedQuality, kind: str = RANK, first_stage: str = "first stage (BM25)") -> Table:
+def quality_table(
+    found: ServedQuality, kind: str = RANK, first_stage: str = "first stage (BM25)", sampled: str = ""
+) -> Table:
     """NDCG@10 of every ranker, as served.
 
     Args:
         kind: the endpoint whose published ranker is marked.
         first_stage: what the order before any ranker is called.
+        sampled: how candidates were drawn, "1 + 99 sampled"; "" = all that were judged.
     """
-    table = Table(title="NDCG@10 through the served endpoint", title_justify="left")
+    metric = f"NDCG@10 ({sampled})" if sampled else "NDCG@10"
+    table = Table(title=f"{metric} through the served endpoint", title_justify="left")
     table.add_column("ranker", **_whole_names(found))
-    for heading in ("queries", "NDCG@10", "minus first stage, 95% interval"):
+    for heading in ("queries", metric, "minus first stage, 95% interval"):
         table.add_column(heading, justify="right", overflow="fold")
     for row in found.rankers:
         name = first_stage if row.name == FIRST_STAGE else row.name

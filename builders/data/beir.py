@@ -26,6 +26,8 @@ GAINS = {3: 1.0, 2: 0.1, 1: 0.01, 0: 0.0}
 
 CORPUS, QUERIES, QRELS = "corpus.jsonl", "queries.jsonl", "qrels.tsv"
 QRELS_HEADER = "query-id\tcorpus-id\tscore"
+FAULTS_TOLD = 3
+"""Broken lines of judgements that one error names."""
 GENERATED_MARK = "GENERATED"
 """File beside data that is made up."""
 MAX_DIGITS = 300
@@ -35,7 +37,9 @@ TEST_SHARE = 3
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
-Split = Literal["train", "test", "all"]
+Split = Literal["train", "validation", "test", "all"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+"""That a query of the file may name as its ``split``."""
 
 
 class DatasetError(BuilderError):
@@ -115,6 +119,8 @@ class JudgedQueries:
         requests: query id to what it asks besides its text, where there is more.
         users: user id to raw fields.
         unlabeled: makes requests that nobody judged; None = they are made of the products' texts.
+        splits: query id to "train", "validation" or "test", where the data says so itself: of every query or of none.
+        sampled: how the candidates of a request were drawn, for tables: "1 + 99 sampled"; "" = all that were judged.
         notes: lines for a reader: where the judgements come from, what was left out.
         generated: whether it is made up, so that quality figures mean nothing.
     """
@@ -124,6 +130,8 @@ class JudgedQueries:
     judgements: dict[str, dict[str, int]]
     requests: Mapping[str, Request] = dataclasses.field(default_factory=dict)
     users: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sampled: str = dataclasses.field(default="", compare=False)
     unlabeled: UnlabeledRequests | None = dataclasses.field(default=None, compare=False)
     notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     generated: bool = dataclasses.field(default=False, compare=False)
@@ -133,6 +141,8 @@ class JudgedQueries:
         """Changes with anything that it holds: products with titles and prices, judgements, requests, users, and what
         unlabeled requests are made of."""
         held = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.compare}
+        if not self.splits:  # then what it was without the field: figures of before stay
+            del held["splits"]
         return key_of({**held, "unlabeled": getattr(self.unlabeled, "digest", "")})
 
     def request(self, query_id: str) -> Request:
@@ -141,18 +151,19 @@ class JudgedQueries:
         return dataclasses.replace(request, user=self.users.get(request.user_id))
 
     def subset(self, split: Split) -> JudgedQueries:
-        """The queries of ``split`` with their judgements; one without a text is a test query, set apart by time.
+        """The queries of ``split`` with their judgements, as :meth:`split_of` says.
 
         Raises: DatasetError for another name.
         """
-        if split not in ("train", "test", "all"):
-            raise DatasetError(f"split '{split}', wanted 'train', 'test' or 'all'")
-        kept = {
-            query_id: text
-            for query_id, text in self.queries.items()
-            if split == "all" or (not text or is_test_query(text)) == (split == "test")
-        }
-        return self.only(kept)
+        if split not in (*SPLITS, "all"):
+            raise DatasetError(f"split '{split}', wanted 'train', 'validation', 'test' or 'all'")
+        return self.only(query_id for query_id in self.queries if split in ("all", self.split_of(query_id)))
+
+    def split_of(self, query_id: str) -> str:
+        """The data's own name, or "train" or "test" by the text; one without a text is a test query, set apart by
+        time."""
+        text = self.queries[query_id]
+        return self.splits.get(query_id) or ("test" if not text or is_test_query(text) else "train")
 
     def only(self, query_ids: Iterable[str]) -> JudgedQueries:
         """These queries with their judgements."""
@@ -188,15 +199,18 @@ def load_judged(folder: Path) -> JudgedQueries:
             f"{folder}: no {CORPUS} here nor in esci/ below it; wanted {CORPUS}, {QUERIES} and {QRELS} in BEIR's layout"
         )
     products = read_corpus(place / CORPUS)
-    queries = _read_queries(place / QUERIES)
+    queries, splits = _read_queries(place / QUERIES)
     judgements = _read_qrels(place / QRELS, queries, products)
-    return JudgedQueries(queries, products, judgements, generated=is_generated(place))
+    return JudgedQueries(queries, products, judgements, splits=splits, generated=is_generated(place))
 
 
 def write_judged(judged: JudgedQueries, folder: Path) -> None:
     """Writes the three files into ``folder``, which exists; :func:`load_judged` reads back an equal value."""
     corpus = (_json_line(_corpus_row(product)) for product in judged.products.values())
-    queries = (_json_line({"_id": query_id, "text": text}) for query_id, text in judged.queries.items())
+    queries = (
+        _json_line({"_id": query_id, "text": text, **({"split": judged.splits[query_id]} if judged.splits else {})})
+        for query_id, text in judged.queries.items()
+    )
     qrels = (
         f"{query_id}\t{item_id}\t{grade}\n"
         for query_id, grades in judged.judgements.items()
@@ -258,16 +272,23 @@ def read_users(path: Path) -> dict[str, dict[str, Any]]:
     return users
 
 
-def _read_queries(path: Path) -> dict[str, str]:
+def _read_queries(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Query id to text, and to the split that it names."""
     queries: dict[str, str] = {}
+    splits: dict[str, str] = {}
     for where, row in _json_rows(path):
         query_id, text = _string(where, row, "_id"), _string(where, row, "text")
         if not query_id or not text:
             raise DatasetError(f"{where}: '_id' is '{query_id}' and 'text' is '{text}', wanted neither empty")
         if query_id in queries:
             raise DatasetError(f"{where}: query '{query_id}' stands twice, wanted distinct ids")
+        if "split" in row and row["split"] not in SPLITS:
+            raise DatasetError(f"{where}: 'split' is {row['split']!r}, wanted one of {', '.join(SPLITS)}")
+        if queries and bool(splits) != ("split" in row):
+            raise DatasetError(f"{where}: a 'split' in some queries and not in others, wanted it in all or in none")
         queries[query_id] = text
-    return queries
+        splits |= {query_id: row["split"]} if "split" in row else {}
+    return queries, splits
 
 
 def _read_qrels(path: Path, queries: dict[str, str], products: dict[str, Product]) -> dict[str, dict[str, int]]:
@@ -276,15 +297,17 @@ def _read_qrels(path: Path, queries: dict[str, str], products: dict[str, Product
     if header != QRELS_HEADER:
         raise DatasetError(f"{where}: header is {header!r}, wanted {QRELS_HEADER!r}")
     judgements: dict[str, dict[str, int]] = {query_id: {} for query_id in queries}
+    faults = []
     for where, line in lines:
-        query_id, item_id, grade = _qrel(where, line)
-        if query_id not in queries:
-            raise DatasetError(f"{where}: query '{query_id}' is unknown, wanted one of {QUERIES}")
-        if item_id not in products:
-            raise DatasetError(f"{where}: product '{item_id}' is unknown, wanted one of {CORPUS}")
-        if item_id in judgements[query_id]:
-            raise DatasetError(f"{where}: query '{query_id}' judges product '{item_id}' twice, wanted once")
-        judgements[query_id][item_id] = grade
+        try:
+            query_id, item_id, grade = _judgement(where, line, judgements, products)
+        except DatasetError as fault:
+            faults.append(str(fault))
+        else:
+            judgements[query_id][item_id] = grade
+    if faults:
+        rest = f"; and {len(faults) - FAULTS_TOLD} more lines" if len(faults) > FAULTS_TOLD else ""
+        raise DatasetError("; ".join(faults[:FAULTS_TOLD]) + rest)
     unjudged = [query_id for query_id, grades in judgements.items() if not grades]
     if unjudged:
         raise DatasetError(
@@ -332,6 +355,20 @@ def _corpus_row(product: Product) -> dict[str, Any]:
         "text": metadata.pop("text"),
         "metadata": metadata,
     }
+
+
+def _judgement(
+    where: str, line: str, judgements: Mapping[str, Mapping[str, int]], products: Mapping[str, Product]
+) -> tuple[str, str, int]:
+    """Query id, item id and grade. Raises: DatasetError where the line does not fit the lines before or the files."""
+    query_id, item_id, grade = _qrel(where, line)
+    if query_id not in judgements:
+        raise DatasetError(f"{where}: query '{query_id}' is unknown, wanted one of {QUERIES}")
+    if item_id not in products:
+        raise DatasetError(f"{where}: product '{item_id}' is unknown, wanted one of {CORPUS}")
+    if item_id in judgements[query_id]:
+        raise DatasetError(f"{where}: query '{query_id}' judges product '{item_id}' twice, wanted once")
+    return query_id, item_id, grade
 
 
 def _qrel(where: str, line: str) -> tuple[str, str, int]:

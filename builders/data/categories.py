@@ -49,6 +49,7 @@ def category_lists(judged: JudgedQueries) -> JudgedQueries:
         },
         requests={query_id: request for query_id, request in judged.requests.items() if query_id in labels},
         users=judged.users,
+        splits={query_id: split for query_id, split in judged.splits.items() if query_id in labels},
         unlabeled=MadeQueries(tuple(judged.products.values())),
     )
 

@@ -24,7 +24,7 @@ from builders.data.beir import (
     load_judged,
 )
 from builders.data.esci import DownloadError, download_esci
-from builders.data.purchases import PURCHASES, load_purchases, purchases_path
+from builders.data.purchases import PURCHASES, PURCHASES_CSV, load_purchases, purchases_path
 from builders.data.synthetic import write_generated
 
 __all__ = [
@@ -98,8 +98,8 @@ def _named_folder(option: Path | None) -> DataSource | None:
             if judged_folder(folder) is None and purchases_path(folder) is None:
                 raise DatasetError(
                     f"{folder}: named by {origin}, but no corpus.jsonl here nor in esci/ below it, and no "
-                    f"{PURCHASES}; name a folder in BEIR's layout or with purchases, or none to let the data be "
-                    "looked for"
+                    f"{PURCHASES} or {PURCHASES_CSV}; name a folder in BEIR's layout or with purchases, or none to let "
+                    "the data be looked for"
                 )
             return DataSource(folder, kind, f"data: {folder} (from {origin})")
     return None

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -72,7 +72,7 @@ USER_NUMBERS = (
     "recency_days",
     "tenure_days",
 )
-"""Raw user fields that are numbers of at least 0, as of a moment. See :func:`user_fields`."""
+"""Raw user fields that are numbers of at least 0, as of a moment. See :class:`Customer`."""
 USER_VALUES = ("user_id", "country", "usual_weekday", "usual_hour", "invoices_band", "recency_band", "basket_band")
 """Raw user fields that are short texts, as of a moment."""
 CONTEXT_VALUES = ("weekday", "hour", "month", "part_of_day")
@@ -111,7 +111,7 @@ class Basket:
 
     Attributes:
         item_ids: distinct, in the order of its lines.
-        quantities, prices: of each item: units in all, mean unit price in pounds sterling.
+        quantities, prices: of each item: units in all, mean unit price in pounds sterling, NaN where not known.
         first_time: of each item, whether the customer had not bought it before.
     """
 
@@ -134,34 +134,67 @@ def context_fields(time: datetime.datetime) -> Fields:
     }
 
 
-def user_fields(country: str, baskets: Sequence[Basket], moment: datetime.datetime) -> Fields:
-    """:data:`USER_NUMBERS` and :data:`USER_VALUES` as of ``moment``, from the customer's baskets before it."""
-    if not baskets:
-        return {"country": country}
-    units = [quantity for basket in baskets for quantity in basket.quantities]
-    prices = [price for basket in baskets for price in basket.prices]
-    first_time = [new for basket in baskets for new in basket.first_time]
-    recency = days(moment - baskets[-1].time)
-    mean_basket = len(units) / len(baskets)
-    fields = {
-        "user_id": baskets[0].user_id,
-        "country": country,
-        "usual_weekday": statistics.mode(WEEKDAYS[basket.time.weekday()] for basket in baskets),
-        "usual_hour": statistics.mode(str(basket.time.hour) for basket in baskets),
-        "invoices_band": _doubling_band(len(baskets)),
-        "recency_band": _doubling_band(recency),
-        "basket_band": _doubling_band(mean_basket),
-        "invoices": len(baskets),
-        "distinct_items": sum(first_time),
-        "mean_basket": mean_basket,
-        "mean_quantity": sum(units) / len(units),
-        "mean_price": sum(prices) / len(prices),
-        "mean_spend": sum(unit * price for unit, price in zip(units, prices, strict=True)) / len(baskets),
-        "first_time_share": sum(first_time) / len(first_time),
-        "recency_days": recency,
-        "tenure_days": days(moment - baskets[0].time),
-    }
-    return _with_none(fields)
+class Customer:
+    """What is known of a customer, basket by basket: each is read once, however many there are."""
+
+    def __init__(self, country: str) -> None:
+        self._country = country
+        self._first: Basket | None = None
+        self._last: Basket | None = None
+        self._weekdays: Counter[str] = Counter()
+        self._hours: Counter[str] = Counter()
+        self._baskets = self._lines = self._units = self._first_times = self._priced = 0
+        self._prices = self._spend = 0.0
+
+    @classmethod
+    def of(cls, country: str, baskets: Iterable[Basket]) -> Customer:
+        """After these baskets, oldest first."""
+        customer = cls(country)
+        for basket in baskets:
+            customer.add(basket)
+        return customer
+
+    def add(self, basket: Basket) -> None:
+        """The next one in time."""
+        self._first = self._first or basket
+        self._last = basket
+        self._weekdays[WEEKDAYS[basket.time.weekday()]] += 1
+        self._hours[str(basket.time.hour)] += 1
+        self._baskets += 1
+        self._lines += len(basket.item_ids)
+        self._units += sum(basket.quantities)
+        self._first_times += sum(basket.first_time)
+        for units, price in zip(basket.quantities, basket.prices, strict=True):
+            if not math.isnan(price):
+                self._priced += 1
+                self._prices += price
+                self._spend += units * price
+
+    def fields(self, moment: datetime.datetime) -> Fields:
+        """:data:`USER_NUMBERS` and :data:`USER_VALUES` as of ``moment``; the country alone before the first basket.
+        What needs a price is None where none is known."""
+        if self._first is None or self._last is None:
+            return {"country": self._country}
+        recency = days(moment - self._last.time)
+        mean_basket = self._lines / self._baskets
+        return {
+            "user_id": self._first.user_id,
+            "country": self._country,
+            "usual_weekday": max(self._weekdays, key=self._weekdays.__getitem__),
+            "usual_hour": max(self._hours, key=self._hours.__getitem__),
+            "invoices_band": _doubling_band(self._baskets),
+            "recency_band": _doubling_band(recency),
+            "basket_band": _doubling_band(mean_basket),
+            "invoices": self._baskets,
+            "distinct_items": self._first_times,
+            "mean_basket": mean_basket,
+            "mean_quantity": self._units / self._lines,
+            "mean_price": self._prices / self._priced if self._priced else None,
+            "mean_spend": self._spend / self._baskets if self._priced else None,
+            "first_time_share": self._first_times / self._lines,
+            "recency_days": recency,
+            "tenure_days": days(moment - self._first.time),
+        }
 
 
 def title_fields(item_id: str, title: str) -> Fields:
@@ -184,8 +217,9 @@ def title_fields(item_id: str, title: str) -> Fields:
 
 
 def item_products(before: pd.DataFrame, after: pd.DataFrame, cut: datetime.datetime) -> dict[str, Product]:
-    """The most popular first, ties by id."""
-    titles = {**_titles(after), **_titles(before)}
+    """The most popular first, ties by id; an item without a description is named by its id."""
+    ids = [*before.item_id, *after.item_id]
+    titles = {**dict(zip(ids, ids, strict=True)), **_titles(after), **_titles(before)}
     sold = {row.pop("item_id"): _with_none(row) for row in _item_statistics(before, cut).to_dict("records")}
     unsold: Fields = {"popularity": 0, "recent_popularity": 0, "units_sold": 0}
     products = [
@@ -220,13 +254,13 @@ def _titles(lines: pd.DataFrame) -> dict[str, str]:
 def _item_statistics(before: pd.DataFrame, cut: datetime.datetime) -> pd.DataFrame:
     """A row an item sold before the cut.
 
-    price (median), popularity (customers), recent_popularity (customers of the last 30 days), units_sold,
-    mean_quantity and mean_basket (of its lines), price_spread (highest over lowest price, minus 1), bulk_share (of its
-    lines with a dozen units or more), home_share (of its lines in the commonest country), repeat_share (of its
+    price (median), popularity (customers, not guests), recent_popularity (customers of the last 30 days), units_sold,
+    mean_quantity and mean_basket (of its lines), price_spread (highest over lowest price above 0, minus 1), bulk_share
+    (of its lines with a dozen units or more), home_share (of its lines in the commonest country), repeat_share (of its
     customers who bought it on two invoices or more), days_on_sale, days_since_sale, and the values.
     """
     lines = before.assign(
-        basket=before.groupby(["user_id", "invoice"]).item_id.transform("size"),
+        basket=before.groupby(["user_id", "invoice"], dropna=False).item_id.transform("size"),
         bulk=before.quantity >= BULK_QUANTITY,
         home=before.country == before.country.mode()[0],
     )
@@ -242,8 +276,10 @@ def _item_statistics(before: pd.DataFrame, cut: datetime.datetime) -> pd.DataFra
         home_share=("home", "mean"),
     )
     table["recent_popularity"] = recent.groupby("item_id").user_id.nunique().reindex(table.index, fill_value=0)
-    table["repeat_share"] = (lines.groupby(["item_id", "user_id"]).size() > 1).groupby("item_id").mean()
-    table["price_spread"] = of_item.price.max() / of_item.price.min() - 1
+    repeated = (lines.groupby(["item_id", "user_id"]).size() > 1).groupby("item_id").mean()
+    table["repeat_share"] = repeated.reindex(table.index, fill_value=0.0)
+    charged = lines[lines.price > 0].groupby("item_id").price
+    table["price_spread"] = charged.max() / charged.min() - 1
     table["days_on_sale"] = (cut - of_item.time.min()).dt.total_seconds() / 86400
     table["days_since_sale"] = (cut - of_item.time.max()).dt.total_seconds() / 86400
     return table.join(_item_values(lines, table)).reset_index()

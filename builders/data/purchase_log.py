@@ -2,7 +2,9 @@
 
 Everything that a ranker may know, histories, popularity, prices, vocabularies, is from before the cut; it is judged on
 purchases on or after it of items that the customer had not bought before ("first-time"). Whole customers are not held
-out, so most are warm: they have a history. Those without one are cold.
+out, so most are warm: they have a history. Those without one are cold. Guests, who have no customer id, count for
+their items' prices, sales and titles, and for no customer. Returns are netted on each side of the cut by itself:
+what is known before it is what was known then.
 
 Knows nothing of any network, nor how a metric is computed.
 """
@@ -13,19 +15,25 @@ import bisect
 import dataclasses
 import datetime
 import functools
+import itertools
 import random
 import statistics
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pandas as pd
+from rich.progress import track
 
 from builders.core.keys import key_of
 from builders.data.beir import DatasetError, JudgedQueries, Product, Request
 from builders.data.purchase_columns import LABEL
-from builders.data.purchase_fields import Basket, Fields, context_fields, days, item_products, user_fields
+from builders.data.purchase_fields import Basket, Customer, Fields, context_fields, days, item_products
 from builders.data.purchases import read_purchases
+from builders.data.returns import net_returns, without_no_purchases
+
+T = TypeVar("T")
 
 CUT = datetime.datetime(2010, 11, 1)
 """In UCI Online Retail II, 2009-12-01 to 2010-12-09: rankers learn from what lies before, the rest judges them."""
@@ -40,6 +48,8 @@ EVALUATION_CUSTOMERS = 400
 NEGATIVES = 99
 POSITIVE_GRADE = 3
 SEED = 20101101
+LARGE = 200_000
+"""Lines of a log from which on its reading shows a bar."""
 
 
 class Impression(NamedTuple):
@@ -133,23 +143,33 @@ def purchase_log(folder: Path, cut: datetime.datetime = CUT, until: datetime.dat
         DatasetError: no purchases, or none on one side of any cut.
     """
     read = read_purchases(folder)
-    lines, impressions = _lines(read.lines.to_pandas(), until, folder)
+    lines, impressions, dropped = _lines(read.lines.to_pandas(), until, folder)
     moment, notes = _cut_within(lines, cut, folder)
-    before, after = lines[lines.time < moment], lines[lines.time >= moment]
-    baskets = _baskets(before)
+    before, returned_before = net_returns(lines[lines.time < moment])
+    after, returned_after = net_returns(lines[lines.time >= moment])
+    before, after = _merged(before), _merged(after)
+    known_before, known_after = before[before.user_id.notna()], after[after.user_id.notna()]
+    if known_before.empty or known_after.empty:
+        raise DatasetError(
+            f"{folder}: less returns, {len(known_before)} purchases of customers before {moment} and "
+            f"{len(known_after)} from then on, wanted some on both sides"
+        )
+    baskets = _baskets(known_before)
     histories = {user_id: tuple(_history(of_user)) for user_id, of_user in baskets.items()}
-    positives, test_times = _first_time_purchases(after, histories)
-    countries = before.groupby("user_id").country.first().to_dict()
+    positives, test_times = _first_time_purchases(known_after, histories)
+    countries = known_before.groupby("user_id").country.first().to_dict()
     return PurchaseLog(
         cut=moment,
         items=item_products(before, after if impressions is None else pd.concat([after, impressions]), moment),
-        users={user_id: user_fields(countries[user_id], of_user, moment) for user_id, of_user in baskets.items()},
+        users={
+            user_id: Customer.of(countries[user_id], of_user).fields(moment) for user_id, of_user in baskets.items()
+        },
         baskets=baskets,
         histories=histories,
         positives=positives,
         test_times=test_times,
         shown=None if impressions is None else _impressions(impressions),
-        notes=(*read.notes, *notes),
+        notes=(*read.notes, *notes, *dropped, *(returned_before + returned_after).told()),
     )
 
 
@@ -160,19 +180,22 @@ def validation_log(folder: Path) -> PurchaseLog:
 
 def _lines(
     lines: pd.DataFrame, until: datetime.datetime | None, folder: Path
-) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Purchases, a row an invoice and item: user_id, invoice, time, item_id, quantity, price, title, country; in time's
-    order. And impressions: user_id, time, item_id, title; None where the log does not tell."""
+) -> tuple[pd.DataFrame, pd.DataFrame | None, list[str]]:
+    """Purchases and returns: user_id (missing for a guest), invoice, time (the invoice's first), item_id, quantity,
+    price, title, country. Impressions: user_id, time, item_id, title, in time's order; None where the log tells
+    none. And what was left out."""
     names = {"customer_id": "user_id", "invoice_date": "time", "stock_code": "item_id", "description": "title"}
     lines = lines.rename(columns=names)
     if until is not None:
         lines = lines[lines.time < until]
-    if LABEL not in lines:
-        return _merged(lines), None
-    bought, shown = lines[lines[LABEL]], lines[~lines[LABEL]]
-    if bought.empty:
+    bought, shown = (lines[lines[LABEL]], lines[~lines[LABEL]]) if LABEL in lines else (lines, None)
+    if bought.empty and shown is not None:
         raise DatasetError(f"{folder}: {LABEL} is 0 in all {len(lines)} lines, wanted some with 1, which were taken")
-    return _merged(bought), shown.sort_values("time", kind="stable")[["user_id", "time", "item_id", "title"]]
+    bought, dropped = without_no_purchases(bought)
+    times = bought.groupby(["user_id", "invoice"], dropna=False).time.transform("min")
+    if shown is not None:
+        shown = shown[shown.user_id.notna()].sort_values("time", kind="stable")[["user_id", "time", "item_id", "title"]]
+    return bought.assign(time=times), shown, dropped
 
 
 def _impressions(shown: pd.DataFrame) -> dict[str, tuple[Impression, ...]]:
@@ -184,9 +207,7 @@ def _impressions(shown: pd.DataFrame) -> dict[str, tuple[Impression, ...]]:
 
 def _merged(lines: pd.DataFrame) -> pd.DataFrame:
     """A row an invoice and item, in time's order."""
-    lines = lines.copy()
-    lines["time"] = lines.groupby(["user_id", "invoice"]).time.transform("min")
-    merged = lines.groupby(["user_id", "invoice", "item_id"], sort=False, as_index=False).agg(
+    merged = lines.groupby(["user_id", "invoice", "item_id"], sort=False, as_index=False, dropna=False).agg(
         time=("time", "first"),
         quantity=("quantity", "sum"),
         price=("price", "mean"),
@@ -197,7 +218,10 @@ def _merged(lines: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cut_within(lines: pd.DataFrame, cut: datetime.datetime, folder: Path) -> tuple[datetime.datetime, tuple[str, ...]]:
-    times = lines.groupby(["user_id", "invoice"]).time.first()
+    """By the invoices on which customers bought something."""
+    times = lines[lines.quantity > 0].groupby(["user_id", "invoice"]).time.first()
+    if times.empty:
+        raise DatasetError(f"{folder}: no customer bought anything, wanted purchases before and after {cut}")
     if times.min() < cut <= times.max():
         return cut, ()
     moved = times.quantile(TRAINING_SHARE, interpolation="higher").to_pydatetime()
@@ -212,7 +236,7 @@ def _cut_within(lines: pd.DataFrame, cut: datetime.datetime, folder: Path) -> tu
 def _baskets(before: pd.DataFrame) -> dict[str, tuple[Basket, ...]]:
     of_user: dict[str, list[Basket]] = {}
     seen: dict[str, set[str]] = {}
-    for rows in _invoices(before):
+    for rows in _watched(_invoices(before), len(before), "reading invoices"):
         user_id, time = rows[0].user_id, rows[0].time
         bought = seen.setdefault(user_id, set())
         basket = Basket(
@@ -242,7 +266,12 @@ def _rows(lines: pd.DataFrame) -> Iterator[_Line]:
     return map(_Line._make, zip(*(lines[name].tolist() for name in _Line._fields), strict=True))
 
 
-def _invoices(lines: pd.DataFrame) -> Iterable[list[_Line]]:
+def _watched(steps: Collection[T], lines: int, title: str) -> Iterable[T]:
+    """With a bar where there are many lines."""
+    return track(steps, title, transient=True) if lines >= LARGE else steps
+
+
+def _invoices(lines: pd.DataFrame) -> Collection[list[_Line]]:
     """Rows of each invoice, in time's order; two invoices of one minute are kept apart."""
     rows: dict[tuple[str, str], list[_Line]] = {}
     for row in _rows(lines):
@@ -252,16 +281,21 @@ def _invoices(lines: pd.DataFrame) -> Iterable[list[_Line]]:
 
 def _history(baskets: Iterable[Basket]) -> list[str]:
     """Distinct items in the order of their latest purchase."""
-    latest: dict[str, None] = {}
+    latest: OrderedDict[str, None] = OrderedDict()
     for basket in baskets:
         _buy(latest, basket)
     return list(latest)
 
 
-def _buy(latest: dict[str, None], basket: Basket) -> None:
+def _buy(latest: OrderedDict[str, None], basket: Basket) -> None:
     for item_id in basket.item_ids:
-        latest.pop(item_id, None)
         latest[item_id] = None
+        latest.move_to_end(item_id)
+
+
+def _last(latest: OrderedDict[str, None], count: int) -> tuple[str, ...]:
+    """The latest items, oldest first; read from the end, so that a long history costs no more than a short one."""
+    return tuple(itertools.islice(reversed(latest), count))[::-1]
 
 
 def _first_time_purchases(
@@ -285,33 +319,36 @@ def training_examples(log: PurchaseLog, *, with_empty_history: bool = False) -> 
     Args:
         with_empty_history: also each customer's first basket.
     """
+    lines = sum(len(basket.item_ids) for baskets in log.baskets.values() for basket in baskets)
     return [
         example
-        for user_id in log.baskets
+        for user_id in _watched(log.baskets, lines, "making examples")
         for example in _examples_of(log, user_id)
         if example.history or with_empty_history
     ]
 
 
 def _examples_of(log: PurchaseLog, user_id: str) -> Iterator[Example]:
-    baskets, country = log.baskets[user_id], log.users[user_id]["country"]
-    latest: dict[str, None] = {}
+    """In one pass over the customer's baskets."""
+    customer = Customer(log.users[user_id]["country"])
+    latest: OrderedDict[str, None] = OrderedDict()
     seen_until = datetime.datetime.min
     impressions = (log.shown or {}).get(user_id, ())
-    for place, basket in enumerate(baskets):
+    for basket in log.baskets[user_id]:
         new = [column for column, first_time in enumerate(basket.first_time) if first_time]
         if new:
             yield Example(
                 user_id=user_id,
-                history=tuple(latest)[-HISTORY_LIMIT:],
+                history=_last(latest, HISTORY_LIMIT),
                 positives=tuple(basket.item_ids[column] for column in new),
                 quantities=tuple(basket.quantities[column] for column in new),
                 context=context_fields(basket.time),
-                user=user_fields(country, baskets[:place], basket.time),
+                user=customer.fields(basket.time),
                 age_days=days(log.cut - basket.time),
                 shown=_shown_between(impressions, seen_until, basket, latest),
             )
         _buy(latest, basket)
+        customer.add(basket)
         seen_until = basket.time
 
 
@@ -321,7 +358,8 @@ def _shown_between(
     """Each item once that was shown after ``start`` and up to the basket's time, and is in neither."""
     first, last = (bisect.bisect_right(impressions, time, key=lambda each: each.time) for time in (start, basket.time))
     shown = dict.fromkeys(each.item_id for each in impressions[first:last])
-    return tuple(item_id for item_id in shown if item_id not in bought and item_id not in basket.item_ids)
+    taken = frozenset(basket.item_ids) if shown else frozenset()
+    return tuple(item_id for item_id in shown if item_id not in bought and item_id not in taken)
 
 
 def request_of(log: PurchaseLog, user_id: str) -> Request:
@@ -346,6 +384,11 @@ def evaluation_lists(
     positive, 0 for the others. The query's text is empty and candidates are listed by popularity, so that is the first
     stage's order. Query ids are "u" and the customer's id.
     """
+    if not log.positives:
+        raise DatasetError(
+            f"no customer bought anything for the first time from {log.cut} on ({len(log.baskets)} customers before), "
+            "wanted at least one to judge by; give a longer log of purchases"
+        )
     draw = random.Random(seed)
     passed_over = {user_id: found for user_id in log.positives if (found := log.passed_over(user_id))}
     asked = sorted(passed_over or log.positives)
@@ -360,6 +403,7 @@ def evaluation_lists(
         requests={f"u{user_id}": request_of(log, user_id) for user_id in chosen},
         users=log.users,
         unlabeled=TrainingRequests(log),
+        sampled="1 + shown" if passed_over else f"1 + {negatives} sampled",
         notes=(*log.notes, _told_of_negatives(log, judgements, len(passed_over))),
     )
 

@@ -1,6 +1,6 @@
-"""A shop's purchase log as Parquet: one row an invoice line.
+"""A shop's purchase log as Parquet or CSV: one row an invoice line.
 
-pyarrow is imported where Parquet is touched, so that those who only read judged queries do without it.
+pyarrow is imported where a table is touched, so that those who only read judged queries do without it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PURCHASES = "purchases.parquet"
+PURCHASES_CSV = "purchases.csv"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,10 @@ class Purchases:
 
 
 def purchases_schema() -> pa.Schema:
-    """The columns of a purchase log, as in UCI Online Retail II; ``price`` is a unit price in pounds sterling."""
+    """The columns of a purchase log, as in UCI Online Retail II; ``price`` is a unit price in pounds sterling.
+
+    ``customer_id`` is null for a guest; ``description`` and ``price`` are null where they are not known.
+    """
     import pyarrow as pa
 
     return pa.schema(
@@ -55,28 +59,52 @@ def load_purchases(folder: Path) -> pa.Table:
 
 
 def read_purchases(folder: Path) -> Purchases:
-    """Reads ``folder/online_retail/purchases.parquet`` or ``folder/purchases.parquet``, with the ``columns.toml``
-    beside it (:mod:`builders.data.purchase_columns`).
+    """Reads ``purchases.parquet`` or ``purchases.csv`` in ``folder/online_retail`` or ``folder``, with the
+    ``columns.toml`` beside it (:mod:`builders.data.purchase_columns`).
 
     Raises:
-        DatasetError: the file is missing, is not Parquet, holds no row, or lacks a column that is needed.
+        DatasetError: the file is missing, cannot be read, holds no row, lacks a column that is needed, or has cells
+            that cannot be used.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     path = purchases_path(Path(folder))
     if path is None:
         places = " or ".join(str(place) for place in _places(Path(folder)))
         raise DatasetError(f"{folder}: no purchases, wanted {places}")
+    kind = "Parquet" if path.name == PURCHASES else "CSV"
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DatasetError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+        table = _parquet(path) if path.name == PURCHASES else _csv(path)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: not a {kind} file ({str(error).splitlines()[0]})") from error
+    if table.num_rows == 0:
+        raise DatasetError(f"{path}: no rows, wanted at least one invoice line")
     lines, notes = purchase_columns(path, table)
     if lines.num_rows == 0:
-        raise DatasetError(f"{path}: no rows, wanted at least one invoice line")
+        raise DatasetError(f"{path}: none of {table.num_rows} lines has both item and time, wanted at least one")
     names = [*purchases_schema().names, *([LABEL] if LABEL in lines.column_names else [])]
-    return Purchases(lines.select(names), notes)
+    others = [place for place in _places(Path(folder)) if place != path and place.is_file()]
+    return Purchases(lines.select(names), (*(f"{other}: not read, {path} is" for other in others), *notes))
+
+
+def _parquet(path: Path) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path)
+
+
+def _csv(path: Path) -> pa.Table:
+    """Every column as text, so that no id is taken for a number; null where nothing is written. UTF-8, commas, with a
+    header."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    layout = csv.ParseOptions(newlines_in_values=True)
+    names = csv.open_csv(path, parse_options=layout).schema.names
+    as_text = csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=True
+    )
+    return csv.read_csv(path, parse_options=layout, convert_options=as_text)
 
 
 def purchases_path(folder: Path) -> Path | None:
@@ -84,5 +112,5 @@ def purchases_path(folder: Path) -> Path | None:
     return next((place for place in _places(folder) if place.is_file()), None)
 
 
-def _places(folder: Path) -> tuple[Path, Path]:
-    return folder / "online_retail" / PURCHASES, folder / PURCHASES
+def _places(folder: Path) -> tuple[Path, ...]:
+    return tuple(place / name for place in (folder / "online_retail", folder) for name in (PURCHASES, PURCHASES_CSV))

@@ -12,10 +12,10 @@ import random
 import re
 from collections.abc import Sequence
 
-import bm25s
 import numpy as np
 
 from builders.data.beir import JudgedQueries, Product, Request
+from builders.data.bm25 import TextIndex
 
 _WORD = re.compile(r"[\w'./%\"-]+")
 _CLAUSE = re.compile(r"[\n.:;,!]")
@@ -58,21 +58,17 @@ def made_queries(products: Sequence[Product], count: int, seed: int) -> list[Req
 
 
 def _search_lists(products: Sequence[Product], count: int, candidates: int, rng: random.Random) -> list[UnlabeledList]:
-    retriever = bm25s.BM25()
-    retriever.index(bm25s.tokenize([product.title for product in products], show_progress=False), show_progress=False)
+    index = TextIndex([product.title for product in products])
     lists = []
     for source in rng.sample(range(len(products)), min(count, len(products))):
         text = query_text(products[source], rng)
-        rows = _near(retriever, text, source, candidates, rng)
+        rows = _near(index.scores(text), source, candidates, rng)
         lists.append(UnlabeledList(Request(text), tuple(products[row] for row in rows)))
     return lists
 
 
-def _near(retriever: bm25s.BM25, text: str, source: int, candidates: int, rng: random.Random) -> list[int]:
+def _near(scores: np.ndarray, source: int, candidates: int, rng: random.Random) -> list[int]:
     """The product itself, half of the rest from the best by BM25, half from further down; shuffled."""
-    [tokens] = bm25s.tokenize([text], return_ids=False, show_progress=False)
-    documents = retriever.scores["num_docs"]
-    scores = retriever.get_scores(tokens) if tokens else np.zeros(documents, np.float32)  # stop words alone
     ranked = [row for row in np.argsort(-scores, kind="stable")[:NEAR].tolist() if row != source]
     best = ranked[: (candidates - 1) // 2]
     further = ranked[len(best) :]

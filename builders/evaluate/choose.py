@@ -49,6 +49,8 @@ class VariantFigures(Figures):
         steps: of its chain, a line each, as the recipe writes them.
         layers: what quantizing each alone costs, the most costly first, where that was measured to keep some in FP32.
         metric: the gate's, a key of ``METRIC_NAMES``; ``quality`` is its mean over ``queries``, higher is better.
+        half: of the judged queries that ``queries`` counts: "validation", or "validation and test" where they are few.
+        sampled: how candidates were drawn, "1 + 99 sampled"; "" = all that were judged.
         quality_ratio: over the reference variant's.
         difference_low, difference_high: interval of ``quality`` minus the reference's, query by query, at
             ``confidence``; None for the reference.
@@ -77,6 +79,8 @@ class VariantFigures(Figures):
     metric: str
     quality: float
     queries: int
+    half: str = ""
+    sampled: str = ""
     quality_ratio: float
     difference_low: float | None = None
     difference_high: float | None = None
@@ -105,9 +109,15 @@ class VariantFigures(Figures):
     on_front: bool = False
 
     @property
+    def half_text(self) -> str:
+        """For a reader, behind a number of queries; "" in figures of before there were halves."""
+        return f" ({self.half})" if self.half else ""
+
+    @property
     def metric_name(self) -> str:
-        """For a reader."""
-        return METRIC_NAMES.get(self.metric, self.metric)
+        """For a reader, with how candidates were drawn."""
+        name = METRIC_NAMES.get(self.metric, self.metric)
+        return f"{name} ({self.sampled})" if self.sampled else name
 
 
 class ParetoReport(Figures):
@@ -316,7 +326,8 @@ def summary(row: VariantFigures) -> str:
     """What a reader compares, in one line."""
     return (
         f"{cost_text(row)}, p99 {_number(row.p99_ms)} ms, {row.metric_name} {row.quality:.4f} ({row.quality_ratio:.1%} "
-        f"of the reference's), {_number(row.size_bytes / BYTES_PER_MB)} MB, {row.candidates_per_s:,.0f} candidates/s"
+        f"of the reference's) over {row.queries} queries{row.half_text}, "
+        f"{_number(row.size_bytes / BYTES_PER_MB)} MB, {row.candidates_per_s:,.0f} candidates/s"
     )
 
 

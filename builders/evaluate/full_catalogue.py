@@ -30,9 +30,16 @@ from rich.table import Table
 
 from builders.core.contract import Tensor
 from builders.core.recipe import Recipe, RecipeError, load_recipes
-from builders.data.beir import JudgedQueries
+from builders.data.beir import DatasetError, JudgedQueries
 from builders.data.purchase_log import SEED, PurchaseLog, evaluation_lists, purchase_log, request_of, validation_log
-from builders.evaluate.metrics import TOP_K, Interval, ndcg_of_rankings, paired_interval, rankings_from_scores
+from builders.evaluate.metrics import (
+    TOP_K,
+    Interval,
+    mean_of,
+    ndcg_of_rankings,
+    paired_interval,
+    rankings_from_scores,
+)
 from builders.rankers.base import Graph
 from builders.rankers.feature_ranker import FeatureRanker
 from builders.rankers.load import load_ranker
@@ -86,9 +93,9 @@ def tuned_item_knn(log: PurchaseLog) -> ItemKNN:
         log: :func:`builders.data.purchase_log.validation_log`, never the one that is judged.
     """
     choices = [ItemKNN(kind, neighbours) for kind in ("Cosine", "TFIDF", "BM25") for neighbours in NEIGHBOURS]
-    warm = [user_id for user_id in log.positives if log.is_warm(user_id)]
+    warm = _warm_customers(log, 1, "to choose item-kNN by")
     means = {
-        choice: float(np.mean(list(catalogue_ndcg(log, choice, warm).values())))
+        choice: mean_of(catalogue_ndcg(log, choice, warm))
         for choice in track(choices, "choosing item-kNN", transient=True)
     }
     return max(means, key=means.__getitem__)
@@ -197,10 +204,10 @@ class RecommendReport:
     figures: Mapping[str, Figures]
     knn: ItemKNN
 
-    def mean(self, name: str, figure: str, *, warm: bool) -> float:
-        """Over the warm or the cold customers; NaN if there are none."""
-        values = list(self._of_group(getattr(self.figures[name], figure), warm).values())
-        return float(np.mean(values)) if values else float("nan")
+    def mean(self, name: str, figure: str, *, warm: bool) -> float | None:
+        """Over the warm or the cold customers; None if there are none."""
+        values = self._of_group(getattr(self.figures[name], figure), warm)
+        return mean_of(values) if values else None
 
     def minus_knn(self, name: str) -> Interval:
         """NDCG@10 over the whole catalogue, of warm customers, minus item-kNN's; paired bootstrap over customers."""
@@ -252,9 +259,9 @@ class RecommendReport:
             yield [
                 group,
                 name,
-                f"{self.mean(name, 'ndcg', warm=warm):.4f}",
+                _cell(self.mean(name, "ndcg", warm=warm), 4),
                 f"{interval.mean_difference:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]" if interval else "",
-                *(f"{self.mean(name, figure, warm=warm):.3f}" for figure in ("list_ndcg", "hit", "auc")),
+                *(_cell(self.mean(name, figure, warm=warm), 3) for figure in ("list_ndcg", "hit", "auc")),
             ]
             group = ""
 
@@ -273,6 +280,22 @@ class RecommendReport:
         return {user_id: value for user_id, value in values.items() if self.log.is_warm(user_id) == warm}
 
 
+def _cell(figure: float | None, digits: int) -> str:
+    return "-" if figure is None else f"{figure:.{digits}f}"
+
+
+def _warm_customers(log: PurchaseLog, least: int, purpose: str) -> list[str]:
+    """Judged customers with a history. Raises: DatasetError: there are fewer than ``least``."""
+    warm = [user_id for user_id in log.positives if log.is_warm(user_id)]
+    if len(warm) < least:
+        raise DatasetError(
+            f"{len(warm)} customers with purchases before {log.cut} buy something for the first time from then on "
+            f"({len(log.histories)} before, {len(log.positives)} from then on), wanted at least {least} {purpose}; "
+            "give a longer log of purchases"
+        )
+    return warm
+
+
 def catalogue_ndcg(log: PurchaseLog, scorer: Scorer, user_ids: Sequence[str]) -> dict[str, float]:
     """User id to NDCG@10 over all items that the customer had not bought before the cut."""
     return _catalogue_ndcg(log, scorer(log, user_ids), user_ids)
@@ -284,7 +307,11 @@ def judge(log: PurchaseLog, rankers: Mapping[str, Scorer], knn: ItemKNN) -> Reco
     Args:
         rankers: name to scorer, such as a partial :func:`ranker_scores`.
         knn: see :func:`tuned_item_knn`.
+
+    Raises:
+        DatasetError: fewer than two warm customers, which an interval needs.
     """
+    _warm_customers(log, 2, "to judge by")
     lists = evaluation_lists(log)
     scorers: dict[str, Scorer] = {
         "random": random_scores,
@@ -358,7 +385,9 @@ def run(data: Path, recipes: Sequence[Recipe] = ()) -> RecommendReport:
     """
     chosen = [recipe for recipe in (recipes or load_recipes().values()) if recipe.data == "purchases"]
     scorers = {recipe.ranker: recipe_scorer(recipe) for recipe in chosen}
-    return judge(purchase_log(data), scorers, tuned_item_knn(validation_log(data)))
+    log = purchase_log(data)
+    _warm_customers(log, 2, "to judge by")
+    return judge(log, scorers, tuned_item_knn(validation_log(data)))
 
 
 def recipe_scorer(recipe: Recipe) -> Scorer:

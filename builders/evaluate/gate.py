@@ -7,6 +7,7 @@ reference's own order. Metrics and intervals are those of :mod:`builders.evaluat
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,9 +76,9 @@ class GateReport:
 
     @property
     def relative_low(self) -> float:
-        """The interval's lower end as a share of the reference's mean."""
+        """The interval's lower end as a share of the reference's mean; -inf where that is 0: it judges nothing."""
         mean = self.metrics[self.metric]["reference"]
-        return self.judged.low / mean if mean else float("nan")
+        return self.judged.low / mean if mean else -math.inf
 
 
 def report_from_json(kept: Mapping[str, Any]) -> GateReport:
@@ -183,7 +184,7 @@ def mean_metric(data: JudgedQueries, metric: str, rankings: Rankings) -> float:
         return float(
             sklearn.metrics.f1_score(wanted, [rankings[query][0] for query in data.judgements], average="macro")
         )
-    return float(np.mean(list(metric_by_query(data, metric, rankings).values())))
+    return metrics.mean_of(metric_by_query(data, metric, rankings))
 
 
 def _hit(ranking: Sequence[str], grades: Mapping[str, int]) -> float:

@@ -30,7 +30,8 @@ def gate_tables(recipe: Recipe, built: BuiltVariant, data: JudgedQueries) -> lis
 
 def _reference_table(recipe: Recipe, built: BuiltVariant) -> Table:
     table = Table("figure", "found", title=f"{recipe.model_name(built.variant)}: the reference", title_justify="left")
-    table.add_row("NDCG@10", f"{built.figures['ndcg_at_10']:.4f}")
+    table.add_row(f"NDCG@10{_sampled(built)}", f"{built.figures['ndcg_at_10']:.4f}")
+    table.add_row(f"queries, {built.figures['half']}", str(built.figures["queries"]))
     return table
 
 
@@ -39,10 +40,11 @@ def _figures_table(recipe: Recipe, built: BuiltVariant, report: dict[str, Any]) 
     title = f"{recipe.model_name(built.variant)}: {'passed' if built.passed else 'FAILED'}"
     table = Table("figure", "found", "reference", "limit", title=title, title_justify="left")
     for name, means in report["metrics"].items():
-        table.add_row(name, f"{means['found']:.4f}", f"{means['reference']:.4f}", "")
+        table.add_row(f"{name}{_sampled(built)}", f"{means['found']:.4f}", f"{means['reference']:.4f}", "")
     judged, mean = report["judged"], report["metrics"][report["metric"]]["reference"]
     interval = f"{judged['mean_difference']:+.4f} [{judged['low']:+.4f}, {judged['high']:+.4f}]"
-    table.add_row(f"{report['metric']}, difference over {judged['queries']} queries", interval, "", "")
+    half = built.figures["validation"]["half"]
+    table.add_row(f"{report['metric']}, difference over {judged['queries']} queries ({half})", interval, "", "")
     low = f"{judged['low'] / mean:+.2%}" if mean else "no reference"
     table.add_row("lower end of it, of the reference", low, "", f"at least {-limits.max_judged_loss:+.2%}")
     if fidelity := report["fidelity"]:
@@ -53,6 +55,11 @@ def _figures_table(recipe: Recipe, built: BuiltVariant, report: dict[str, Any]) 
     table.add_row("Kendall's tau, judged", f"{report['kendall_tau']:.3f}", "", "")
     table.add_row("NaN or infinite scores", str(report["not_finite"]), "", "0")
     return table
+
+
+def _sampled(built: BuiltVariant) -> str:
+    """How candidates were drawn, where they are not all that were judged: it changes which ranker is ahead."""
+    return f" ({built.figures['sampled']})" if built.figures["sampled"] else ""
 
 
 def _query_table(one: dict[str, Any], data: JudgedQueries) -> Table:

@@ -23,6 +23,7 @@ from builders.core.steps import NetworkStep
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries, Product, Request
 from builders.data.bm25 import first_stage
+from builders.data.evaluation import Halves, halves
 from builders.data.unlabeled import UnlabeledList, unlabeled_lists
 from builders.evaluate import gate, metrics
 from builders.rankers.base import Graph, Ranker, Sample
@@ -111,7 +112,7 @@ def told_rounding(recipe: Recipe, ranker: Ranker, judged: JudgedQueries, workspa
     inputs = {**ranker_inputs(ranker), "data": judged.digest, "head_weights": recipe.postprocess.head_weights}
     ndcg = keep_figures(workspace.ranker_folder(recipe.ranker) / "rounding.json", inputs, compute)
     cost = metrics.paired_interval(ndcg["stored"], ndcg["exact"])
-    stored, whole = (float(np.mean(list(ndcg[name].values()))) for name in ("stored", "exact"))
+    stored, whole = (metrics.mean_of(ndcg[name]) for name in ("stored", "exact"))
     return (
         f"{recipe.ranker}: NDCG@10 {stored:.4f} with items' vectors as stored, {whole:.4f} in FP32: "
         f"{cost.mean_difference:+.4f}, 95 % interval {cost.low:+.4f} to {cost.high:+.4f} over {cost.queries} queries"
@@ -171,6 +172,7 @@ def _figures_inputs(
         **_scored_on(context, judging),
         "metric": context.recipe.gate.metric,
         "reference": judging.reference,
+        "halves": [list(half.queries) for half in (judging.halves.validation, judging.halves.test)],
     }
 
 
@@ -190,7 +192,7 @@ def _scored_on(context: BuildContext, judging: Judging) -> dict[str, object]:
 
 def _readable(figures: Mapping[str, Any]) -> bool:
     """Not by a version whose reports had another form."""
-    if not {"fidelity_lists", "not_finite"} <= figures.keys():
+    if not {"fidelity_lists", "not_finite", "validation"} <= figures.keys():
         return False
     try:
         if "report" in figures:
@@ -206,9 +208,11 @@ def _verdict(recipe: Recipe, variant: Variant, figures: Mapping[str, Any]) -> tu
     if "report" not in figures:
         faults = figures["not_finite"]
         refused = f", but {faults} scores are NaN or infinite: not published" if faults else ""
-        return not faults, f"{name}: NDCG@10 {figures['ndcg_at_10']:.4f}, the reference{refused}"
+        sampled = f" ({figures['sampled']})" if figures["sampled"] else ""
+        return not faults, f"{name}: NDCG@10{sampled} {figures['ndcg_at_10']:.4f}, the reference{refused}"
     try:
         told = gate.verdict(name, gate.report_from_json(figures["report"]), recipe.gate_of(variant))
+        told += ", on validation queries" if figures["half"] == "test" else ""
         own = ", ".join(f"{limit} {value:g}" for limit, value in variant.gate.model_dump(exclude_none=True).items())
         return True, f"{told} by limits of its own, {own}" if own else told
     except metrics.GateFailed as failure:
@@ -240,6 +244,11 @@ class Judging:
     count: int
     torch_scores: Scores
     reference: Mapping[str, list[str]] | None = None
+
+    @functools.cached_property
+    def halves(self) -> Halves:
+        """Of ``data``: what gates, and what is reported."""
+        return halves(self.data)
 
     @functools.cached_property
     def lists(self) -> list[UnlabeledList]:
@@ -274,9 +283,12 @@ def _measure(
     }
     rankings = metrics.rankings_from_scores(order, _finite(scores))
     ndcg = metrics.ndcg_of_rankings(data, rankings)
+    of_validation, of_test = judging.halves.names
     figures: dict[str, Any] = {
-        "queries": len(ndcg),
-        "ndcg_at_10": float(np.mean(list(ndcg.values()))),
+        "half": of_test,
+        **_mean_ndcg(ndcg, judging.halves.test),
+        "validation": {"half": of_validation, **_mean_ndcg(ndcg, judging.halves.validation)},
+        "sampled": data.sampled,
         "ndcg_at_10_by_query": ndcg,
         "max_abs_difference_from_torch_by_query": differences,
         "rankings": rankings,
@@ -289,8 +301,16 @@ def _measure(
         unjudged = _unjudged_scores(context, ranker, variant, sessions, judging)
         not_finite += sum(not math.isfinite(score) for one in unjudged for score in one)
         fidelity = gate.fidelity_of(unjudged, _reference_scores(context, judging))
-    report = gate.gate_report(data, recipe.data, rankings, judging.reference, recipe.gate, fidelity, not_finite)
+    gating = judging.halves.validation
+    report = gate.gate_report(gating, recipe.data, rankings, judging.reference, recipe.gate, fidelity, not_finite)
     return {**figures, "report": dataclasses.asdict(report)}
+
+
+def _mean_ndcg(ndcg: Mapping[str, float], half: JudgedQueries) -> dict[str, Any]:
+    return {
+        "queries": len(half.queries),
+        "ndcg_at_10": metrics.mean_of({query_id: ndcg[query_id] for query_id in half.queries}),
+    }
 
 
 def _reference_scores(context: BuildContext, judging: Judging) -> list[list[float]]:

@@ -40,7 +40,7 @@ class Interval:
     """A paired difference over queries, found minus reference, with its bootstrap interval.
 
     Attributes:
-        relative: the mean difference as a share of the reference's mean; NaN where that is 0.
+        relative: the mean difference as a share of the reference's mean; None where that is 0.
         confidence: of the interval from ``low`` to ``high``.
         queries: how many were compared.
     """
@@ -48,7 +48,7 @@ class Interval:
     mean_difference: float
     low: float
     high: float
-    relative: float
+    relative: float | None
     confidence: float
     queries: int
 
@@ -131,12 +131,12 @@ def paired_interval(found: Mapping[str, float], reference: Mapping[str, float], 
     differences = _paired_differences(found, reference)
     mean = float(differences.mean())
     low, high = _bootstrap_interval(differences, confidence)
-    reference_mean = float(np.mean(list(reference.values())))
+    reference_mean = mean_of(reference)
     return Interval(
         mean_difference=mean,
         low=low,
         high=high,
-        relative=mean / reference_mean if reference_mean else float("nan"),
+        relative=mean / reference_mean if reference_mean else None,
         confidence=confidence,
         queries=len(differences),
     )
@@ -156,11 +156,11 @@ def compare(judged: JudgedQueries, found: Rankings, reference: Rankings, k: int 
         for query_id in query_ids
     ]
     return Comparison(
-        reference_ndcg=_mean([reference_ndcg[query_id] for query_id in query_ids]),
-        found_ndcg=_mean([found_ndcg[query_id] for query_id in query_ids]),
+        reference_ndcg=mean_of(reference_ndcg),
+        found_ndcg=mean_of(found_ndcg),
         interval=paired_interval(found_ndcg, reference_ndcg),
-        top_k_overlap=_mean([_overlap(found[query_id], reference[query_id], k) for query_id in query_ids]),
-        kendall_tau=_mean([_kendall_tau(found[query_id], reference[query_id]) for query_id in query_ids]),
+        top_k_overlap=mean_of({one: _overlap(found[one], reference[one], k) for one in query_ids}),
+        kendall_tau=mean_of({one: _kendall_tau(found[one], reference[one]) for one in query_ids}),
         worst=tuple(sorted(differences, key=lambda query: query.difference)[:WORST_QUERIES]),
     )
 
@@ -223,11 +223,20 @@ def _paired_differences(found: Mapping[str, float], reference: Mapping[str, floa
 def _bootstrap_interval(differences: np.ndarray, confidence: float) -> tuple[float, float]:
     if np.ptp(differences) == 0:  # BCa has no interval for equal differences, SciPy gives NaN
         return float(differences[0]), float(differences[0])
-    interval = scipy.stats.bootstrap(
-        (differences,), np.mean, n_resamples=RESAMPLES, confidence_level=confidence, method="BCa", rng=SEED
-    ).confidence_interval
+    for method in ("BCa", "percentile"):  # BCa gives NaN where no resampled mean lies on one side of the mean
+        interval = scipy.stats.bootstrap(
+            (differences,), np.mean, n_resamples=RESAMPLES, confidence_level=confidence, method=method, rng=SEED
+        ).confidence_interval
+        if np.isfinite(interval).all():
+            break
     return float(interval.low), float(interval.high)
 
 
-def _mean(figures: Sequence[float]) -> float:
-    return float(np.mean(figures))
+def mean_of(figures: Mapping[str, float]) -> float:
+    """The mean over queries. Raises: QualityError: there is none, or a figure is NaN or infinite."""
+    if not figures:
+        raise QualityError("a mean over 0 queries, wanted at least one judged query; name other data with --data")
+    broken = [query_id for query_id, figure in figures.items() if not np.isfinite(figure)]
+    if broken:
+        raise QualityError(f"the figure of query {listed(broken)} is NaN or infinite, wanted finite ones")
+    return float(np.mean(list(figures.values())))

@@ -39,6 +39,7 @@ from builders.rankers.cross_encoder import ADAPTER_CONFIG, CrossEncoder, save_he
 from builders.rankers.losses import listnet, pairwise
 from builders.rankers.two_tower import TwoTower
 from builders.training.errors import TrainingError
+from builders.training.finite import check_loss, check_weights
 from builders.training.pseudo_queries import pseudo_queries
 
 console = Console()
@@ -251,14 +252,16 @@ def _fit(
     optimizer = _optimizer(model, learning_rate, learning_rate * settings.head_rate_factor)
     schedule = get_linear_schedule_with_warmup(optimizer, int(WARM_UP * len(steps)), len(steps))
     model.train()
-    for lists in track(steps, title, console=console, transient=True):
+    for step, lists in enumerate(track(steps, title, console=console, transient=True), start=1):
         scores = _scores(model, tokenizer, lists)
         mean_loss = torch.stack([loss(found, one.targets) for found, one in zip(scores, lists, strict=True)]).mean()
+        check_loss(mean_loss, title, step, len(steps))
         optimizer.zero_grad()
         mean_loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         schedule.step()
+    check_weights(model, title)
     model.eval()
 
 

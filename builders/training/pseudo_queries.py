@@ -10,10 +10,10 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
-import bm25s
 import numpy as np
 
 from builders.data.beir import Product
+from builders.data.bm25 import TextIndex
 from builders.data.unlabeled import query_text
 from builders.features.text import Tokenizer, item_texts
 from builders.rankers.two_tower import TwoTower
@@ -41,12 +41,11 @@ def pseudo_queries(
     of_items = item_texts(products)
     item_vectors = teacher.encode_texts(tokenizer, of_items)
     query_vectors = teacher.encode_texts(tokenizer, texts)
-    retriever = bm25s.BM25()
-    retriever.index(bm25s.tokenize(of_items, show_progress=False), show_progress=False)
+    index = TextIndex(of_items)
     found = []
     for source, text, vector in zip(sources, texts, query_vectors, strict=True):
         cosines = item_vectors @ vector  # [products]
-        candidates = _candidates(source, cosines, _bm25(retriever, text), rng)
+        candidates = _candidates(source, cosines, index.scores(text), rng)
         found.append(PseudoQuery(text, candidates, tuple(float(cosines[row]) for row in candidates)))
     return found
 
@@ -64,9 +63,3 @@ def _candidates(source: int, cosines: np.ndarray, bm25_scores: np.ndarray, rng: 
 
 def _sample(rows: list[int], count: int, rng: random.Random) -> list[int]:
     return rng.sample(rows, min(count, len(rows)))
-
-
-def _bm25(retriever: bm25s.BM25, text: str) -> np.ndarray:
-    """float32 [products]; zeros for a query of stop words, for which bm25s raises."""
-    [tokens] = bm25s.tokenize([text], return_ids=False, show_progress=False)
-    return retriever.get_scores(tokens) if tokens else np.zeros(retriever.scores["num_docs"], dtype=np.float32)

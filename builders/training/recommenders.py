@@ -51,6 +51,7 @@ from builders.rankers.feature_ranker import Broadcasting, FeatureRanker
 from builders.rankers.load import import_from
 from builders.rankers.losses import softmax_loss
 from builders.training.errors import TrainingError, network_made_of
+from builders.training.finite import check_loss, check_weights
 
 console = Console()
 
@@ -192,24 +193,18 @@ def _fit(network: nn.Module, examples: EncodedExamples, settings: RecommenderSet
     network.train()
     with Progress(*Progress.get_default_columns(), "loss {task.fields[loss]:.3f}", console=console) as progress:
         task = progress.add_task(f"training {title}", total=steps, loss=float("nan"))
-        for _ in range(settings.epochs):
-            for drawn in _batches(examples, settings):
+        for epoch in range(settings.epochs):
+            for number, drawn in enumerate(_batches(examples, settings), start=1):
                 optimizer.zero_grad()
                 loss = _batch_loss(network, examples, drawn, settings)
+                step = epoch * (steps // settings.epochs) + number
+                found = check_loss(loss, title, step, steps, settings.epochs)
                 loss.backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
-                progress.update(task, advance=1, loss=loss.item())
-    _check_finite(network, title)
-
-
-def _check_finite(network: nn.Module, title: str) -> None:
-    broken = [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise TrainingError(
-            f"{title}: training diverged, {', '.join(broken[:3])} are not finite; lower [training] learning_rate"
-        )
+                progress.update(task, advance=1, loss=found)
+    check_weights(network, title, torch.float16)
 
 
 def _batches(examples: EncodedExamples, settings: RecommenderSettings) -> Iterator[Tensor]:

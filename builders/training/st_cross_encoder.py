@@ -20,8 +20,11 @@ from builders.data.beir import GAINS, JudgedQueries, load_judged
 from builders.features.text import KIT_FORM, TextForm
 from builders.rankers.backbone import packaged_backbone
 from builders.training.errors import TrainingError
+from builders.training.finite import check_loss, check_weights
 
 console = Console()
+
+TITLE = "fine-tuning"
 
 
 def train_from_recipe(recipe: Recipe, data: Path) -> Path:
@@ -56,6 +59,9 @@ def fine_tune(judged: JudgedQueries, form: TextForm, backbone: Path, settings: S
         judged: training queries.
         form: how an item's text is made; its tokens are the library's.
         backbone: Hugging Face checkpoint folder; a head is put on it.
+
+    Raises:
+        TrainingError: the loss or the weights are NaN or infinite.
     """
     import datasets
     from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
@@ -75,8 +81,22 @@ def fine_tune(judged: JudgedQueries, form: TextForm, backbone: Path, settings: S
         )  # fmt: skip
         pairs = datasets.Dataset.from_dict(_pairs(judged, form))
         loss = BinaryCrossEntropyLoss(model)
-        CrossEncoderTrainer(model=model, args=arguments, train_dataset=pairs, loss=loss).train()
+        _checked(CrossEncoderTrainer)(model=model, args=arguments, train_dataset=pairs, loss=loss).train()
+    check_weights(model, TITLE)
     return model
+
+
+def _checked(trainer: Any) -> Any:
+    """The library's trainer, stopped at a loss that is no number: by itself it would go on and write the rest."""
+
+    class Checked(trainer):
+        def training_step(self, *given: Any, **named: Any) -> Any:
+            loss = super().training_step(*given, **named)
+            state = self.state
+            check_loss(loss, TITLE, state.global_step + 1, state.max_steps, round(state.num_train_epochs))
+            return loss
+
+    return Checked
 
 
 def _pairs(judged: JudgedQueries, form: TextForm) -> dict[str, list[Any]]:

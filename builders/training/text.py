@@ -45,6 +45,7 @@ from builders.rankers.load import import_from
 from builders.rankers.losses import listnet, pairwise
 from builders.rankers.two_tower import BATCH, TwoTower
 from builders.training.errors import TrainingError, network_made_of
+from builders.training.finite import check_loss, check_weights
 from builders.training.pseudo_queries import PseudoQuery, pseudo_queries
 
 console = Console()
@@ -278,7 +279,9 @@ def _weigh_words(importance: nn.Embedding, encoder: FeatureEncoder, products: It
     """Inverse document frequency of each token over titles and brands, mean 1; where learning starts from."""
     texts = [f"{product.title} {product.brand}" for product in products]
     found = [sorted(set(one.ids)) for one in encoder.tokenizer.encode_batch(texts, add_special_tokens=False)]
-    counts = torch.bincount(torch.tensor([token for ids in found for token in ids]), minlength=len(importance.weight))
+    counts = torch.bincount(
+        torch.tensor([token for ids in found for token in ids], dtype=torch.int64), minlength=len(importance.weight)
+    )
     weights = torch.log(len(texts) / (1 + counts)).clamp(min=LEAST_IMPORTANCE)
     with torch.no_grad():
         importance.weight.copy_((weights / weights.mean()).unsqueeze(1))
@@ -298,12 +301,15 @@ def _fit(
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = get_linear_schedule_with_warmup(optimizer, int(WARM_UP * len(steps)), len(steps))
     network.train()
-    for batch in track(steps, title, console=console, transient=True):
+    for step, batch in enumerate(track(steps, title, console=console, transient=True), start=1):
         optimizer.zero_grad()
-        loss(batch).backward()
+        found = loss(batch)
+        check_loss(found, title, step, len(steps))
+        found.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+    check_weights(network, title, torch.float16)
     network.eval()
 
 

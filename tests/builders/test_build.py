@@ -46,7 +46,7 @@ def rebuild(built: Built, said: list[str]) -> Callable[[], list[BuiltVariant]]:
 
 def test_what_is_built_is_taken_as_it_is(built: Built, rebuild: Callable, said: list[str]) -> None:
     assert rebuild() == built.variants
-    assert len(said) == 2  # a gate's answer for each variant, and no export, calibration or measurement
+    assert len(said) == 3  # what judges, a gate's answer for each variant; no export, calibration or measurement
     assert all("NDCG" in line for line in said)
 
 

@@ -160,3 +160,18 @@ def test_telling_which_layers_cost_most_leaves_every_file_as_it_is(
     sensitivity_table(recipe, small, built.judged, said.append, workspace)
     after = {path: path.read_bytes() for path in workspace.build.rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_one_half_gates_and_the_other_is_reported_and_figures_say_which(built: Built, build_again: Callable) -> None:
+    ids = list(built.judged.queries)
+    splits = {query_id: "test" if place % 2 else "validation" for place, query_id in enumerate(ids)}
+    reference, other = (each.figures for each in build_again(data=dataclasses.replace(built.judged, splits=splits))[:2])
+    of_test = [reference["ndcg_at_10_by_query"][query_id] for query_id in ids[1::2]]
+    assert (reference["half"], reference["queries"]) == ("test", len(of_test))
+    assert reference["ndcg_at_10"] == pytest.approx(sum(of_test) / len(of_test))
+    gating = {"half": "validation", "queries": len(ids[::2])}
+    assert gating.items() <= reference["validation"].items() and other["report"]["judged"]["queries"] == len(ids[::2])
+    assert {one["query_id"] for one in other["report"]["worst"]} <= set(ids[::2])
+    assert other["gate"].endswith("on validation queries") or "Not published" in other["gate"]
+    whole = build_again()[0].figures
+    assert (whole["half"], whole["queries"]) == ("validation and test", len(ids))

@@ -19,11 +19,12 @@ from builders.data import beir
 from builders.data import esci as public_data
 from builders.data import find as datasets
 from builders.data.beir import DatasetError, JudgedQueries, Product, read_users, write_judged
-from builders.data.bm25 import first_stage
+from builders.data.bm25 import first_stage, told_without_word
 from builders.data.esci import DownloadError, RemoteFile, fetch, judged_from_esci, renamed_when_whole
 from builders.data.find import find_data, is_test_query, load_judged, load_purchases
 from builders.data.purchases import purchases_schema
 from builders.data.synthetic import generated_catalogue, write_generated
+from builders.data.unlabeled import unlabeled_lists
 
 SMALL = JudgedQueries(
     queries={"q1": "red mug", "q2": "杯子"},
@@ -178,6 +179,49 @@ def test_a_broken_file_is_refused_with_file_line_and_what_was_wanted(
     assert str(refusal.value) == message.replace("{path}", str(path))
 
 
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels.tsv"])
+def test_a_byte_order_mark_and_blank_lines_at_the_end_say_nothing(folder: Path, name: str) -> None:
+    whole = load_judged(folder)
+    path = folder / name
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n \n")
+    assert load_judged(folder) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("queries.jsonl", b'{"_id": "q1", "text": "mug"}\n\n{"_id": "q2", "text": "lamp"}\n', ":2: not JSON"),
+        ("queries.jsonl", b"\xef\xbb\xbf\n\n", ":1: not JSON"),
+        ("queries.jsonl", b'{"_id": 7, "text": "mug"}\n', ":1: '_id' is 7, wanted a string"),
+        (
+            "queries.jsonl",
+            b'{"_id": "q1", "text": "\\ud800"}\n',
+            ":1: 'text' is '\\ud800', wanted a string without lone",
+        ),
+        ("queries.jsonl", b"[" * 100_000 + b"\n", ":1: JSON nested too deeply"),
+        ("queries.jsonl", b'{"_id": ' + b"9" * 5000 + b"}\n", ":1: a number of 5000 digits, wanted"),
+        ("qrels.tsv", b"query-id\tcorpus-id\tscore\nq1\ta\tNaN\n", ":2: grade 'NaN', wanted 0 to 3"),
+        ("qrels.tsv", b"query-id\tcorpus-id\tscore\n\nq1\ta\t3\n", ":2: 1 tab-separated fields, wanted 3"),
+    ],
+)
+def test_broken_queries_and_judgements_are_refused_by_line(
+    folder: Path, name: str, content: bytes, message: str
+) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(DatasetError) as refusal:
+        load_judged(folder)
+    assert f"{folder / name}{message}" in str(refusal.value)
+
+
+def test_many_broken_judgements_are_one_error_with_the_first_lines_and_their_number(folder: Path) -> None:
+    path = folder / "qrels.tsv"
+    path.write_text("query-id\tcorpus-id\tscore\nq1\ta\t3\n" + "q1\tz\t3\n" * 5 + "q9\ta\t3\n")
+    with pytest.raises(DatasetError) as refusal:
+        load_judged(folder)
+    first = f"{path}:3: product 'z' is unknown, wanted one of corpus.jsonl; {path}:4: product 'z'"
+    assert str(refusal.value).startswith(first) and str(refusal.value).endswith("; and 3 more lines")
+
+
 @pytest.mark.parametrize("name", ["queries.jsonl", "qrels.tsv"])
 def test_a_missing_file_is_refused(folder: Path, name: str) -> None:
     (folder / name).unlink()
@@ -216,7 +260,7 @@ def test_train_and_test_share_no_query_and_leave_none_out(real: JudgedQueries) -
 
 
 def test_an_unknown_subset_is_refused(real: JudgedQueries) -> None:
-    with pytest.raises(ValueError, match="split 'dev', wanted 'train', 'test' or 'all'"):
+    with pytest.raises(ValueError, match="split 'dev', wanted 'train', 'validation', 'test' or 'all'"):
         real.subset("dev")  # type: ignore[arg-type]
 
 
@@ -241,6 +285,23 @@ def test_first_stage_orders_by_title_and_breaks_ties_by_id() -> None:
 def test_first_stage_of_a_query_without_a_known_word_goes_by_id(query: str) -> None:
     judged = JudgedQueries({"q": query}, {i: Product(i, f"mug {i * 3}") for i in "ba"}, {"q": {"b": 3, "a": 0}})
     assert first_stage(judged) == {"q": ["a", "b"]}
+
+
+@pytest.mark.parametrize("titles", [["", ""], ["\U0001f600", "the of"], ["the", "x"]])
+def test_a_catalogue_without_a_word_leaves_candidates_in_the_order_of_their_ids(titles: list[str]) -> None:
+    products = {i: Product(i, title) for i, title in zip("ba", titles, strict=True)}
+    judged = JudgedQueries({"q": "red mug", "r": "\U0001f600"}, products, {q: {"b": 3, "a": 0} for q in "qr"})
+    assert first_stage(judged) == {"q": ["a", "b"], "r": ["a", "b"]}
+    assert told_without_word(judged) == (
+        "1 of 2 queries and 2 of 2 titles have no word that BM25 can search by: the first stage orders such candidates "
+        "by id"
+    )
+    assert len(unlabeled_lists(judged, 2, 2, seed=0)) == 2
+
+
+def test_nothing_is_told_where_every_query_and_title_has_a_word() -> None:
+    judged = JudgedQueries({"q": "mug"}, {"a": Product("a", "red mug")}, {"q": {"a": 3}})
+    assert told_without_word(judged) == ""
 
 
 def test_first_stage_ranks_each_judged_candidate_once_whatever_the_subset(real: JudgedQueries) -> None:
@@ -273,11 +334,11 @@ def test_purchases_are_read_with_their_schema_whichever_string_type_the_file_has
 
 def test_all_wrong_purchase_columns_are_named_at_once(tmp_path: Path) -> None:
     path = tmp_path / "purchases.parquet"
-    pq.write_table(_purchases(quantity=pa.array(["12"])).drop_columns(["stock_code"]), path)
+    pq.write_table(_purchases(quantity=pa.array([True])).drop_columns(["stock_code"]), path)
     with pytest.raises(DatasetError) as refusal:
         load_purchases(tmp_path)
     assert str(refusal.value).startswith(f"{path}: no column 'stock_code'; found 'customer_id', 'invoice', ")
-    assert str(refusal.value).endswith("; column 'quantity' is string, wanted int64")
+    assert str(refusal.value).endswith("; column 'quantity' is bool, wanted int64")
 
 
 def test_purchases_without_a_row_are_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from builders.data.find import find_data
 from builders.data.purchase_columns import COLUMNS_FILE
 from builders.data.purchase_fields import ITEM_NUMBERS, USER_NUMBERS
 from builders.data.purchase_log import PurchaseLog, evaluation_lists, purchase_log, training_examples
-from builders.data.purchases import PURCHASES, load_purchases, read_purchases
+from builders.data.purchases import PURCHASES, PURCHASES_CSV, load_purchases, read_purchases
 from builders.features import FeatureEncoder, dense
 from builders.features.vocabularies import item_normalization
 
@@ -103,10 +103,102 @@ def test_other_types_say_the_same(tmp_path: Path, replaced: Mapping[str, Any], t
     assert log.baskets["1"][0].time == datetime.datetime(2026, 1, 1)
 
 
-def test_lines_without_a_customer_are_left_out_with_their_number(tmp_path: Path) -> None:
-    found = read_purchases(write(tmp_path, {**SHOP, "user_id": [1, None, 1, 2, 2, None]}))
-    assert found.lines.num_rows == 4
-    assert found.notes[-1] == "2 of 6 lines without customer_id are left out"
+def test_guests_count_for_their_items_alone_and_are_told_with_their_number(tmp_path: Path) -> None:
+    log = purchase_log(write(tmp_path, {**SHOP, "user_id": [1, None, 1, 2, 2, None], "price": [1.0, 7.0] * 3}), CUT)
+    assert log.notes[-1] == "2 of 6 lines without customer_id: guests, who count for their items alone"
+    assert log.histories == {"1": ("a", "c"), "2": ("a",)} and log.positives == {"2": ("c",)}
+    bought_by_a_guest = log.items["b"]
+    assert (bought_by_a_guest.price, bought_by_a_guest.fields["units_sold"]) == (7.0, 1)
+    assert bought_by_a_guest.fields["popularity"] == 0 and None not in log.users
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["007", "1e5", "12345678901234567890", "1.0", "-", "NA"],
+        pa.array([7, 100000, 2**63 - 1, 1, 0, -1], pa.int64()),
+        [None, 7.0, float("nan"), 100000.0, 1.0, 0.0],  # as pandas keeps whole numbers beside missing ones
+    ],
+)
+def test_an_id_stays_what_the_file_holds(tmp_path: Path, ids: Any) -> None:
+    found = read_purchases(write(tmp_path, {**SHOP, "user_id": ids})).lines["customer_id"].to_pylist()
+    given = ids if isinstance(ids, list) else ids.to_pylist()
+    as_text = [
+        None if one is None or one != one else str(int(one)) if isinstance(one, float) else str(one) for one in given
+    ]
+    assert found == as_text
+
+
+def test_ids_that_look_like_floats_written_as_text_are_told_with_their_number(tmp_path: Path) -> None:
+    found = read_purchases(write(tmp_path, {**SHOP, "user_id": ["1.0", "2.0", "1.0", "x", "2.0", None]}))
+    assert "4 of 6 values of user_id are texts such as '12.0', kept as they are" in "; ".join(found.notes)
+
+
+def test_a_csv_file_says_the_same_as_parquet(tmp_path: Path) -> None:
+    rows = [
+        f"{user},{item},{time:%Y-%m-%dT%H:%M:%S},{order}"
+        for user, item, time, order in zip(*SHOP.values(), strict=True)
+    ]
+    lines = ["\ufeffuser_id,item_id,timestamp,order_id", *rows, "", ""]  # a byte order mark, blank lines at the end
+    (tmp_path / PURCHASES_CSV).write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / COLUMNS_FILE).write_text(f"[columns]\n{NAMES}", encoding="utf-8")
+    log = purchase_log(tmp_path, CUT)
+    assert log.histories == {"1": ("a", "b", "c"), "2": ("a",)} and log.positives == {"2": ("c",), "3": ("b",)}
+
+
+def test_a_csv_file_keeps_leading_zeros_and_reads_labels_and_numbers(tmp_path: Path) -> None:
+    (tmp_path / PURCHASES_CSV).write_text(
+        "customer_id,stock_code,invoice_date,quantity,price,label\n007,1e5,1970-01-01,2,2.50,1\n007,0012,1970-01-01,,,false\n"
+    )
+    found = read_purchases(tmp_path).lines.to_pylist()
+    assert [(one["customer_id"], one["stock_code"]) for one in found] == [("007", "1e5"), ("007", "0012")]
+    assert [(one["quantity"], one["price"], one["label"]) for one in found] == [(2, 2.5, True), (1, None, False)]
+
+
+def test_a_broken_csv_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / PURCHASES_CSV).write_text("customer_id,stock_code,invoice_date\n1,a,2026-01-01\n1,b\n")
+    assert "not a CSV file (CSV parse error: Expected 3 columns, got 2" in told(tmp_path)
+
+
+def test_a_second_file_that_is_not_read_is_told(tmp_path: Path) -> None:
+    folder = write(tmp_path, SHOP)
+    (folder / PURCHASES_CSV).write_text("x\n1\n")
+    assert read_purchases(folder).notes[0] == f"{folder / PURCHASES_CSV}: not read, {folder / PURCHASES} is"
+
+
+@pytest.mark.parametrize(("name", "lack"), [("price", "no item has a price"), ("label", "row 1, column 'label': None")])
+def test_a_column_that_is_all_null_counts_as_absent_but_for_the_label(tmp_path: Path, name: str, lack: str) -> None:
+    folder = write(tmp_path, {**SHOP, name: pa.nulls(6)})
+    if name == "label":
+        assert lack in told(folder)
+    else:
+        assert f"{PURCHASES}: {name} is empty in all rows: {lack}" in read_purchases(folder).notes
+
+
+@pytest.mark.parametrize("nothing", [pa.nulls(6), pa.nulls(6, pa.float64()), [float("nan")] * 6, ["", " "] * 3])
+def test_a_needed_column_without_a_value_is_refused(tmp_path: Path, nothing: Any) -> None:
+    folder = write(tmp_path, {**SHOP, "user_id": nothing})
+    assert "column 'user_id' is empty in all 6 rows, wanted a value for customer_id" in told(folder)
+
+
+def test_what_some_lines_lack_is_told_with_its_number_and_what_follows(tmp_path: Path) -> None:
+    lacking = {"description": ["A", None, " ", "A", None, None], "quantity": [1, None, 1, 1, 1, 1]}
+    log = purchase_log(write(tmp_path, {**SHOP, **lacking}), CUT)
+    assert "4 of 6 lines without description: their item is named by its other lines, or by its id" in log.notes
+    assert "1 of 6 lines without quantity: one unit each" in log.notes
+    assert {item_id: product.title for item_id, product in log.items.items()} == {"a": "A", "b": "b", "c": "c"}
+    assert set(evaluation_lists(log).judgements["u3"]) <= set(log.items)
+
+
+def test_faults_of_cells_are_one_error_with_the_first_rows_and_their_number(tmp_path: Path) -> None:
+    price = ["1", "£2.55", "3,5", "4", "-", "free"]
+    folder = write(tmp_path, {**SHOP, "price": price, "quantity": [1.0, 2.5, 0.5, 1e300, 1.0, float("inf")]})
+    wanted = "wanted a number such as 2.55, without currency"
+    message = told(folder)
+    assert message.startswith(
+        f"{folder / PURCHASES}: row 2, column 'price': '£2.55', {wanted}; row 2, column 'quantity'"
+    )
+    assert message.count("row ") == 5 and message.endswith("and 3 more cells")
 
 
 # ---------------------------------------------------------------- refusals
@@ -147,12 +239,23 @@ def test_a_wrong_columns_file_is_refused(tmp_path: Path, toml: str, message: str
             {"timestamp": [1, 2, 3, 4, 5, 6]},
             "column 'timestamp' is int64, wanted a time; for seconds since 1970 say time",
         ),
-        ({"timestamp": list("abcdef")}, "column 'timestamp' is string, wanted times such as 2026-01-31T09:30:00"),
-        ({"user_id": [1.5, 1, 1, 2, 2, 3]}, "column 'user_id' is double with numbers that are not whole"),
+        ({"timestamp": list("abcdef")}, "row 1, column 'timestamp': 'a', wanted a time such as 2026-01-31T09:30:00"),
+        (
+            {"timestamp": ["2026-01-01T09:00:00Z"] * 5 + ["2026-01-01T09:00:00"]},
+            "row 6, column 'timestamp': '2026-01-01T09:00:00', wanted a time zone in all 6 times or in none, 5 have",
+        ),
+        ({"user_id": [1.5, 1, 1, 2, 2, 3]}, "row 1, column 'user_id': 1.5, wanted a whole number below 2**53, or text"),
+        (
+            {"user_id": [2.0**60, 1, 1, 2, 2, 3]},
+            "row 1, column 'user_id': 1.152921504606847e+18, wanted a whole number",
+        ),
+        ({"user_id": ["1", "nan", "1", "2", "2", "3"]}, "row 2, column 'user_id': 'nan', wanted an id, or nothing"),
+        ({"price": [1, 2, float("inf"), 4, 5, 6]}, "row 3, column 'price': inf, wanted a finite price"),
+        ({"quantity": [1, 1, 1, 1, 1, 10**12]}, "row 6, column 'quantity': 1000000000000, wanted a whole number of"),
         ({"user_id": [True] * 6}, "column 'user_id' is bool, wanted string or int64"),
-        ({"price": list("123456")}, "column 'price' is string, wanted double"),
-        ({"label": [1, 0, 3, 1, 1, 1]}, "column 'label' is int64 and holds 3, wanted 1 for taken and 0 for shown and"),
-        ({"label": [1, None, 1, 1, 1, 1]}, "and holds None, wanted 1"),
+        ({"price": [True] * 6}, "column 'price' is bool, wanted double"),
+        ({"label": [1, 0, 3, 1, 1, 1]}, "row 3, column 'label': 3, wanted 1 for taken and 0 for shown and not taken"),
+        ({"label": [1, None, 1, 1, 1, 1]}, "row 2, column 'label': None, wanted 1"),
     ],
 )
 def test_a_column_that_does_not_do_is_refused(tmp_path: Path, replaced: Mapping[str, Any], message: str) -> None:
@@ -216,3 +319,9 @@ def test_a_log_in_which_nothing_was_taken_is_refused(tmp_path: Path) -> None:
 
 def test_a_named_folder_may_hold_purchases_alone(tmp_path: Path) -> None:
     assert find_data(write(tmp_path, SHOP)).folder == tmp_path.resolve()
+
+
+def test_numbers_of_a_time_that_no_calendar_holds_are_refused_by_row(tmp_path: Path) -> None:
+    folder = write(tmp_path, {**SHOP, "timestamp": [1.0, 2.0, 3.0, 4.0, 1e15, float("inf")]},
+                   f'time_unit = "s"\n[columns]\n{NAMES}')  # fmt: skip
+    assert "row 5, column 'timestamp': 1000000000000000.0, wanted a time in s since 1970" in told(folder)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from builders.data.beir import DatasetError
-from builders.data.purchase_fields import ITEM_NUMBERS, ITEM_VALUES, USER_NUMBERS, USER_VALUES, title_fields
+from builders.data.purchase_fields import ITEM_NUMBERS, ITEM_VALUES, USER_NUMBERS, USER_VALUES, Basket, title_fields
 from builders.data.purchase_log import (
     HISTORY_LIMIT,
+    Impression,
     PurchaseLog,
     evaluation_lists,
     purchase_log,
@@ -160,3 +162,118 @@ def test_items_of_the_same_customers_have_like_vectors() -> None:
     category = np.array([item_id[:3] for item_id in log.known_items])
     same = category[:, None] == category
     assert cosines[same].mean() > cosines[~same].mean() + 0.1
+
+
+# ---------------------------------------------------------------- returns, gifts, guests
+def _told(log: PurchaseLog, start: str) -> str:
+    [note] = [note for note in log.notes if note.startswith(start)]
+    return note
+
+
+def test_a_return_takes_back_the_latest_units_and_one_without_a_purchase_is_dropped(tmp_path: Path) -> None:
+    lines = [
+        *LINES,
+        line(1, "Ca", "2010-01-03T09:00", "20B", quantity=-24),  # all of it: no purchase is left
+        line(1, "Cb", "2010-03-01T09:00", "10A", quantity=-2),  # the one of February, then one of January's three
+        line(2, "Cc", "2010-05-21T09:00", "30", quantity=-1),  # bought before the log
+        line(1, "Cd", "2010-06-02T09:00", "10A", quantity=-1),  # bought before the cut: what was known then stays
+        line(3, "Ce", "2010-06-06T09:00", "30", quantity=-1),  # bought again later
+    ]
+    log = purchase_log(write_lines(tmp_path, lines), CUT)
+    assert [(basket.item_ids, basket.quantities) for basket in log.baskets["1"]] == [(("10A",), (2,)), (("30",), (1,))]
+    assert log.histories["1"] == ("10A", "30") and log.positives == {"1": ("20B", "40"), "3": ("10A", "30")}
+    assert log.items["10A"].fields["units_sold"] == 3 and log.items["20B"].fields["popularity"] == 0
+    assert _told(log, "5 returns") == (
+        "5 returns are netted: 3 purchases taken back whole are left out, 1 taken back in part are lessened; 2 returns "
+        "of more than the customer had bought on their side of the cut are dropped"
+    )
+
+
+def test_what_is_no_purchase_is_left_out_with_its_number_and_a_repeated_line_is_added(tmp_path: Path) -> None:
+    again = line(2, "c", "2010-05-20T15:00", "10A", price=3.0, country="Chile")
+    lines = [
+        *LINES,
+        again,
+        line(2, "c", "2010-05-20T15:00", "x", quantity=0),
+        line(2, "c", "2010-05-20", "y", price=-9.0),
+    ]
+    log = purchase_log(write_lines(tmp_path, lines), CUT)
+    assert log.baskets["2"][0].quantities == (2,) and not {"x", "y"} & set(log.items)
+    assert _told(log, "1 of 13 lines with quantity 0") and _told(log, "1 of 13 lines with a negative price")
+    assert _told(log, "1 of 13 lines repeat another one in every column: their units are added")
+
+
+@pytest.mark.parametrize("price", [0.0, None])
+def test_an_item_that_was_given_away_has_finite_fields(tmp_path: Path, price: float | None) -> None:
+    gift = [line(1, "a", "2010-01-01T09:00", "10A"), line(1, "b", "2010-02-01T09:00", "gift")]
+    lines = [*LINES, *((*one[:6], price, one[7]) for one in gift)]
+    log = purchase_log(write_lines(tmp_path, lines), CUT)
+    numbers = [
+        product.raw_fields[name]
+        for product in log.items.values()
+        for name in ITEM_NUMBERS
+        if name in product.raw_fields
+    ]
+    numbers += [log.users["1"][name] for name in USER_NUMBERS]
+    assert all(value is None or np.isfinite(value) for value in numbers)
+    assert log.items["gift"].price == price and log.users["1"]["mean_price"] > 0
+
+
+def test_a_log_whose_purchases_were_all_returned_is_refused(tmp_path: Path) -> None:
+    lines = [
+        line(1, "a", "2010-01-01", "10A"),
+        line(1, "C", "2010-01-02", "10A", quantity=-1),
+        line(1, "b", "2010-07-01", "x"),
+    ]
+    with pytest.raises(DatasetError, match=r"0 purchases of customers before 2010-06-01 .* and 1 from then on, wanted"):
+        purchase_log(write_lines(tmp_path, lines), CUT)
+
+
+def test_a_log_without_a_first_time_purchase_after_the_cut_has_nothing_to_judge_by(tmp_path: Path) -> None:
+    lines = [line(1, "a", "2010-01-01", "10A"), line(1, "b", "2010-07-01", "10A")]
+    log = purchase_log(write_lines(tmp_path, lines), CUT)
+    with pytest.raises(DatasetError, match="no customer bought anything for the first time from 2010-06-01"):
+        evaluation_lists(log)
+
+
+# ---------------------------------------------------------------- one pass, whatever the distribution
+class _Read(tuple[int, ...]):
+    """Quantities that count how often they are read."""
+
+    reads = 0
+
+    def __iter__(self) -> Iterator[int]:
+        _Read.reads += len(self)
+        return super().__iter__()
+
+
+def test_each_line_of_an_account_with_many_invoices_is_read_a_fixed_number_of_times() -> None:
+    start, count = datetime.datetime(2010, 1, 1), 300
+    baskets = tuple(
+        Basket("1", start + datetime.timedelta(hours=n), (f"{n}",), _Read((1,)), (1.0,), (True,)) for n in range(count)
+    )
+    users = {"1": {"country": "Norway"}}
+    log = PurchaseLog(CUT, {}, users, {"1": baskets}, {}, {}, {})
+    _Read.reads = 0
+    examples = training_examples(log, with_empty_history=True)
+    assert len(examples) == count and _Read.reads <= 5 * count  # reading all baskets before each one: count * count / 2
+    assert examples[-1].user["invoices"] == count - 1 and examples[-1].history == tuple(map(str, range(199, 299)))
+
+
+def test_each_item_of_an_invoice_with_many_lines_is_looked_up_a_fixed_number_of_times() -> None:
+    class Id(str):
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            Id.compared += 1
+            return str.__eq__(self, str(other))
+
+        __hash__ = str.__hash__
+
+    count, time = 300, datetime.datetime(2010, 1, 1)
+    ids = tuple(Id(n) for n in range(count))
+    basket = Basket("1", time, ids, (1,) * count, (1.0,) * count, (True,) * count)
+    shown = {"1": tuple(Impression(time, Id(n)) for n in range(count, 2 * count))}
+    log = PurchaseLog(CUT, {}, {"1": {"country": "Norway"}}, {"1": (basket,)}, {}, {}, {}, shown)
+    [example] = training_examples(log, with_empty_history=True)
+    assert len(example.shown) == count and Id.compared < 10 * count

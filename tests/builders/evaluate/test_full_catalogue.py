@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from builders.data.beir import DatasetError
 from builders.data.purchase_log import PurchaseLog, purchase_log, validation_log
 from builders.evaluate.full_catalogue import (
     ITEM_KNN,
@@ -98,3 +99,21 @@ def test_cold_customers_have_rows_of_their_own(tmp_path: Path) -> None:
     assert "warm (3)" in text and "cold (1)" in text
     cold = report.to_dict()["groups"]["cold"]["rankers"][ITEM_KNN]["ndcg"]
     assert cold == pytest.approx(np.mean(1 / np.log2([5, 6, 7])))
+
+
+def test_a_log_without_warm_test_customers_is_refused_with_what_it_has(tmp_path: Path) -> None:
+    lines = [line(1, "a", "2010-01-01", "x"), line(2, "b", "2010-06-02", "x"), line(3, "c", "2010-06-02", "x")]
+    log = purchase_log(write_lines(tmp_path, lines), CUT)
+    told = r"0 customers .* buy something for the first time from then on \(1 before, 2 from then on\), wanted at least"
+    with pytest.raises(DatasetError, match=f"{told} 2 to judge by"):
+        judge(log, {}, ItemKNN())
+    with pytest.raises(DatasetError, match=f"{told} 1 to choose item-kNN by"):
+        tuned_item_knn(log)
+
+
+def test_a_group_without_customers_has_no_mean(tmp_path: Path) -> None:
+    buyers = [line(user, f"a{user}", "2010-01-01", f"{user}") for user in (1, 2, 3)]
+    firsts = [line(user, f"b{user}", "2010-06-02", f"{user % 3 + 1}") for user in (1, 2, 3)]
+    report = judge(purchase_log(write_lines(tmp_path, [*buyers, *firsts]), CUT), {}, ItemKNN("Cosine", 2))
+    assert report.mean(ITEM_KNN, "ndcg", warm=False) is None
+    assert report.to_dict()["groups"]["cold"]["rankers"]["random"]["ndcg"] is None

@@ -69,7 +69,7 @@ def test_a_variant_without_unjudged_lists_is_judged_by_its_queries_alone() -> No
         ),
         (
             {"metrics": {"ndcg": {"reference": 0.0, "found": 0.5}}},
-            "lower end of the judged ndcg interval +nan% of the reference",
+            "lower end of the judged ndcg interval -inf% of the reference",
         ),
     ],
 )

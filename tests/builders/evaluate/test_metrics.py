@@ -10,7 +10,14 @@ import pytest
 from builders.data import find as datasets
 from builders.data.beir import JudgedQueries, Product
 from builders.data.bm25 import first_stage
-from builders.evaluate.metrics import QualityError, compare, ndcg_of_rankings, paired_interval, rankings_from_scores
+from builders.evaluate.metrics import (
+    QualityError,
+    compare,
+    mean_of,
+    ndcg_of_rankings,
+    paired_interval,
+    rankings_from_scores,
+)
 from builders.export.parity import NameMismatch, ParityError, ShapeMismatch, ValueMismatch, check_parity
 
 JUDGED = JudgedQueries(
@@ -115,7 +122,7 @@ def test_the_interval_is_near_the_normal_one_for_many_queries() -> None:
     half_width = 1.96 * differences.std(ddof=1) / math.sqrt(2000)
     assert interval.low == pytest.approx(differences.mean() - half_width, abs=0.002)
     assert interval.high == pytest.approx(differences.mean() + half_width, abs=0.002)
-    assert math.isnan(interval.relative)
+    assert interval.relative is None
 
 
 def test_pairing_goes_by_query_id_and_not_by_position() -> None:
@@ -246,3 +253,21 @@ def test_unsigned_and_half_tensors_are_subtracted_without_wrapping_or_overflow()
     half = {"score": np.array([60000.0], np.float16)}
     with pytest.raises(ValueMismatch, match=r"differs by 1\.2e\+05 at"):
         check_parity(half, {"score": -half["score"]}, atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ({}, "a mean over 0 queries, wanted at least one"),
+        ({"q": math.nan}, "the figure of query 'q' is NaN or infinite"),
+    ],
+)
+def test_a_mean_is_never_nan(figures: dict[str, float], message: str) -> None:
+    with pytest.raises(QualityError, match=message):
+        mean_of(figures)
+
+
+def test_an_interval_is_never_nan() -> None:
+    found = {f"q{number}": 0.0 for number in range(200)} | {"q0": 1e-9}
+    interval = paired_interval(found, dict.fromkeys(found, 0.0))
+    assert math.isfinite(interval.low) and math.isfinite(interval.high)

@@ -157,12 +157,6 @@ def test_one_seed_gives_the_same_weights_and_another_gives_others(loss: str) -> 
     assert not torch.equal(first["product_items.weight"], other["product_items.weight"])
 
 
-def test_a_diverged_training_is_refused() -> None:
-    wanted = r"ncf: training diverged, .* are not finite; lower \[training\] learning_rate"
-    with pytest.raises(TrainingError, match=wanted):
-        trained_network(small_recipe("ncf", learning_rate=float("inf")), generated_log())
-
-
 def test_customers_with_one_basket_each_teach_nothing(tmp_path: Path) -> None:
     lines = [line(1, "a", "2010-01-01", "x"), line(1, "b", "2010-11-03", "y")]
     recipe = small_recipe("ncf").model_copy(update={"root": tmp_path, "module": NCF_MODULE})
