@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from builders.compress.apply import GRAPH_STEPS, NETWORK_STEPS, performed
 from builders.compress.context import BuildContext, calibration_samples, parity_samples, ranker_inputs
 from builders.compress.fp16 import converter
 from builders.compress.quantize_graph import LayerCost, NothingToQuantize, sensitive_named
+from builders.compress.stored_network import FORM, can_be_stored, load_network, save_network
 from builders.core.keeper import Kept, keep
 from builders.core.keys import digests, key_of
 from builders.core.onnx_files import copy_model
@@ -67,6 +66,7 @@ def variant_files(context: BuildContext, variant: Variant) -> dict[str, Artifact
         PruningError, DistillationError, QuantizationError: a step cannot do what is asked of it.
         ParityError: an exported graph does not compute what the network does.
         ContractError: a graph's tensors are not the contract's.
+        StoredNetworkError: a network that an earlier build kept between two steps is not what it wrote.
     """
     return {graph.name: _graph_file(context, variant, graph) for graph in context.ranker.graphs}
 
@@ -87,16 +87,16 @@ def compressed(context: BuildContext, steps: Sequence[NetworkStep]) -> Compresse
     if not steps:
         return Compressed(context.ranker, 0.0)
     *before, step = steps
-    if not step.keepable:
+    if not (step.keepable and can_be_stored(context.ranker.network)):
         return _performed(context, compressed(context, before), step)
-    inputs = network_inputs(context, steps)
+    inputs = {**network_inputs(context, steps), **digests({"form": FORM})}
 
     def make(target: Path, source: Compressed) -> None:
-        torch.save(_performed(context, source, step).ranker.network, target)
+        save_network(_performed(context, source, step).ranker.network, target)
 
     target = context.steps_folder / f"{key_of(inputs)}.pt"
     kept = keep(target, inputs, make, source=lambda: compressed(context, before))
-    network = torch.load(kept.path, weights_only=False)  # written by this very function
+    network = load_network(kept.path, context.ranker.network)
     return Compressed(context.ranker.with_network(network), kept.seconds)
 
 

@@ -85,7 +85,7 @@ class Tensor:
         dims: named free dimensions (``"candidates"``) and fixed sizes (``384``), outermost first.
         meaning: one line for a reader.
         scope: sent once a request (query, user), or one row a candidate.
-        optional: whether a request may leave it out.
+        optional: whether a request may leave it out; of an output, whether a model may have none.
     """
 
     name: str
@@ -205,6 +205,7 @@ SCORES = Tensor(
     "score of each ranked id, highest first but for pins and a brand limit; lowest finite FP32 = not scored",
     "per_candidate",
 )
+LEFT_OUT = Tensor("left_out", "INT32", (1,), "how many of item_ids a filter left out of the list", optional=True)
 INPUT_IDS = Tensor("input_ids", "INT32", ("rows", "length"), "token ids, padded", "per_candidate")
 ATTENTION_MASK = Tensor("attention_mask", "INT32", ("rows", "length"), "1 = token, 0 = padding", "per_candidate")
 TOKEN_TYPE_IDS = Tensor("token_type_ids", "INT32", ("rows", "length"), "0 = query, 1 = item", "per_candidate")
@@ -285,6 +286,17 @@ RULE_INPUTS = (IN_STOCK_ONLY, BOOSTED, BOOST_AMOUNTS, PINNED_IDS, PINNED_POSITIO
 # ---------------------------------------------------------------- tensors of similar items
 ITEM_ID = Tensor("item_id", "BYTES", (1,), f"id of an item of the store, UTF-8, 1 to {MAX_ITEM_ID_BYTES} bytes")
 
+ANSWER = "answer"
+"""Parameter of an endpoint: what its lists may look like. Written into its configuration too, as JSON: clients read it
+from there, and hold every list against it."""
+ANY_LIST: dict[str, Any] = {"rules": {}, "default_top_k": 0, "score_order": "descending"}
+"""Of an endpoint without rules of its own.
+
+    rules: the recipe's, as ``postprocess`` has them; a request may bring its own in their place.
+    default_top_k: items of a list where the request asks for no number; 0 = all.
+    score_order: of the scores before pins and the brand limit move items.
+"""
+
 _LIMITS = {
     "max_candidates": MAX_CANDIDATES,
     "max_item_id_bytes": MAX_ITEM_ID_BYTES,
@@ -300,9 +312,9 @@ _LIMITS = {
 RANK = Contract(
     name="rank",
     inputs=(QUERY, ITEM_IDS, TOP_K, *RULE_INPUTS),
-    outputs=(RANKED_IDS, SCORES),
+    outputs=(RANKED_IDS, SCORES, LEFT_OUT),
     score="of the published ranker; comparable within one response only; higher is better",
-    parameters=_LIMITS,
+    parameters={**_LIMITS, ANSWER: ANY_LIST},
 )
 """The endpoint that a search service calls; every ``rank_<variant>`` has these tensors, and optional inputs where its
 ranker reads more."""
@@ -310,9 +322,9 @@ ranker reads more."""
 RECOMMEND = Contract(
     name="recommend",
     inputs=(HISTORY, ITEM_IDS, TOP_K, *RULE_INPUTS),
-    outputs=(RANKED_IDS, SCORES),
+    outputs=(RANKED_IDS, SCORES, LEFT_OUT),
     score="of the published ranker; comparable within one response only; higher is better",
-    parameters=_LIMITS,
+    parameters={**_LIMITS, ANSWER: ANY_LIST},
 )
 """The endpoint that ranks items for a user; every ``recommend_<variant>`` has these tensors, and optional inputs where
 its ranker reads more."""

@@ -7,12 +7,15 @@ Reference: https://docs.nvidia.com/deeplearning/triton-inference-server/user-gui
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as triton
 
 from builders.core.contract import (
+    ANSWER,
+    ANY_LIST,
     LENGTH_BUCKET,
     MAX_ROWS_PER_RUN,
     MAX_TOKENS_PER_RUN,
@@ -113,6 +116,8 @@ def ensemble_config(contract: Contract, steps: Sequence[tuple[triton.ModelConfig
     """
     config = triton.ModelConfig(name=contract.name, platform="ensemble", max_batch_size=0)
     add_tensors(config, contract, skip_dims=0)
+    if ANSWER in contract.parameters:
+        add_parameters(config, **{ANSWER: json.dumps(contract.parameters[ANSWER], ensure_ascii=False)})
     of_request = {tensor.name for tensor in contract.inputs}
     joined_by = {name: name for name in of_request}
     used = {tensor.name for step, _ in steps for tensor in step.input} | {tensor.name for tensor in contract.outputs}
@@ -134,12 +139,14 @@ def ensemble_config(contract: Contract, steps: Sequence[tuple[triton.ModelConfig
 
 def endpoint_contract(name: str, endpoint: Contract, steps: Sequence[Contract]) -> Contract:
     """The endpoint's contract under another name: without optional inputs that no step reads, which Triton refuses,
-    and with those that its steps read beyond it.
+    and with those that its steps read beyond it; without optional outputs that no step gives; with the last step's
+    business rules, which say what its lists may look like.
 
     Raises:
         ContractError: a step's output has the name of an input of the endpoint that the last step reads.
     """
-    produced = {tensor.name for step in steps for tensor in step.outputs} - {tensor.name for tensor in endpoint.outputs}
+    given = {tensor.name for step in steps for tensor in step.outputs}
+    produced = given - {tensor.name for tensor in endpoint.outputs}
     further = {tensor.name: tensor for step in steps for tensor in step.inputs if tensor.optional}
     known = {tensor.name for tensor in endpoint.inputs}
     clashes = sorted((known | set(further)) & produced & {tensor.name for tensor in steps[-1].inputs})
@@ -148,7 +155,10 @@ def endpoint_contract(name: str, endpoint: Contract, steps: Sequence[Contract]) 
     read = {tensor.name for step in steps for tensor in step.inputs}
     own = [tensor for tensor in endpoint.inputs if not tensor.optional or tensor.name in read]
     inputs = (*own, *(tensor for name, tensor in further.items() if name not in known))
-    return dataclasses.replace(endpoint, name=name, inputs=inputs)
+    outputs = tuple(tensor for tensor in endpoint.outputs if not tensor.optional or tensor.name in given)
+    rules = steps[-1].parameters.get("rules", {})
+    parameters = {**endpoint.parameters, ANSWER: {**endpoint.parameters.get(ANSWER, ANY_LIST), "rules": rules}}
+    return dataclasses.replace(endpoint, name=name, inputs=inputs, outputs=outputs, parameters=parameters)
 
 
 def pin(config: triton.ModelConfig, versions: Iterable[int]) -> triton.ModelConfig:

@@ -15,6 +15,7 @@ from builders.core.contract import (
     FALLBACK,
     ITEM_IDS,
     KNOWN,
+    LEFT_OUT,
     MAX_ATTRIBUTE_BYTES,
     MAX_BOOST_AMOUNT,
     MAX_BOOSTS,
@@ -65,7 +66,7 @@ def postprocess_contract(
     return Contract(
         name=name,
         inputs=(ITEM_IDS, score, KNOWN, *fallback, TOP_K, *RULE_INPUTS),
-        outputs=(RANKED_IDS, SCORES),
+        outputs=(RANKED_IDS, SCORES, LEFT_OUT),
         parameters={
             "unscored": UNSCORED,
             "head_weights": list(head_weights),

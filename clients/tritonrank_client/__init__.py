@@ -10,7 +10,7 @@ Needs numpy and tritonclient. Knows nothing of how a ranker is trained, built or
 """
 
 from ._client import DEFAULT_TIMEOUT_S, RankClient
-from ._contract import ModelSpec, TensorSpec
+from ._contract import ListRules, ModelSpec, TensorSpec
 from ._errors import (
     ContractMismatch,
     DeadlineExceeded,
@@ -34,6 +34,7 @@ __all__ = [
     "DeadlineExceeded",
     "InferRequest",
     "InvalidRequest",
+    "ListRules",
     "MockTransport",
     "ModelSpec",
     "Overloaded",

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from ._contract import ENDPOINTS
+from ._contract import ENDPOINTS, ListRules
 from ._deadline import Deadline
 from ._endpoint import Endpoint
-from ._errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
+from ._errors import DeadlineExceeded, InvalidRequest, Overloaded, ServerError, TritonRankError, Unavailable
 from ._privacy import check_key, hashed_id
 from ._request import (
     Fields,
@@ -32,7 +32,7 @@ from ._request import (
     user_input,
 )
 from ._response import RankedList, Reranked, ranked_list_from_outputs, similar_items_from_outputs
-from ._rules import Rules, may_leave_out, may_move, rule_inputs
+from ._rules import Rules, allowed, rule_inputs
 from ._transport import GrpcTransport, Transport
 
 DEFAULT_TIMEOUT_S = 0.2
@@ -117,11 +117,13 @@ class RankClient:
             item_texts: item id => text in place of what is stored of it, 1 to 32,768 bytes of UTF-8; an item has a text
                 or fields, not both. What the ranker does not read to its end is counted by the server.
 
-        Returns: K = min(top_k, N) ids with float32 scores, highest first; fewer where only items in stock are wanted,
-            in another order where items are pinned or a brand is limited, by `rules` or by the recipe. Items that the
-            server could not score come last, in first-stage order.
+        Returns: K = min(top_k, N) ids with float32 scores, highest first; fewer where only items in stock are wanted
+            (`left_out` says how many of the N were not), in another order where items are pinned or a brand is limited,
+            by `rules` or by the recipe. Items that the server could not score come last, in first-stage order.
         Raises: a TritonRankError: InvalidRequest before anything is sent, ContractMismatch at first use, Unavailable,
-            Overloaded, DeadlineExceeded, ServerError.
+            Overloaded, DeadlineExceeded, ServerError. What the recipe's own rules may do to a list is read from the
+            server at first use; a list that is shorter, or in another order, than the rules in force explain is a
+            ServerError.
         """
         deadline = self._deadline(timeout_s)
         ids = listed(item_ids)
@@ -261,14 +263,24 @@ class RankClient:
         endpoint = self._endpoints[name]
         check_inputs(inputs, endpoint.contract)
         outputs, served = endpoint.infer(inputs, deadline)
-        return ranked_list_from_outputs(
-            outputs,
-            ids,
-            top_k,
-            endpoint.contract,
-            may_leave_out=may_leave_out(inputs, served),
-            may_move=may_move(inputs, served),
-        )
+        own = endpoint.own_rules(served)
+
+        def checked(own: ListRules) -> RankedList:
+            count = top_k or own.default_top_k
+            return ranked_list_from_outputs(outputs, ids, count, endpoint.contract, allowed(inputs, own))
+
+        try:
+            return checked(own)
+        except ServerError:
+            # A variant with other rules may have been published since they were read.
+            try:
+                endpoint.check_again(deadline)
+                renewed = endpoint.own_rules(endpoint.served(deadline))
+            except TritonRankError:
+                renewed = own
+            if renewed == own:
+                raise
+            return checked(renewed)
 
 
 def _check_url(url: str) -> None:

@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(error, 1)
     key = "id" if isinstance(ranked, RankedList) else "index"
     print(_as_json(options.query, ranked, key) if options.json else _as_table(ranked, key))
+    if isinstance(ranked, RankedList) and ranked.left_out:
+        print(f"tritonrank-rank: a filter left {ranked.left_out} items out", file=sys.stderr)
     return 0
 
 

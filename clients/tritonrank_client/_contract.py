@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import resources
 from typing import Any
 
@@ -39,11 +39,29 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class ListRules:
+    """What an endpoint's own rules do to a list, where a request brings none in their place.
+
+    Attributes:
+        in_stock_only: items may be left out.
+        pinned: ids of items that stand where the recipe says, whatever their scores.
+        max_per_brand: items of a brand among the first; further ones stand behind them. 0 = no limit.
+        default_top_k: items of a list where the request asks for no number; 0 = all.
+    """
+
+    in_stock_only: bool = False
+    pinned: frozenset[str] = frozenset()
+    max_per_brand: int = 0
+    default_top_k: int = 0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
-    """The interface of a model."""
+    """The interface of a model; `lists`: its own rules, None where it does not say."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    lists: ListRules | None = None
 
 
 @dataclass(frozen=True)
@@ -79,14 +97,14 @@ class Limits:
 def check_served_model(name: str, served: ModelSpec, contract: ModelSpec) -> None:
     """Raise ContractMismatch, naming every tensor at fault, unless `served` does what `contract` says.
 
-    An optional input may be missing: who uses it is told then.
+    An optional input may be missing: who uses it is told then. An optional output may be missing too.
     """
     there = {tensor.name for tensor in served.inputs}
     wanted = tuple(tensor for tensor in contract.inputs if tensor.name in there or not tensor.optional)
     differences = (
         *_differences("input", wanted, served.inputs),
         *_unknown_inputs(contract.inputs, served.inputs),
-        *_differences("output", contract.outputs, served.outputs),
+        *_differences("output", _plain(outputs_there(contract, served)), _plain(served.outputs)),
     )
     if differences:
         listed = "".join(f"\n  {difference}" for difference in differences)
@@ -105,6 +123,29 @@ def array_fault(tensor: TensorSpec, array: np.ndarray) -> str | None:
     if not _fits(array.shape, tensor.shape):
         return f"{tensor.name}: found shape {_shown(array.shape)}, wanted {_shown(tensor.shape)}"
     return None
+
+
+def outputs_there(contract: ModelSpec, served: ModelSpec) -> tuple[TensorSpec, ...]:
+    """The outputs that a request asks for: the contract's, without optional ones that `served` does not give."""
+    there = {tensor.name for tensor in served.outputs}
+    return tuple(tensor for tensor in contract.outputs if tensor.name in there or not tensor.optional)
+
+
+def _plain(outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """A server's configuration has the word optional for inputs alone."""
+    return tuple(replace(tensor, optional=False) for tensor in outputs)
+
+
+def list_rules(text: str, name: str) -> ListRules:
+    """What the parameter `answer` of the server's model `name` says: JSON. Raises: ContractMismatch."""
+    try:
+        return _list_rules(json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ContractMismatch(
+            f"model '{name}' on the server says of its lists {text[:200]!r}, which this client cannot read ({error}); "
+            "upgrade tritonrank-client, or publish the model repository again ('make repository')",
+            (f"parameter 'answer': {error}",),
+        ) from error
 
 
 def unserved(names: Iterable[str], served: ModelSpec) -> list[str]:
@@ -154,8 +195,22 @@ def _fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(found) == len(wanted) and all(size in (FREE, actual) for actual, size in zip(found, wanted, strict=True))
 
 
+def _list_rules(answer: dict[str, Any]) -> ListRules:
+    if answer["score_order"] != "descending":
+        raise ValueError(f"score_order: found {answer['score_order']!r}, wanted 'descending'")
+    rules = answer["rules"]
+    return ListRules(
+        in_stock_only=bool(rules.get("in_stock_only", False)),
+        pinned=frozenset(rules.get("pins", {})),
+        max_per_brand=int(rules.get("max_per_brand", 0)),
+        default_top_k=int(answer["default_top_k"]),
+    )
+
+
 def _model(contract: dict[str, Any]) -> ModelSpec:
-    return ModelSpec(_tensors(contract["inputs"]), _tensors(contract["outputs"]))
+    answer = contract["parameters"].get("answer")
+    lists = None if answer is None else _list_rules(answer)
+    return ModelSpec(_tensors(contract["inputs"]), _tensors(contract["outputs"]), lists)
 
 
 def _limits(contracts: Iterable[dict[str, Any]]) -> Limits:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ._contract import ModelSpec, check_served_model, unserved
+from ._contract import ListRules, ModelSpec, check_served_model, outputs_there, unserved
 from ._deadline import Deadline
 from ._errors import DeadlineExceeded, InvalidRequest, Unavailable
 from ._rules import RULE_OF_INPUT
@@ -53,7 +53,7 @@ class Endpoint:
         """Outputs by name, and the interface that the server had. Raises: every TritonRankError."""
         served = self.served(deadline)
         self._check_served(inputs, served)
-        outputs = tuple(tensor.name for tensor in self.contract.outputs)
+        outputs = tuple(tensor.name for tensor in outputs_there(self.contract, served))
         try:
             request = InferRequest(self.model, inputs, outputs, deadline.remaining_s())
             return self._transport.infer(request), served
@@ -61,6 +61,10 @@ class Endpoint:
             # Another model may have been published meanwhile: compare again before the next request.
             self._served = None
             raise
+
+    def own_rules(self, served: ModelSpec) -> ListRules:
+        """What the server's model does to lists by itself; as this client's contract says where the model does not."""
+        return served.lists or self.contract.lists or ListRules()
 
     def _check_served(self, inputs: Mapping[str, np.ndarray], served: ModelSpec) -> None:
         missing = unserved(inputs, served)

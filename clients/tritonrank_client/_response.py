@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ._contract import LIMITS, ModelSpec, array_fault
 from ._errors import ServerError
+from ._rules import Allowed
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,10 +20,12 @@ class RankedList:
         ids: K item ids.
         scores: float32 [K], read-only, comparable within this list only; highest first, but where pins or a brand limit
             moved items.
+        left_out: how many of the request's items a filter took out of the list; None where the server does not say.
     """
 
     ids: tuple[str, ...]
     scores: np.ndarray
+    left_out: int | None = None
 
     @property
     def scored(self) -> np.ndarray:
@@ -65,22 +68,23 @@ def ranked_list_from_outputs(
     item_ids: list[str],
     top_k: int | None,
     contract: ModelSpec,
-    *,
-    may_leave_out: bool = False,
-    may_move: bool = False,
+    rules: Allowed = Allowed(),  # noqa: B008 - frozen
 ) -> RankedList:
-    """The list that `ranked_ids` BYTES [K] and `scores` FP32 [K] hold, K = min(top_k, N), or N without top_k.
+    """The list that `ranked_ids` BYTES [K] and `scores` FP32 [K] hold, K = min(top_k, N), or N without top_k, of the N
+    that a filter has not taken (`left_out` INT32 [1], where the server says so).
 
-    may_leave_out: whether a rule may have made it shorter.
-    may_move: whether a rule may have changed the order of the scores.
-    Raises: ServerError when they are not that, or are not distinct ids of the request with finite, descending scores.
+    rules: what they may do to it.
+    Raises: ServerError when they are not that, or are not distinct ids of the request with finite scores, highest first
+        but for what rules may move.
     """
     ids, scores = _read(outputs, contract)
-    _check_count(len(ids), len(scores), min(top_k or len(item_ids), len(item_ids)), may_leave_out)
+    left_out = _left_out(outputs, len(item_ids), rules)
+    there = len(item_ids) - (left_out or 0)
+    _check_count(len(ids), len(scores), min(top_k or there, there), rules.may_leave_out and left_out is None)
     strangers = set(ids).difference(item_ids)
     if strangers:
         raise _broken(f"ranked_ids: found {min(strangers)!r}, wanted ids of the request")
-    return _checked(ids, scores, may_move)
+    return replace(_checked(ids, scores, rules), left_out=left_out)
 
 
 def similar_items_from_outputs(
@@ -91,10 +95,10 @@ def similar_items_from_outputs(
     Raises: ServerError when they are not that, or are not distinct other ids with finite, descending scores.
     """
     ids, scores = _read(outputs, contract)
-    _check_count(len(ids), len(scores), top_k, may_leave_out=True)
+    _check_count(len(ids), len(scores), top_k, may_be_shorter=True)
     if item_id in ids:
         raise _broken(f"ranked_ids: found {item_id!r}, wanted other items than the one asked about")
-    return _checked(ids, scores, may_move=False)
+    return _checked(ids, scores, Allowed())
 
 
 def _read(outputs: Mapping[str, np.ndarray], contract: ModelSpec) -> tuple[tuple[str, ...], np.ndarray]:
@@ -102,18 +106,30 @@ def _read(outputs: Mapping[str, np.ndarray], contract: ModelSpec) -> tuple[tuple
     return tuple(_decoded(item_id) for item_id in outputs["ranked_ids"]), np.array(outputs["scores"])
 
 
-def _checked(ids: tuple[str, ...], scores: np.ndarray, may_move: bool) -> RankedList:
+def _left_out(outputs: Mapping[str, np.ndarray], candidates: int, rules: Allowed) -> int | None:
+    if "left_out" not in outputs:
+        return None
+    count = int(outputs["left_out"][0])
+    most = candidates if rules.may_leave_out else 0
+    if not 0 <= count <= most:
+        why = "" if rules.may_leave_out else ", since no filter is in force"
+        raise _broken(f"left_out: found {count} of {candidates} items, wanted 0 to {most}{why}")
+    return count
+
+
+def _checked(ids: tuple[str, ...], scores: np.ndarray, rules: Allowed) -> RankedList:
     if len(set(ids)) != len(ids):
         raise _broken(f"ranked_ids: found {len(ids) - len(set(ids))} repeated ids, wanted distinct ones")
     _check_finite(scores)
-    if not may_move:
-        _check_order(scores)
+    _check_order(ids, scores, rules)
     scores.flags.writeable = False
     return RankedList(ids, scores)
 
 
 def _check_arrays(outputs: Mapping[str, np.ndarray], contract: ModelSpec) -> None:
     for tensor in contract.outputs:
+        if tensor.name not in outputs and tensor.optional:
+            continue
         if tensor.name not in outputs:
             raise _broken(f"found no output '{tensor.name}'")
         fault = array_fault(tensor, outputs[tensor.name])
@@ -128,9 +144,9 @@ def _decoded(item_id: bytes) -> str:
         raise _broken(f"ranked_ids: found {item_id!r}, wanted UTF-8") from error
 
 
-def _check_count(ids: int, scores: int, wanted: int, may_leave_out: bool) -> None:
-    if ids != scores or ids > wanted or (ids < wanted and not may_leave_out):
-        at_most = "at most " if may_leave_out else ""
+def _check_count(ids: int, scores: int, wanted: int, may_be_shorter: bool) -> None:
+    if ids != scores or ids > wanted or (ids < wanted and not may_be_shorter):
+        at_most = "at most " if may_be_shorter else ""
         raise _broken(f"found {ids} ranked_ids and {scores} scores, wanted {at_most}{wanted} of each")
 
 
@@ -140,10 +156,19 @@ def _check_finite(scores: np.ndarray) -> None:
         raise _broken(f"scores[{row}]: found {scores[row]}, wanted a finite number")
 
 
-def _check_order(scores: np.ndarray) -> None:
-    if (scores[1:] > scores[:-1]).any():
-        row = int(np.flatnonzero(scores[1:] > scores[:-1])[0])
-        raise _broken(f"scores[{row + 1}]: found {scores[row + 1]} after {scores[row]}, wanted the highest first")
+def _check_order(ids: tuple[str, ...], scores: np.ndarray, rules: Allowed) -> None:
+    """Highest first. Pinned items may stand anywhere; those that a brand limit put back start from the top again."""
+    rows = np.array([row for row, item_id in enumerate(ids) if item_id not in rules.pinned], dtype=np.int64)
+    rises = np.flatnonzero(scores[rows[1:]] > scores[rows[:-1]])[int(rules.limits_brands) :]
+    if rises.size:
+        before, row = rows[rises[0]], rows[rises[0] + 1]
+        but_for = _but_for(rules)
+        raise _broken(f"scores[{row}]: found {scores[row]} after {scores[before]}, wanted the highest first{but_for}")
+
+
+def _but_for(rules: Allowed) -> str:
+    moved = [f"{len(rules.pinned)} pinned items"] * bool(rules.pinned) + ["a brand limit"] * rules.limits_brands
+    return f" but for {' and '.join(moved)}" if moved else ""
 
 
 def _broken(fault: str) -> ServerError:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ._contract import LIMITS, ModelSpec, unserved
+from ._contract import LIMITS, ListRules
 from ._errors import InvalidRequest
 
 
@@ -78,20 +78,31 @@ def rule_inputs(rules: Rules | None, item_ids: Sequence[str]) -> dict[str, np.nd
     return inputs
 
 
-def may_leave_out(inputs: Mapping[str, np.ndarray], served: ModelSpec) -> bool:
-    """Whether the answer may be shorter than was asked: by this request's filter, or by the recipe's."""
-    if unserved(["in_stock_only"], served):
-        return False
-    return bool(inputs.get("in_stock_only", np.ones(1))[0])
+@dataclass(frozen=True)
+class Allowed:
+    """What rules may do to one answer.
+
+    Attributes:
+        may_leave_out: whether a filter may shorten it.
+        pinned: ids that may stand anywhere, whatever their scores.
+        limits_brands: whether items may stand behind the others although their scores are higher.
+    """
+
+    may_leave_out: bool = False
+    pinned: frozenset[str] = frozenset()
+    limits_brands: bool = False
 
 
-def may_move(inputs: Mapping[str, np.ndarray], served: ModelSpec) -> bool:
-    """Whether the answer's order may not be that of its scores: by this request's pins or limit, or by the recipe's."""
-    if len(unserved(["pinned_ids", "max_per_brand"], served)) == 2:
-        return False
-    no_pins = "pinned_ids" in inputs and not inputs["pinned_ids"].size
-    no_limit = "max_per_brand" in inputs and not inputs["max_per_brand"].any()
-    return not (no_pins and no_limit)
+def allowed(inputs: Mapping[str, np.ndarray], own: ListRules) -> Allowed:
+    """By this request's rules, and by the endpoint's `own` where it brings none in their place."""
+    in_stock_only = inputs.get("in_stock_only")
+    pinned_ids = inputs.get("pinned_ids")
+    max_per_brand = inputs.get("max_per_brand")
+    return Allowed(
+        own.in_stock_only if in_stock_only is None else bool(in_stock_only[0]),
+        own.pinned if pinned_ids is None else frozenset(item_id.decode() for item_id in pinned_ids),
+        bool(own.max_per_brand if max_per_brand is None else max_per_brand[0]),
+    )
 
 
 def _flag(value: Any) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from ._contract import ModelSpec, TensorSpec
+from ._contract import ModelSpec, TensorSpec, list_rules
 from ._deadline import Deadline
 from ._errors import DeadlineExceeded, InvalidRequest, Overloaded, ServerError, TritonRankError, Unavailable
 
@@ -88,7 +88,12 @@ class GrpcTransport:
             metadata = self._client.get_model_metadata(model, client_timeout=deadline.remaining_s())
             config = self._client.get_model_config(model, client_timeout=deadline.remaining_s()).config
         optional = {tensor.name for tensor in config.input if tensor.optional}
-        return ModelSpec(_served_tensors(metadata.inputs, optional), _served_tensors(metadata.outputs, set()))
+        answer = config.parameters["answer"].string_value if "answer" in config.parameters else ""
+        return ModelSpec(
+            _served_tensors(metadata.inputs, optional),
+            _served_tensors(metadata.outputs, set()),
+            list_rules(answer, model) if answer else None,
+        )
 
     def is_ready(self, model: str, timeout_s: float) -> bool:
         """See Transport."""

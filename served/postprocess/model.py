@@ -43,18 +43,22 @@ class TritonPythonModel:
         return answer_each(requests, self.answer, pb_utils.Logger)
 
     def answer(self, request: Any) -> list[Any]:
-        """ranked_ids and scores, both [ranked]."""
+        """ranked_ids and scores, both [ranked], and left_out [1]."""
         item_ids = pb_utils.get_input_tensor_by_name(request, "item_ids").as_numpy()
         scores = self.scores(request)
         count = top_k(request, len(item_ids))
         given = given_rules(request, self.rule_inputs)
         if not given and not any(self.defaults.values()):
-            order = best_first(scores)[:count]
+            order, left_out = best_first(scores)[:count], 0
         else:
             rules = requested_rules(given, self.defaults, item_ids.tolist(), self.parameters)
             attributes = self.attributes(item_ids.tolist()) if rules.read_attributes else []
-            order, scores = arranged(scores, self.parameters["unscored"], rules, attributes, count)
-        return [pb_utils.Tensor("ranked_ids", item_ids[order]), pb_utils.Tensor("scores", scores[order])]
+            order, scores, left_out = arranged(scores, self.parameters["unscored"], rules, attributes, count)
+        return [
+            pb_utils.Tensor("ranked_ids", item_ids[order]),
+            pb_utils.Tensor("scores", scores[order]),
+            pb_utils.Tensor("left_out", np.array([left_out], dtype=np.int32)),
+        ]
 
     def scores(self, request: Any) -> np.ndarray:
         """FP32 [candidates], all finite."""

@@ -66,7 +66,7 @@ def best_first(scores: np.ndarray) -> np.ndarray:
 
 def arranged(
     scores: np.ndarray, unscored: float, rules: Rules, attributes: Sequence[Attributes], k: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Apply the rules in their order; see the docstring of this file.
 
     Args:
@@ -76,7 +76,8 @@ def arranged(
         k: how many to return.
 
     Returns:
-        Rows of the candidates, best first, at most k; scores FP32 [candidates] with the boosts.
+        Rows of the candidates, best first, at most k; scores FP32 [candidates] with the boosts; how many the
+        filter left out.
     """
     boosted = _boosted(scores, unscored, rules, attributes)
     order = [row for row in best_first(boosted).tolist() if not (rules.in_stock_only and _is_out(attributes[row]))]
@@ -85,7 +86,7 @@ def arranged(
     if rules.max_per_brand:
         unpinned = _brand_limited(unpinned, pins, attributes, rules.max_per_brand, k)
     listed = _pinned(unpinned, pins)[:k]
-    return np.array(listed, dtype=np.int64), boosted.astype(np.float32)
+    return np.array(listed, dtype=np.int64), boosted.astype(np.float32), len(boosted) - len(order)
 
 
 def _boosted(scores: np.ndarray, unscored: float, rules: Rules, attributes: Sequence[Attributes]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ sys.path.insert(0, str(ROOT / "clients"))  # the checkout's client, whether or n
 
 from tritonrank_client import RankClient  # noqa: E402
 
+from builders.core.contract import ANY_LIST  # noqa: E402
 from server import TritonServer  # noqa: E402
-from tests.support.small_model import QUEUE_OF_TWO, Gates, write_model  # noqa: E402
+from tests.support.small_model import QUEUE_OF_TWO, Gates, says_of_lists, write_model  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -31,13 +33,17 @@ def gates(gates_folder: Path) -> Iterator[Gates]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, gates_folder: Path) -> Iterator[TritonServer]:
-    """Serves `rank`, `rank_queued` (a queue of two) and `rank_foreign` (another contract)."""
+    """Serves `rank`, `rank_queued` (a queue of two), `rank_foreign` (another contract), `rank_filters` and
+    `rank_unread`, which say of their lists that a filter may shorten them and what no client can read."""
     repository = tmp_path_factory.mktemp("repository")
     write_model(repository, "rank", gates_folder)
     write_model(repository, "rank_queued", gates_folder, more=QUEUE_OF_TWO)
     write_model(
         repository, "rank_foreign", gates_folder, top_k_type="TYPE_INT64", top_k_optional="false", scores="logits"
     )
+    filters = {**ANY_LIST, "rules": {"in_stock_only": True}}
+    write_model(repository, "rank_filters", gates_folder, more=says_of_lists(json.dumps(filters)))
+    write_model(repository, "rank_unread", gates_folder, more=says_of_lists("{}"))
     with TritonServer(repository, load=None, grpc_port=0, http_port=0, metrics_port=0) as server:
         yield server
 

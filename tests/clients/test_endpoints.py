@@ -12,7 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tritonrank_client import ContractMismatch, InvalidRequest, RankClient, Rules, Unavailable, hashed_id
+from tritonrank_client import (
+    ContractMismatch,
+    InvalidRequest,
+    ListRules,
+    RankClient,
+    Rules,
+    Unavailable,
+    hashed_id,
+)
+from tritonrank_client._transport import GrpcTransport
 
 from builders.core import contract
 from builders.core.contract import Contract
@@ -192,6 +201,26 @@ def test_the_recipes_rules_hold_until_a_request_switches_them_off(connect):
     assert client.rank("shoes", ids, rules=Rules(in_stock_only=False)).ids == ("1", "4", "3", "2")
     assert client.rank("shoes", ids, rules=Rules(in_stock_only=False, pins={})).ids == ("4", "3", "2", "1")
     assert client.rank("shoes", ids, top_k=1).ids == ("1",)
+
+
+def test_the_answer_says_how_many_items_a_filter_left_out(connect):
+    ruled, plain = connect(model="rank_ruled"), connect()
+
+    assert ruled.rank("shoes", ["1", "2", "3"]).left_out == 1
+    assert ruled.rank("shoes", ["1", "2", "3"], top_k=1).left_out == 1
+    nothing_left = ruled.rank("shoes", ["2"])
+    assert (nothing_left.ids, nothing_left.left_out) == ((), 1)
+    assert plain.rank("shoes", ["1", "2", "3"]).left_out == 0
+    assert plain.recommend(["x"], ["2", "3"], rules=Rules(in_stock_only=True)).left_out == 1
+
+
+def test_the_endpoint_says_what_its_recipes_rules_may_do(connect, server):
+    lists = GrpcTransport(server.grpc_url)
+    ruled, plain = (lists.served_model(name, 10).lists for name in ("rank_ruled", "rank"))
+    lists.close()
+
+    assert ruled == ListRules(in_stock_only=True, pinned=frozenset("1"))
+    assert plain == ListRules()
 
 
 def test_what_the_served_ranker_does_not_read_is_refused_by_name(connect):

@@ -24,6 +24,7 @@ from builders.core.contract import (
     ITEM_FIELDS,
     ITEM_IDS,
     ITEM_TEXTS,
+    LEFT_OUT,
     QUERY,
     RANKED_IDS,
     SCORES,
@@ -60,7 +61,7 @@ def test_arrays_leave_in_the_contracts_names_dtypes_and_shapes(client, recorder)
 
     (request,) = recorder.requests
     assert request.model == "rank"
-    assert request.outputs == (RANKED_IDS.name, SCORES.name)
+    assert request.outputs == (RANKED_IDS.name, SCORES.name, LEFT_OUT.name)
     assert request.inputs[QUERY.name].dtype == object and request.inputs[QUERY.name].tolist() == [
         "rote Schühe".encode()
     ]

@@ -135,6 +135,36 @@ def test_a_score_that_is_not_a_number_is_a_server_error(connect):
         connect().rank("nan", ["1"])
 
 
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("empty", "found 0 ranked_ids and 0 scores, wanted 3 of each"),
+        ("short", "found 2 ranked_ids and 2 scores, wanted 3 of each"),
+        ("rising", r"scores\[1\]: found 2.0 after 1.0, wanted the highest first"),
+        ("twice", "ranked_ids: found 2 repeated ids, wanted distinct ones"),
+        ("stranger", "ranked_ids: found '0', wanted ids of the request"),
+    ],
+)
+def test_a_broken_list_is_a_server_error(connect, fault, message):
+    with pytest.raises(ServerError, match=message):
+        connect().rank(fault, ["1", "2", "3"])
+
+
+@pytest.mark.parametrize("fault", ["rising", "twice", "stranger"])
+def test_a_filter_of_the_servers_explains_no_other_fault(connect, fault):
+    client = connect(model="rank_filters")
+
+    assert client.rank("empty", ["1", "2", "3"]).ids == ()
+    assert client.rank("short", ["1", "2", "3"]).ids == ("3", "2")
+    with pytest.raises(ServerError, match="the server's answer breaks the contract"):
+        client.rank(fault, ["1", "2", "3"])
+
+
+def test_rules_that_a_client_cannot_read_are_a_mismatch(connect):
+    with pytest.raises(ContractMismatch, match=r"(?s)model 'rank_unread' on the server says of its lists '{}'"):
+        connect(model="rank_unread").rank("shoes", ["1"])
+
+
 def test_a_full_queue_refuses_and_the_queued_are_still_ranked(connect, gates):
     client = connect(model="rank_queued", timeout_s=WAIT_S)
     query = gates.query()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builders.core.contract import ITEM_IDS, QUERY, RANKED_IDS, SCORES, TOP_K
+from builders.core.contract import ANSWER, ITEM_IDS, QUERY, RANKED_IDS, SCORES, TOP_K
 
 # Words of the query say what the model does:
 #   hold NAME   writes NAME.held into the folder of gates, then waits until NAME.open is there
 #   fail CODE   answers with that Triton error;  crash raises;  nan scores NaN;  timeout scores the request's own
+#   empty, short, rising, twice, stranger   breaks the list so
 # Otherwise an item's score is its number, and 'unknown' has none.
 MODEL_PY = f"""
 import json, os, time
@@ -37,6 +39,10 @@ class TritonPythonModel:
         top_k = pb.get_input_tensor_by_name(request, "{TOP_K.name}")
         count = int(top_k.as_numpy()[0]) if top_k is not None else 0
         order = np.argsort(-scores, kind="stable")[:count or len(ids)]
+        if word in ("empty", "short", "rising", "twice"):
+            order = dict(empty=order[:0], short=order[:-1], rising=order[::-1], twice=order[[0] * len(order)])[word]
+        if word == "stranger":
+            ids = np.array([b"0"] * len(ids), dtype=object)
         ranked, scores = pb.Tensor("{RANKED_IDS.name}", ids[order]), pb.Tensor("{SCORES.name}", scores[order])
         return pb.InferenceResponse([ranked, scores])
 
@@ -101,3 +107,8 @@ def write_model(repository: Path, name: str, gates: Path, more: str = "", **chan
     as_agreed = {"top_k_type": "TYPE_INT32", "top_k_optional": "true", **names}
     config = CONFIG_PBTXT % {**as_agreed, **changes, "gates": gates, "more": more}
     (repository / name / "config.pbtxt").write_text(config)
+
+
+def says_of_lists(answer: str) -> str:
+    """``more`` of :func:`write_model`: what the model's configuration says its lists may look like, JSON."""
+    return f'parameters {{ key: "{ANSWER}" value {{ string_value: {json.dumps(answer)} }} }}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from torch import nn
 from tritonclient.grpc import model_config_pb2 as triton
 
 from builders.core.contract import (
+    ANSWER,
+    ANY_LIST,
     ATTENTION_MASK,
     INPUT_IDS,
     ITEM_IDS,
     KNOWN,
+    LEFT_OUT,
     MAX_CANDIDATES,
     MAX_ROWS_PER_RUN,
     MAX_TOKENS_PER_RUN,
@@ -33,7 +37,7 @@ from builders.core.contract import (
     length_buckets,
     query_vector,
 )
-from builders.core.recipe import Recipe, Serving, load_recipes
+from builders.core.recipe import Recipe, RuleDefaults, Serving, load_recipes
 from builders.core.runtimes import ONNX, OPENVINO, Runtime
 from builders.core.workspace import REPOSITORY_ROOT
 from builders.publish import model_config, pbtxt
@@ -67,10 +71,12 @@ def written_tensors(config: triton.ModelConfig) -> list[tuple[str, str, tuple[in
 
 
 def wanted_tensors(contract: Contract, skip_dims: int = 0) -> list[tuple[str, str, tuple[int, ...], bool]]:
-    """The same of a contract; ``skip_dims`` stands for the batch dimension."""
+    """The same of a contract; ``skip_dims`` stands for the batch dimension. Triton has no optional outputs."""
     return [
-        (tensor.name, f"TYPE_{tensor.dtype.replace('BYTES', 'STRING')}", tensor.shape[skip_dims:], tensor.optional)
-        for tensor in (*contract.inputs, *contract.outputs)
+        (tensor.name, f"TYPE_{tensor.dtype.replace('BYTES', 'STRING')}", tensor.shape[skip_dims:], optional)
+        for tensors, optionals in ((contract.inputs, True), (contract.outputs, False))
+        for tensor in tensors
+        for optional in (tensor.optional and optionals,)
     ]
 
 
@@ -222,13 +228,34 @@ def test_an_endpoint_joins_steps_by_name_and_leaves_out_what_nobody_reads() -> N
     assert dict(first.output_map) == same(KNOWN)
     assert set(second.input_map) == {ITEM_IDS.name, KNOWN.name, *(one.name for one in RANK.inputs if one.optional)}
     assert all(name == tensor for name, tensor in second.input_map.items())
-    assert dict(second.output_map) == same(RANKED_IDS, SCORES)
+    assert dict(second.output_map) == same(RANKED_IDS, SCORES, LEFT_OUT)
 
 
 def test_an_endpoint_takes_the_optional_inputs_that_a_step_reads() -> None:
     step = Contract("first", (RANK.inputs[0], USER_ID), RANK.outputs)
     found = model_config.endpoint_contract("rank_x", RANK, [step])
     assert found.inputs == (*RANK.inputs[:2], USER_ID)  # and not the rules, which no step reads
+
+
+def test_an_endpoint_says_what_its_last_steps_rules_may_do_to_a_list() -> None:
+    rules = RuleDefaults(in_stock_only=True, pins={"ü": 1})
+    first = Contract("first", RANK.inputs[:2], (SCORE, KNOWN))
+    step = postprocess_contract(rules=rules)
+    contract = model_config.endpoint_contract("rank_x", RANK, [first, step])
+    steps = [(model_config.python_config(each), 1) for each in (first, step)]
+    config = reparsed(model_config.ensemble_config(contract, steps))
+
+    assert contract.parameters[ANSWER] == {**ANY_LIST, "rules": rules.model_dump()}
+    assert json.loads(config.parameters[ANSWER].string_value) == contract.parameters[ANSWER]
+    assert contract.outputs == RANK.outputs
+
+
+def test_an_endpoint_gives_no_count_that_no_step_makes() -> None:
+    step = Contract("first", RANK.inputs[:2], (RANKED_IDS, SCORES))
+    contract = model_config.endpoint_contract("rank_x", RANK, [step])
+
+    assert contract.outputs == (RANKED_IDS, SCORES)
+    assert contract.parameters[ANSWER] == ANY_LIST
 
 
 def test_what_a_step_makes_of_an_input_may_keep_its_name() -> None:
