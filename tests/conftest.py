@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from builders.core.recipe import load_recipes
 from builders.core.workspace import REPOSITORY_ROOT
@@ -19,6 +21,8 @@ from tests.support.kit import WORKSPACE, Untouched
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # some tests import openvino themselves
 
+# torch reads the source of all its ONNX functions anew in each export: a second, hundreds of times
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 READY_TIMEOUT_S = 600
 """A busy machine takes minutes for the whole kit."""

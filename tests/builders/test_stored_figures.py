@@ -47,10 +47,15 @@ def build_again(built: Built, tmp_path: Path, said: list[str]) -> Callable[..., 
 
 @pytest.fixture
 def build_fresh(built: Built, tmp_path: Path) -> Callable[..., list[BuiltVariant]]:
-    """In an empty folder."""
+    """In a folder that holds the exported graph alone, which no data and no setting here changes."""
 
     def run(recipe: Recipe = built.recipe, data: JudgedQueries = built.judged) -> list[BuiltVariant]:
-        return build_variants(recipe, built.ranker, data, lambda _: None, Workspace(build=tmp_path / "fresh"))
+        workspace = Workspace(build=tmp_path / "fresh")
+        folder = workspace.ranker_folder(recipe.ranker)
+        folder.mkdir(parents=True)
+        for exported in built.workspace.ranker_folder(recipe.ranker).glob("*_fp32_onnx.onnx*"):
+            shutil.copy2(exported, folder)
+        return build_variants(recipe, built.ranker, data, lambda _: None, workspace)
 
     return run
 

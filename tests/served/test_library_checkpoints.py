@@ -25,8 +25,8 @@ TEMPLATE = "{title}. {brand}. {text}"
 LONG_QUERY = "waterproof camping tent for kids, " * 30
 CHECKPOINTS: dict[str, Write] = {
     "modernbert": lambda folder: write_classifier(folder, "modernbert"),
-    "roberta": lambda folder: write_classifier(folder, "roberta", {"model_max_length": 37}),
-    "two_labels": lambda folder: write_classifier(folder, "bert", num_labels=2),
+    "roberta": lambda folder: write_classifier(folder, "roberta", {"model_max_length": 37}, num_hidden_layers=1),
+    "two_labels": lambda folder: write_classifier(folder, "bert", num_labels=2, num_hidden_layers=1),
     "modular": write_modular_cross_encoder,
     "prompted": lambda folder: write_cross_encoder(
         folder, prompts={"query": "Find goods: "}, default_prompt_name="query", max_length=40

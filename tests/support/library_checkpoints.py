@@ -250,7 +250,7 @@ def write_cross_encoder(folder: Path, **settings: Any) -> Path:
     """The old form: a classifier alone, with what the library says of it. settings: of ``CrossEncoder``."""
     from sentence_transformers import CrossEncoder
 
-    write_classifier(folder / "classifier", "bert")
+    write_classifier(folder / "classifier", "bert", num_hidden_layers=1)
     CrossEncoder(str(folder / "classifier"), device="cpu", **settings).save_pretrained(str(folder / "saved"))
     return folder / "saved"
 
@@ -262,7 +262,8 @@ def write_modular_cross_encoder(folder: Path, pooling: str = "cls", **settings: 
     from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 
     tokenizer = wordpiece()
-    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=LENGTH, **SIZES)).save_pretrained(
+    sizes = {**SIZES, "num_hidden_layers": 1}
+    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=LENGTH, **sizes)).save_pretrained(
         folder / "encoder"
     )
     tokenizer.save_pretrained(folder / "encoder")

@@ -14,13 +14,16 @@ from builders.publish.catalogue import fill_item_store
 from builders.publish.endpoints import publish_rankers
 
 Write = Callable[[Path], Path]
+REFERENCE_LISTS = 2
+"""That the build itself compares with the library: one of them is of the longest texts."""
 
 
 def recipe_of(folder: Path, name: str, item: str, place: Path) -> Recipe:
     """What ``init`` writes for the folder, with the template that its training used."""
     path = init_recipe(folder, name, place / f"{name}.toml", False, lambda _: None)
     path.write_text(path.read_text(encoding="utf-8").replace('"{title}"', f'"{item}"', 1), encoding="utf-8")
-    return load_recipe(path)
+    recipe = load_recipe(path)
+    return recipe.model_copy(update={"reference": recipe.reference.model_copy(update={"lists": REFERENCE_LISTS})})
 
 
 def published(checkpoints: Mapping[str, Write], judged: JudgedQueries, item: str, place: Path) -> Workspace:

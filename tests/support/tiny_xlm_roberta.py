@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from builders.build import build_variants
-from builders.core.recipe import Gate, Recipe, Variant, load_recipes
+from builders.core.recipe import Gate, Recipe, Text, Variant, load_recipes
 from builders.core.steps import Int8
 from builders.core.workspace import Workspace
 from builders.data.find import JudgedQueries, Product
@@ -29,6 +29,8 @@ from builders.rankers.load import load_ranker
 COLORS = ("红色", "蓝色", "白色", "黑色", "绿色")
 THINGS = ("咖啡杯", "茶壶", "帐篷", "跑步鞋", "台灯", "毛巾")
 KINDS = ("", "家用", "户外 防水 加厚 大号 便携 双人 四季 通用")
+MAX_LENGTH = 32
+"""Of a pair: four length buckets, each of which a plan has a profile for."""
 QUERIES = ("红色咖啡杯", "防水帐篷", "家用台灯 白色", "跑步鞋", "绿色毛巾", "茶壶", "户外 黑色", "mug 蓝色")
 
 
@@ -103,6 +105,7 @@ def recipe_for(backbone: Path) -> Recipe:
             "backbone": backbone,
             "checkpoint": None,
             "trained_on_judgements": False,
+            "text": Text(max_length=MAX_LENGTH),
             "variants": (
                 Variant(name="fp32_onnx"),
                 Variant(name="int8_onnx", steps=(Int8(calibration_queries=2),)),
