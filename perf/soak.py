@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from tritonrank_client import RankClient, TritonRankError
 
+from perf.errors import PerfError
 from perf.kit.data import (
     REPOSITORY_ROOT,
     JudgedQueries,
@@ -40,6 +41,7 @@ from perf.kit.data import (
     Recipe,
     Request,
     Workspace,
+    evaluation_data,
     load_judged,
     load_recipe,
     write_generated,
@@ -199,7 +201,7 @@ class Found:
 
     def to_json(self) -> str:
         """One line."""
-        return json.dumps({**dataclasses.asdict(self), "passed": self.passed})
+        return json.dumps({**vars(self), "passed": self.passed})
 
     def table(self) -> Table:
         """Figure, value."""
@@ -258,7 +260,9 @@ class Shop:
             asked, rows = ASKED[endpoint]
             module = MODULE.replace("ASKED_ROWS", rows).replace("ASKED", asked)
             (self.kit / "recipes" / f"{name}.py").write_text(module, encoding="utf-8")
-            text = RECIPE.format(name=name, folder=self.kit / "recipes") + ('data = "purchases"\n' if endpoint == "recommend" else "")
+            text = RECIPE.format(name=name, folder=self.kit / "recipes") + (
+                'data = "purchases"\n' if endpoint == "recommend" else ""
+            )
             (self.kit / "recipes" / f"{name}.toml").write_text(_data_first(text), encoding="utf-8")
         for endpoint in RANKERS:
             self.retrain(endpoint)
@@ -278,7 +282,7 @@ class Shop:
         """Run ``python -m builders``; returns its code, or minus the signal that ended it.
 
         Raises:
-            RuntimeError: it ended with a trace.
+            PerfError: it ended with a trace or an error.
         """
         command = [sys.executable, "-m", "builders", *map(str, arguments)]
         process = subprocess.Popen(
@@ -290,7 +294,7 @@ class Shop:
             process.send_signal(signal.SIGKILL)
             told, _ = process.communicate()
         if "Traceback" in told or process.returncode not in (0, 3, -signal.SIGKILL):
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{told[-3000:]}")
+            raise PerfError(f"{' '.join(command)} ended with {process.returncode}: {told[-3000:]}")
         return process.returncode
 
     def ranker(self, endpoint: str, scale: float) -> Ranker:
@@ -318,15 +322,17 @@ class Soak:
         self.shop, self.server, self.minutes, self.console = shop, server, minutes, console
         self.draw = random.Random(seed + 1)
         self.until_s = time.monotonic() + minutes * 60
-        self.contents, self.scales = Timeline(), Timeline()
+        self.contents, self.scales = {endpoint: Timeline() for endpoint in RANKERS}, Timeline()
         self.answers: list[Answer] = []
         self.jobs: Counter[str] = Counter()
         self.sizes: dict[str, list[int]] = {}
         self._known: dict[tuple[Any, ...], float] = {}
         self.judged = load_judged(shop.data)
-        self.asked = {"rank": list(self.judged.queries.values())[:20], "recommend": list(self.judged.products)[:20]}
-        for item_id, product in shop.products.items():
-            self.contents.is_now(item_id, product, 0.0)
+        bought = evaluation_data("purchases", shop.data).products
+        self.asked = {"rank": list(self.judged.queries.values())[:20], "recommend": list(bought)[:20]}
+        for endpoint, products in (("rank", shop.products), ("recommend", bought)):
+            for item_id, product in products.items():
+                self.contents[endpoint].is_now(item_id, product, 0.0)
         for endpoint in RANKERS:
             self.scales.is_now(endpoint, self._published_scale(endpoint), 0.0)
 
@@ -357,7 +363,7 @@ class Soak:
 
     def _answer(self, client: RankClient, endpoint: str, draw: random.Random) -> Answer:
         asked = draw.choice(self.asked[endpoint])
-        item_ids = draw.sample(self.contents.keys(), CANDIDATES)
+        item_ids = draw.sample(self.contents[endpoint].keys(), CANDIDATES)
         start_s = time.monotonic()
         try:
             if endpoint == "rank":
@@ -397,23 +403,23 @@ class Soak:
         """Both contents may be served from the start on; once it has ended well, only the new one. The data that is
         trained on has the catalogue of the day, too."""
         wanted = dict(products) if whole else {**self.shop.products, **products}
-        ids = dict.fromkeys([*self.contents.keys(), *wanted] if whole else products)
+        contents = self.contents["rank"]
+        ids = dict.fromkeys([*contents.keys(), *wanted] if whole else products)
         self.shop.products = wanted
         start_s = time.monotonic()
         for item_id in ids:
-            self.contents.may_become(item_id, wanted.get(item_id), start_s)
+            contents.may_become(item_id, wanted.get(item_id), start_s)
         write_judged(dataclasses.replace(self.judged, products=wanted), self.shop.data)
         corpus = self.shop.data / "corpus.jsonl"
         if not whole:
             corpus = self.shop.folder / "some" / "corpus.jsonl"
             corpus.parent.mkdir(exist_ok=True)
             write_judged(JudgedQueries({}, dict(products), {}), corpus.parent)
-        recipes = [self.shop.recipe_path(endpoint) for endpoint in RANKERS]
-        code = self.shop.builders(verb, corpus, *recipes, kill_after_s=kill_after_s)
+        code = self.shop.builders(verb, corpus, self.shop.recipe_path("rank"), kill_after_s=kill_after_s)
         if code == 0:
             now_s = time.monotonic()
             for item_id in ids:
-                self.contents.is_now(item_id, wanted.get(item_id), now_s)
+                contents.is_now(item_id, wanted.get(item_id), now_s)
         return code
 
     def _retrain(self, kill_after_s: float | None) -> int:
@@ -540,7 +546,7 @@ class Soak:
         return any(np.isclose(score, each, TOLERANCE, TOLERANCE) for each in self._may_be(answer, item_id, scale))
 
     def _may_be(self, answer: Answer, item_id: str, scale: float) -> Iterator[float]:
-        for product in self.contents.may_be(item_id, answer.start_s, answer.end_s):
+        for product in self.contents[answer.endpoint].may_be(item_id, answer.start_s, answer.end_s):
             yield float(UNSCORED) if product is None else self._by_torch(answer.endpoint, answer.asked, product, scale)
 
     def _by_torch(self, endpoint: str, asked: str, product: Product, scale: float) -> float:

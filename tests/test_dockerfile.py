@@ -162,9 +162,11 @@ def test_an_image_holds_all_of_the_kit_that_its_programs_import(name: str) -> No
 
 def test_the_gpu_server_installs_what_the_served_models_import_at_the_pip_only_servers_pins() -> None:
     imported = {name for path in programs_of("served") for name in imports_of(path)}
-    third_party = imported - sys.stdlib_module_names - {"served", "features", "item_text", "prompts", "rules"}
+    beside = {path.stem for path in programs_of("served")} | {"served", "features", "item_text", "prompts", "rules"}
+    third_party = imported - sys.stdlib_module_names - beside
+    signatures = {"cryptography", "cffi", "pycparser"}  # what server/verify.py imports, with its own dependencies
 
-    assert installed_into_the_container() == third_party - OF_THE_CONTAINER
+    assert installed_into_the_container() == (third_party - OF_THE_CONTAINER) | signatures
     assert installed_into_the_container() <= pins("requirements/server.txt").keys()
 
 
@@ -285,6 +287,7 @@ def test_the_gpu_servers_entry_point_becomes_triton_with_its_arguments(tmp_path:
     ]  # fmt: skip
     variables = {
         **os.environ,
+        "TRITONRANK_VERIFY": "off",  # of a repository written by hand
         "PATH": os.pathsep.join([str(environment.bin), str(environment.tritonserver.parent), os.environ["PATH"]]),
         "LD_LIBRARY_PATH": str(environment.libraries),
     }

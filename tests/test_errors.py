@@ -31,7 +31,11 @@ from server.errors import EnvironmentUnfit, ServerError
 
 ROOT = Path(__file__).parents[1]
 ROOTS = {"builders": BuilderError, "perf": PerfError, "server": ServerError}
-SERVED_TOO = {"builders.features.encoder.FeatureError", "builders.features.item_text.TemplateError"}
+SERVED_TOO = {
+    "server.verify.NotAsPublished",
+    "builders.features.encoder.FeatureError",
+    "builders.features.item_text.TemplateError",
+}
 """Their files are copied beside served models and cannot import the builders; they translate it where they call it."""
 CAUGHT_WITHIN = {ROOT / "builders/features/encoder.py", ROOT / "server/plans.py"}
 """Files that run by themselves, without their package."""

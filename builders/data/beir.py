@@ -415,7 +415,7 @@ def _json_rows(path: Path, called: str = "") -> Iterator[tuple[str, dict[str, An
             raise DatasetError(f"{where}: not JSON ({error}), wanted one object a line") from error
         except RecursionError as error:
             raise DatasetError(f"{where}: JSON nested too deeply, wanted one object a line") from error
-        except ValueError as error:
+        except DatasetError as error:
             raise DatasetError(f"{where}: {error}") from error
         if not isinstance(row, dict):
             raise DatasetError(f"{where}: a JSON {type(row).__name__}, wanted one object a line")
@@ -424,7 +424,7 @@ def _json_rows(path: Path, called: str = "") -> Iterator[tuple[str, dict[str, An
 
 def _whole_number(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits, wanted at most {MAX_DIGITS}")
+        raise DatasetError(f"a number of {len(digits)} digits, wanted at most {MAX_DIGITS}")
     return int(digits)
 
 

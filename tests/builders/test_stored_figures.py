@@ -127,6 +127,46 @@ def test_every_field_of_a_product_counts(built: Built, build_again: Callable, sa
     assert len([line for line in said if "quality over" in line]) == 2
 
 
+def one_product(data: JudgedQueries, **changes: Any) -> JudgedQueries:
+    """The last product with other values."""
+    *_, last = data.products.values()
+    return dataclasses.replace(data, products={**data.products, last.item_id: dataclasses.replace(last, **changes)})
+
+
+def other_grade(data: JudgedQueries) -> JudgedQueries:
+    query_id, grades = next(iter(data.judgements.items()))
+    item_id, grade = next(iter(grades.items()))
+    return dataclasses.replace(data, judgements={**data.judgements, query_id: {**grades, item_id: 3 - grade}})
+
+
+def other_query(data: JudgedQueries) -> JudgedQueries:
+    query_id, text = next(iter(data.queries.items()))
+    return dataclasses.replace(data, queries={**data.queries, query_id: f"{text} {text}"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda data: one_product(data, title="other"), id="the title of one product"),
+        pytest.param(lambda data: one_product(data, text="other"), id="the text of one product"),
+        pytest.param(lambda data: one_product(data, category=("other",)), id="the category of one product"),
+        pytest.param(other_grade, id="a judgement"),
+        pytest.param(other_query, id="a query"),
+    ],
+)
+def test_scores_rankings_verdicts_and_the_reference_are_made_anew_for_other_data(
+    built: Built, build_again: Callable, said: list[str], change: Callable[[JudgedQueries], JudgedQueries]
+) -> None:
+    build_again(data=change(built.judged))
+    assert len([line for line in said if "scoring" in line and "torch" in line]) == 1
+    assert len([line for line in said if "quality over" in line]) == 2
+    assert len([line for line in said if "fidelity over" in line]) == 2  # the reference's own scores, and the variant's
+    assert [line for line in said if line.startswith("reference: measured anew, as data changed")]
+    assert [line for line in said if "int8 (" in line]  # calibration
+    build_again(data=change(built.judged))
+    assert not [line for line in said if "over" in line and "NDCG" not in line]
+
+
 def test_another_processor_measures_anew(
     build_again: Callable, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from builders.core.contract import UNSCORED
 from builders.core.workspace import Workspace
 from builders.data.beir import Product, Request, read_users
 from builders.evaluate.judge import BuiltRanker
-from builders.publish.catalogue import add_items, add_users
+from builders.publish.catalogue import add_items, add_users, fill_item_store
 from server import TritonServer
 from tests.support.endpoint import Array, metric, send, texts
 from tests.support.own_ranker import built_own_ranker
@@ -179,3 +180,26 @@ def test_a_store_filled_for_other_weights_is_refused_at_load_with_both_versions(
             workspace.repository, load=[ENDPOINT], store=tmp_path / "other", grpc_port=0, http_port=0, metrics_port=0
         ).__enter__()
     assert f"{name}@0ther0ther" in str(refused.value) and f"{name}@{version}" in str(refused.value)
+
+
+def test_a_build_with_a_changed_catalogue_is_served_with_the_next_request(
+    own: tuple[BuiltRanker, Workspace], client: grpc.InferenceServerClient
+) -> None:
+    built, workspace = own
+    ids = list(built.data.products)[:5]
+    before = served(client, ids)
+    products = dict(built.data.products)
+    products[ids[0]] = dataclasses.replace(products[ids[0]], title="camping tent for two", price=400.0)
+    del products[ids[1]]
+    changed = dataclasses.replace(built, data=dataclasses.replace(built.data, products=products))
+    try:
+        fill_item_store([changed], lambda _: None, workspace)
+        after = served(client, ids)
+        known = [item_id for item_id in ids if item_id in products]
+        wanted = by_torch(own, [products[item_id] for item_id in known])
+        assert {item_id: after[item_id] for item_id in known} == pytest.approx(wanted, abs=1e-4)
+        assert abs(after[ids[0]] - before[ids[0]]) > 1e-3
+        assert after[ids[1]] == UNSCORED
+    finally:
+        fill_item_store([built], lambda _: None, workspace)
+    assert served(client, ids) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from builders.core.contract import MAX_QUERY_TOKENS, padded_length
-from builders.core.workspace import SERVED_CODE
+from builders.core.workspace import REPOSITORY_ROOT, SERVED_CODE
 from builders.features.preprocessing import preprocess_contract
 from builders.features.text import (
     KIT_FORM,
@@ -30,7 +31,7 @@ from builders.features.text import (
     truncated_texts,
 )
 from builders.features.vectors import VectorForm, as_stored, stored_vectors
-from builders.publish.item_store import ItemStore
+from builders.publish.item_store import SIZE_VARIABLE, ItemStore
 from builders.rankers.backbone import packaged_backbone
 
 WORDS = ["red", "blue", "mug", "tent", "stoneware", "杯", "x1-200", "unbelievably", "waterproof"]
@@ -185,3 +186,45 @@ def test_a_store_mounted_read_only_is_refused(
     monkeypatch.setattr(served.os, "access", lambda path, mode: False)
     with pytest.raises(RuntimeError, match=r"lock\.mdb' is not writable: mount the item store writable"):
         served.ItemStore()
+
+
+def test_a_table_that_is_not_whole_is_refused(
+    served_code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ItemStore(tmp_path) as store:
+        store.create("mugs@1")
+        store.put("mugs", "1", [("a", b"x")])
+    served_code("postprocess")
+    served = sys.modules["served"]
+    monkeypatch.setenv(served.ITEM_STORE_VARIABLE, str(tmp_path))
+    opened = served.ItemStore()
+    try:
+        with pytest.raises(RuntimeError, match=r"mugs@1 is being filled, or its filling was cut off: run the build"):
+            opened.table("mugs", "1")
+    finally:
+        opened.close()
+    with ItemStore(tmp_path) as store:
+        store.set_whole("mugs@1")
+    opened = served.ItemStore()
+    assert opened.table("mugs", "1").read([b"a", b"b"]) == [b"x", None]
+    opened.close()
+
+
+def test_a_reader_goes_on_after_a_writer_enlarged_the_store(
+    served_code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SIZE_VARIABLE, "0.0001")
+    with ItemStore(tmp_path) as store:
+        store.put("mugs", "1", [("a", b"x")])
+    served_code("postprocess")
+    served = sys.modules["served"]
+    monkeypatch.setenv(served.ITEM_STORE_VARIABLE, str(tmp_path))
+    opened = served.ItemStore()
+    reader = opened.table("mugs", "1")
+    code = (
+        "import pathlib, sys; from builders.publish.item_store import ItemStore\n"
+        "with ItemStore(pathlib.Path(sys.argv[1])) as store: store.put('mugs', '1', [('b', b'y' * 20_000_000)])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=REPOSITORY_ROOT)
+    assert [value and len(value) for value in reader.read([b"a", b"b"])] == [1, 20_000_000]
+    opened.close()

@@ -137,6 +137,22 @@ def test_an_added_and_a_replaced_item_are_found_without_a_restart(tmp_path: Path
         assert similar(client, "east", 1) == (["a north"], [pytest.approx(0.5**0.5)])
 
 
+def test_a_removed_item_is_found_no_more_and_found_again_when_it_comes_back(tmp_path: Path) -> None:
+    write_repository(tmp_path / "models", similar_contract(TABLE, VERSION, 2))
+    put(tmp_path / "store", {"east": np.array([2, 0]), "north": np.array([0, 1])})
+    with (
+        TritonServer(tmp_path / "models", ["similar"], store=tmp_path / "store", **ANY_PORTS) as server,
+        grpc.InferenceServerClient(server.grpc_url) as client,
+    ):
+        with ItemStore(tmp_path / "store") as writer:
+            assert writer.remove(f"{TABLE}@{VERSION}", ["north"]) == 1
+        assert similar(client, "east") == ([], [])
+        with pytest.raises(InferenceServerException, match="item_id: not in the item store"):
+            similar(client, "north")
+        put(tmp_path / "store", {"north": np.array([1, 1])})
+        assert similar(client, "east") == (["north"], [pytest.approx(0.5**0.5)])
+
+
 def test_a_store_built_for_another_model_is_refused_with_both_versions(tmp_path: Path) -> None:
     write_repository(tmp_path / "models", similar_contract(TABLE, "v2", WIDTH))
     put(tmp_path / "store", {"a": VECTORS[0]})

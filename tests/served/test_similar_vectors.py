@@ -62,7 +62,7 @@ def followed(code: ModuleType, tmp_path: Path, write: Write) -> Iterator[Any]:
 
 def nearest(followed: Any, item_id: str) -> dict[str, float]:
     ids, scores = followed.vectors().nearest(item_id.encode(), 10)
-    return dict(zip([each.decode() for each in ids], scores.round(3).tolist(), strict=True))
+    return dict(zip([each.decode() for each in ids], scores.astype(float).round(3).tolist(), strict=True))
 
 
 def test_added_replaced_and_removed_items_are_followed_without_reading_the_table_again(
@@ -105,7 +105,7 @@ def test_a_vector_of_another_width_fails_the_request_that_meets_it(followed: Any
 def test_vectors_put_and_removed_in_any_order_are_those_that_are_left(code: ModuleType) -> None:
     draw = np.random.default_rng(1)
     vectors, wanted = code.Vectors(4), {}
-    for step in range(3000):
+    for _ in range(3000):
         item_id = b"%d" % draw.integers(1500)
         if draw.random() < 0.3:
             vectors.remove(item_id)

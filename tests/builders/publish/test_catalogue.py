@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor, nn
 
 from builders.core.recipe import load_recipes
 from builders.core.workspace import REPOSITORY_ROOT, Workspace
 from builders.data.beir import DatasetError, JudgedQueries, Product
 from builders.evaluate.judge import BuiltRanker
-from builders.features.encoder import dense, sparse
 from builders.publish import catalogue
 from builders.publish.catalogue import (
     CatalogueError,
@@ -33,53 +30,9 @@ from builders.publish.catalogue import (
 )
 from builders.publish.item_store import ItemStore, ItemStoreError
 from builders.rankers.feature_ranker import FeatureRanker
+from tests.support.catalogues import Watched, line, mug, shop
 
 ATTRIBUTES = "attributes@1"
-
-
-class Priced(nn.Module):
-    """Prices, and a user's country."""
-
-    features = (
-        dense("price", ["price"]),
-        sparse("lives_in", ["country"], "user", vocabularies=[("se", "no")]),
-    )
-    broadcasts = True
-
-    def forward(self, price: Tensor, lives_in: Tensor) -> Tensor:
-        """float32 [candidates, 1], int32 [1, 1] => float32 [candidates, 1]."""
-        return price + lives_in
-
-
-class Watched(FeatureRanker):
-    """Tells which items' features it computed."""
-
-    def __init__(self, name: str = "priced", killed_at: int = 10**9, version: str = "") -> None:
-        super().__init__(name, Priced())
-        self.version = version
-        self.computed: list[str] = []
-        self.killed_at = killed_at
-
-    @property
-    def features_version(self) -> str:
-        """Its own, or the one given."""
-        return self.version or super().features_version
-
-    def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
-        """As they are asked for."""
-        for item_id, value in super().item_features(products):
-            self.computed.append(item_id)
-            if len(self.computed) == self.killed_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield item_id, value
-
-
-def shop(*products: Product, **further: Any) -> JudgedQueries:
-    return JudgedQueries({}, {product.item_id: product for product in products}, {}, **further)
-
-
-def mug(item_id: str, price: float = 1.0, **fields: Any) -> Product:
-    return Product(item_id, f"mug {item_id}", brand="acme", price=price, **fields)
 
 
 @pytest.fixture
@@ -303,11 +256,6 @@ def test_a_store_whose_new_one_cannot_be_filled_stays_as_it_is(
 
 
 # ---------------------------------------------------------------- refresh
-def line(product: Product) -> str:
-    metadata = {"brand": product.brand, "price": product.price, **product.fields}
-    return json.dumps({"_id": product.item_id, "title": product.title, "metadata": metadata}) + "\n"
-
-
 @pytest.fixture
 def corpus(tmp_path: Path) -> Callable[..., Path]:
     def write(*products: Product, further: str = "") -> Path:
