@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import typer
 
 from builders.core.errors import FAILED, told_in_one_line
+from builders.feedback.settings import LEAST_IMPRESSIONS, Bias
 
 Data = Annotated[Path | None, typer.Option("--data", help="Folder with the data.")]
 Recipes = Annotated[list[Path] | None, typer.Argument(help="Recipes; all of recipes/ when none is given.")]
@@ -39,6 +40,10 @@ NewStore = Annotated[
 ]
 
 OwnRecipe = Annotated[Path | None, typer.Option("--recipe", help="The variant's, where it is not in recipes/.")]
+
+FeedbackLogs = Annotated[
+    list[Path], typer.Argument(help="Feedback logs: .jsonl, .parquet or .csv, see docs/reference/feedback-log.md.")
+]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -364,6 +369,39 @@ def tune(machine: str, instances: int = 2, threads: int = os.cpu_count() or 1) -
     from builders import commands
 
     commands.tune(machine=machine, instances=instances, threads=threads)
+
+
+@app.command()
+def feedback(
+    logs: FeedbackLogs,
+    out: Annotated[Path, typer.Option(help="Folder for the data; an earlier export there is replaced.")],
+    corpus: Annotated[
+        Path | None, typer.Option(help="A corpus.jsonl, for items without `features` in the log.")
+    ] = None,
+    bias: Annotated[
+        Bias, typer.Option(help="Whether clicks are corrected by how likely their position is looked at.")
+    ] = "none",
+    least_impressions: Annotated[
+        float, typer.Option(min=1, help="Of a query and item; those seen less often are left out.")
+    ] = LEAST_IMPRESSIONS,
+) -> None:
+    """Make judged training data of what users clicked and bought (docs/how-to/learn-from-clicks.md)."""
+    from builders import commands
+
+    commands.feedback(logs=logs, out=out, corpus=corpus, bias=bias, least_impressions=least_impressions)
+
+
+@app.command()
+def compare_online(
+    logs: FeedbackLogs,
+    baseline: Annotated[str, typer.Option(help="Variant as the log names it, such as two_tower_fp32_onnx@3.")],
+    candidate: Annotated[str, typer.Option(help="The other; without `@`, all generations are meant.")],
+    expected_share: Annotated[float, typer.Option(help="Of the users, that were to see the candidate.")] = 0.5,
+) -> None:
+    """Compare two variants by what users clicked and bought: an A/B test by user, or interleaved lists."""
+    from builders import commands
+
+    commands.compare_online(logs=logs, baseline=baseline, candidate=candidate, expected_share=expected_share)
 
 
 @app.command()

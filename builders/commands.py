@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import shutil
 import sys
 import tempfile
@@ -21,13 +22,14 @@ from builders.core.contract import client_contracts
 from builders.core.files import write_atomically
 from builders.core.recipe import Recipe, RecipeError, Variant, load_each, load_recipe, load_recipes
 from builders.core.workspace import PROJECT, REPOSITORY_ROOT
-from builders.data.beir import read_users
+from builders.data.beir import read_corpus, read_users
 from builders.data.evaluation import evaluation_data, halves, judging_queries
 from builders.data.find import DatasetError, DataSource, find_data, load_judged
 from builders.evaluate.choose import chosen_variant, run_choose
 from builders.evaluate.judge import BuiltRanker, truncations
 from builders.evaluate.metrics import GateFailed
 from builders.evaluate.slices import slice_quality, slice_table
+from builders.feedback.settings import Bias
 from builders.publish import catalogue, endpoints, lifecycle
 from builders.publish.manifest import MANIFEST, sign_manifest
 from builders.publish.prune import prune_tables, tables_read
@@ -337,6 +339,30 @@ def tune(machine: str, instances: int, threads: int) -> None:
     """Write a machine's configurations."""
     written = tune_machine(PROJECT.repository, machine, instances, threads)
     console.print(f"{len(written)} configurations for '{machine}': {instances} instances of {threads} threads")
+
+
+def feedback(logs: list[Path], out: Path, corpus: Path | None, bias: Bias, least_impressions: float) -> None:
+    """Write training data from feedback logs. Raises: DatasetError."""
+    from builders.feedback.export import export
+    from builders.feedback.log import read_feedback
+
+    products = read_corpus(corpus) if corpus else {}
+    for line in export(read_feedback(logs), out, products, bias, least_impressions).notes:
+        say(line)
+
+
+def compare_online(logs: list[Path], baseline: str, candidate: str, expected_share: float) -> None:
+    """Print tables, and the same as a line of JSON. Raises: DatasetError."""
+    from builders.feedback.compare import compare
+    from builders.feedback.compare_report import as_json, tables, told
+    from builders.feedback.log import read_feedback
+
+    log = read_feedback(logs)
+    report = compare(log, baseline, candidate, expected_share)
+    for line in (*log.told(), *told(report)):
+        say(line)
+    console.print(*tables(report))
+    print(json.dumps({**as_json(report), "log": log.counts}))
 
 
 def _data(option: Path | None) -> DataSource:

@@ -231,7 +231,7 @@ def read_corpus(path: Path) -> dict[str, Product]:
     """Item id to product, of one ``corpus.jsonl``. Raises: DatasetError."""
     products: dict[str, Product] = {}
     for where, row in _json_rows(path):
-        product = _product(where, row)
+        product = product_of_row(where, row)
         if product.item_id in products:
             raise DatasetError(f"{where}: product '{product.item_id}' stands twice, wanted distinct ids")
         products[product.item_id] = product
@@ -258,7 +258,7 @@ def catalogue_lines(path: Path, called: str = "") -> Iterator[tuple[str, Product
         deleted = row.get("deleted", False)
         if not isinstance(deleted, bool):
             raise DatasetError(f"{where}: 'deleted' is {deleted!r}, wanted true, false or nothing")
-        yield where, Deletion(_item_id(where, row)) if deleted else _product(where, row)
+        yield where, Deletion(_item_id(where, row)) if deleted else product_of_row(where, row)
 
 
 def read_users(path: Path) -> dict[str, dict[str, Any]]:
@@ -317,7 +317,8 @@ def _read_qrels(path: Path, queries: dict[str, str], products: dict[str, Product
 
 
 # ---------------------------------------------------------------- one row
-def _product(where: str, row: dict[str, Any]) -> Product:
+def product_of_row(where: str, row: dict[str, Any]) -> Product:
+    """Of a line of a corpus. where: it, for messages. Raises: DatasetError."""
     metadata = row.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise DatasetError(f"{where}: 'metadata' is {metadata!r}, wanted an object")
