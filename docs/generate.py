@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
+import pydantic
 import typer
 from tritonrank_client import _command, _errors, _transport
 from typer.cli import get_docs_for_click
@@ -29,6 +30,7 @@ import perf.__main__ as perf_cli
 import server.__main__ as server_cli
 from builders.core import contract
 from builders.core.errors import BuilderError
+from builders.feedback.events import EVENTS
 from server import errors as server_errors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,6 +169,17 @@ def _first_sentence(error: type[BuilderError]) -> str:
     return " ".join((error.__doc__ or "").split("\n\n")[0].split()).replace("``", "`")
 
 
+# ---------------------------------------------------------------- feedback log
+def event_fields(model: type[pydantic.BaseModel]) -> str:
+    """Every field of a record, those of all records first."""
+    rows = (
+        (f"`{name}`", "needed" if field.is_required() else "optional", field.description or "")
+        for name, field in model.model_fields.items()
+        if name != "event"
+    )
+    return table(("field", "", "meaning"), rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "builders": lambda: typer_help(builders_cli.app, "python -m builders"),
     "perf": lambda: typer_help(perf_cli.app, "python -m perf"),
@@ -178,6 +191,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "errors of the server": lambda: tree(server_errors),
     "statuses": statuses,
     "errors of the builders": builder_errors,
+    **{f"event {model.__name__}": lambda model=model: event_fields(model) for model in EVENTS},  # type: ignore[misc]
 }
 """Name of a part => what makes it."""
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from builders.core.contract import MAX_ITEM_ID_BYTES
+from builders.data.beir import DatasetError
 
 Team = Literal["baseline", "candidate"]
 
@@ -22,20 +23,20 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 
 def _id(value: str) -> str:
     if not value or not value.isprintable():
-        raise ValueError("wanted a string that is not empty, without tabs and line breaks")
+        raise DatasetError("wanted a string that is not empty, without tabs and line breaks")
     return value
 
 
 def _item_id(value: str) -> str:
     if (size := len(value.encode())) > MAX_ITEM_ID_BYTES:
-        raise ValueError(f"{size} bytes, wanted at most {MAX_ITEM_ID_BYTES}")
+        raise DatasetError(f"{size} bytes, wanted at most {MAX_ITEM_ID_BYTES}")
     return _id(value)
 
 
 def _iso_time(value: Any) -> Any:
     """pydantic alone would also take seconds since 1970, and a day."""
     if isinstance(value, (int, float)) or (isinstance(value, str) and not _TIME.match(value)):
-        raise ValueError("wanted ISO 8601 with a zone, such as 2026-03-01T09:30:00+01:00")
+        raise DatasetError("wanted ISO 8601 with a zone, such as 2026-03-01T09:30:00+01:00")
     return value
 
 
@@ -85,27 +86,27 @@ class Shown(_Record):
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> Shown:
-        """Raises: ValueError: parts of the record contradict each other."""
+        """Raises: DatasetError: parts of the record contradict each other."""
         twice = [item_id for item_id, count in collections.Counter(self.item_ids).items() if count > 1]
         if twice:
-            raise ValueError(f"'item_ids' holds '{twice[0]}' twice, wanted distinct ids")
+            raise DatasetError(f"'item_ids' holds '{twice[0]}' twice, wanted distinct ids")
         if not (self.query or "").strip() and self.history is None:
-            raise ValueError("neither 'query' nor 'history', wanted one of them")
+            raise DatasetError("neither 'query' nor 'history', wanted one of them")
         if self.scores is not None and len(self.scores) != len(self.item_ids):
-            raise ValueError(f"{len(self.scores)} scores of {len(self.item_ids)} items, wanted one each")
+            raise DatasetError(f"{len(self.scores)} scores of {len(self.item_ids)} items, wanted one each")
         if strangers := sorted(set(self.features or ()) - set(self.item_ids)):
-            raise ValueError(f"'features' of '{strangers[0]}', which is not in 'item_ids'")
+            raise DatasetError(f"'features' of '{strangers[0]}', which is not in 'item_ids'")
         self.team_of_item()
         return self
 
     def team_of_item(self) -> dict[str, Team]:
-        """Item id => team, of items that have one. Raises: ValueError: a key is neither an item nor a position."""
+        """Item id => team, of items that have one. Raises: DatasetError: a key is neither an item nor a position."""
         teams = self.teams or {}
         if set(teams) <= set(self.item_ids):
             return teams
         at = {str(position): item_id for position, item_id in enumerate(self.item_ids, start=1)}
         if strangers := [key for key in teams if key not in at]:
-            raise ValueError(
+            raise DatasetError(
                 f"'teams' of '{strangers[0]}', wanted ids of 'item_ids', or positions from '1' to '{len(at)}'"
             )
         return {at[key]: team for key, team in teams.items()}

@@ -16,6 +16,7 @@ from builders.data.beir import DatasetError
 from builders.feedback.log import read_feedback
 from builders.feedback.reading import STRUCTURES, read_events
 
+ROOT = Path(__file__).resolve().parents[3]
 SHOWN: dict[str, Any] = {
     "event": "shown",
     "request_id": "r1",
@@ -69,13 +70,18 @@ def test_json_lines_parquet_and_csv_of_the_same_records_are_read_alike(tmp_path:
         assert list(read_events([tmp_path / name])) == expected, name
 
 
+def test_the_example_of_the_documents_is_a_log(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "reference" / "feedback-log.md").read_text(encoding="utf-8")
+    (tmp_path / "log.jsonl").write_text(page.split("```json\n")[1].split("```")[0], encoding="utf-8")
+    log = read_feedback([tmp_path / "log.jsonl"])
+    assert (log.lists[0].purchases, log.counts) == ({"B02": 31.5}, {})
+
+
 def test_times_of_parquet_with_a_zone_are_read_and_those_without_are_refused(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([CLICK])
     for zone in ("UTC", None):
         time = pa.array([0], pa.timestamp("us", tz=zone))
-        pq.write_table(
-            table.set_column(table.schema.get_field_index("time"), "time", time), tmp_path / f"{zone}.parquet"
-        )
+        pq.write_table(table.drop("time").append_column("time", time), tmp_path / f"{zone}.parquet")
     (event,) = read_events([tmp_path / "UTC.parquet"])
     assert event.time.timestamp() == 0
     assert re.search(r"None\.parquet: row 1: 'time' is .*timezone", refusal(tmp_path / "None.parquet"))
@@ -157,5 +163,5 @@ def test_a_file_that_is_no_log_is_refused_by_name(tmp_path: Path, name: str) -> 
 
 
 def test_a_log_without_shown_lists_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no shown list.*1 clicks left out"):
+    with pytest.raises(DatasetError, match=r"no shown list.*1 clicks left out"):
         read_feedback([lines(tmp_path / "log.jsonl", CLICK)])
