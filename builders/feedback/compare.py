@@ -203,7 +203,7 @@ def _is(variant: str, wanted: str) -> bool:
 
 def _is_both(variant: str, baseline: str, candidate: str) -> bool:
     first, _, second = variant.partition("+")
-    return {_arm(first, baseline, candidate), _arm(second, baseline, candidate)} == {BASELINE, CANDIDATE}
+    return _is(first, baseline) and _is(second, candidate)
 
 
 def _arm(variant: str, baseline: str, candidate: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from rich.table import Table
 
@@ -73,7 +74,7 @@ def as_json(report: Report) -> dict[str, object]:
     return cleaned
 
 
-def _without_nan(value: object) -> object:
+def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_nan(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -77,7 +77,7 @@ def export(
     products = {**(corpus or {}), **_products(served, corpus or {})}
     searched = [each for each in log.lists if (each.shown.query or "").strip()]
     others = [each for each in log.lists if not (each.shown.query or "").strip()]
-    notes = [*log.told(), *served.notes]
+    notes = [*log.told(), *served.notes, *_unwritten_histories(searched)]
     propensities = None
     with replaced_folder(folder) as fresh:
         if searched:
@@ -143,6 +143,11 @@ def _products(served: _ServedItems, corpus: Mapping[str, Product]) -> dict[str, 
 
 
 # ---------------------------------------------------------------- lists with a query
+def _unwritten_histories(lists: Sequence[ShownList]) -> list[str]:
+    count = sum(bool(each.shown.history) for each in lists)
+    return [f"{count} lists have a query and a history: the query is written, the history is not"] if count else []
+
+
 def _write_queries(
     folder: Path,
     lists: Sequence[ShownList],

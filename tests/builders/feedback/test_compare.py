@@ -160,6 +160,11 @@ def test_interleaving_that_does_not_tell_says_so() -> None:
     assert nothing.verdict == "no telling yet"
 
 
+def test_interleaved_lists_whose_teams_are_named_the_other_way_round_are_refused() -> None:
+    with pytest.raises(DatasetError, match=r"holds lists of 'base\+new@2' \(10\)"):
+        compare(interleaved(7, 3, 0, variant="base+new@2"), "new", "base")
+
+
 @pytest.mark.parametrize(
     ("baseline", "candidate", "share", "fault"),
     [

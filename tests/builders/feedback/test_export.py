@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from builders.__main__ import app
 from builders.data.beir import DatasetError, Product, load_judged
+from builders.data.purchase_log import purchase_log
 from builders.data.purchases import PURCHASES, load_purchases
 from builders.feedback.events import Click, Purchase, Shown
 from builders.feedback.export import REPORT, export
@@ -90,6 +91,25 @@ def test_lists_with_a_history_and_no_query_become_purchases_with_what_was_passed
     assert [row["description"] for row in rows[:3]] == ["Lamp", "Bulb", "Chair"]
     assert len(load_judged(tmp_path / "out").queries) == 1
     assert any("2 lists without a query as 5 lines" in note for note in exported.notes)
+
+
+def test_exported_purchases_are_a_purchase_log_with_what_was_passed_over(tmp_path: Path) -> None:
+    events: list[Shown | Click | Purchase] = []
+    for day in range(20):
+        time = START + datetime.timedelta(days=day)
+        events += [shown(f"h{day}", ["a", f"n{day}", "b"], history=["a"], user=f"u{day % 2}", time=time)]
+        events += [click(f"h{day}", f"n{day}")]
+    export(joined(events), tmp_path / "out", CORPUS)
+    log = purchase_log(tmp_path / "out")
+    assert sum(map(len, log.histories.values())) == 18
+    assert sorted(log.positives.values()) == [("n18",), ("n19",)]
+    assert log.passed_over("u0") == ["a", "b"]
+
+
+def test_a_history_beside_a_query_is_told_as_not_written(tmp_path: Path) -> None:
+    exported = export(joined(searches(history=["c"], query="lamp")), tmp_path / "out", CORPUS)
+    assert "20 lists have a query and a history: the query is written, the history is not" in exported.notes
+    assert not (tmp_path / "out" / PURCHASES).exists()
 
 
 def test_an_earlier_export_is_replaced_and_anything_else_is_left_alone(tmp_path: Path) -> None:
