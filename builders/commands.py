@@ -7,7 +7,7 @@ import functools
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from builders.evaluate.judge import BuiltRanker, truncations
 from builders.evaluate.metrics import GateFailed
 from builders.evaluate.slices import slice_quality, slice_table
 from builders.publish import catalogue, endpoints, lifecycle
+from builders.publish.item_store import ItemStore
 from builders.publish.manifest import MANIFEST, sign_manifest
 from builders.publish.prune import prune_tables, tables_read
 from builders.publish.repository import published_rankers, tune_machine
@@ -267,6 +268,7 @@ def prune(keep: int) -> None:
     for name in gone:
         say(f"given up: {name}")
     say(f"{filesize.decimal(freed)} of the model repository freed")
+    say(str(prune_tables(PROJECT.repository, PROJECT.item_store)))
 
 
 def sign(key: Path) -> None:
@@ -284,6 +286,12 @@ def status() -> None:
         size = filesize.decimal(each.size_bytes)
         table.add_row(*cells, each.generation.since, each.recipe, each.data, each.gate, size)
     console.print(table if table.row_count else f"{PROJECT.repository}: nothing is published; run 'make repository'")
+    if (PROJECT.item_store / "data.mdb").is_file():
+        size = filesize.decimal(lifecycle.size_bytes(PROJECT.item_store))
+        with ItemStore(PROJECT.item_store) as store:
+            say(f"{PROJECT.item_store}: {size}; items by table: {_counts(store.tables())}")
+    size = filesize.decimal(lifecycle.size_bytes(PROJECT.build))
+    say(f"{PROJECT.build}: {size}; 'make clean' removes it, a build makes it anew")
 
 
 def choose(
@@ -318,11 +326,6 @@ def add_items(corpus: Path, recipes: list[Path] | None, attributes_only: bool) -
     told = catalogue.refresh(rankers, found, PROJECT, partial=True, progress=_progress, say=say)
     what = "attributes alone, features are as they were" if attributes_only else "with features and attributes"
     say(f"products: {told} ({what}); the next request sees them")
-
-
-def prune_store() -> None:
-    """Drop what no published version reads from the item store."""
-    say(str(prune_tables(PROJECT.repository, PROJECT.item_store)))
 
 
 def add_users(users: Path, recipes: list[Path] | None) -> None:
@@ -397,6 +400,10 @@ def _publish(
     failed = [one.recipe.model_name(each.variant) for one in rankers for each in one.variants if not each.passed]
     endpoints.publish_rankers(rankers, wanted, _data_note(data), say, forced=failed if force else [])
     write_atomically(CLIENT_CONTRACTS, client_contracts())
+
+
+def _counts(tables: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in tables.items()) or "none"
 
 
 def _tell_served(endpoint: str, generation: str) -> None:
