@@ -85,7 +85,8 @@ def retrain(recipe: Path, data: Path | None) -> None:
 
     owner = load_recipe(recipe)
     trainer = import_from(owner, owner.trainer)
-    report = retraining.retrain(owner, trainer, _data(data).folder, say)
+    source = _data(data)
+    report = retraining.retrain(owner, trainer, source.folder, say, data_note=source.kind)
     write_atomically(CLIENT_CONTRACTS, client_contracts())
     say(str(report))
 
