@@ -274,7 +274,8 @@ def retire(endpoint: Annotated[str, typer.Argument(help="Such as rank_candidate.
 def prune(
     keep: Annotated[int, typer.Option(min=1, help="Generations of every endpoint, with the one that it serves.")] = 3,
 ) -> None:
-    """Remove what nothing published names and nothing can be rolled back to; safe while serving."""
+    """Remove versions that nothing published names and nothing can be rolled back to, and tables of the item store that
+    none of the rest reads; safe while serving."""
     from builders import commands
 
     commands.prune(keep=keep)
@@ -334,14 +335,6 @@ def refresh(
     from builders import commands
 
     commands.refresh(corpus=corpus, recipes=recipes, partial=partial, allow_shrink=allow_shrink)
-
-
-@app.command()
-def prune_store() -> None:
-    """Drop the tables of the item store that no version of a published model reads; publishing does it, too."""
-    from builders import commands
-
-    commands.prune_store()
 
 
 @app.command()

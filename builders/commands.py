@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from builders.evaluate.metrics import GateFailed
 from builders.evaluate.slices import slice_quality, slice_table
 from builders.feedback.settings import Bias
 from builders.publish import catalogue, endpoints, lifecycle
+from builders.publish.item_store import ItemStore
 from builders.publish.manifest import MANIFEST, sign_manifest
 from builders.publish.prune import prune_tables, tables_read
 from builders.publish.repository import published_rankers, tune_machine
@@ -86,7 +87,8 @@ def retrain(recipe: Path, data: Path | None) -> None:
 
     owner = load_recipe(recipe)
     trainer = import_from(owner, owner.trainer)
-    report = retraining.retrain(owner, trainer, _data(data).folder, say)
+    source = _data(data)
+    report = retraining.retrain(owner, trainer, source.folder, say, data_note=source.kind)
     write_atomically(CLIENT_CONTRACTS, client_contracts())
     say(str(report))
 
@@ -269,6 +271,7 @@ def prune(keep: int) -> None:
     for name in gone:
         say(f"given up: {name}")
     say(f"{filesize.decimal(freed)} of the model repository freed")
+    say(str(prune_tables(PROJECT.repository, PROJECT.item_store)))
 
 
 def sign(key: Path) -> None:
@@ -286,6 +289,12 @@ def status() -> None:
         size = filesize.decimal(each.size_bytes)
         table.add_row(*cells, each.generation.since, each.recipe, each.data, each.gate, size)
     console.print(table if table.row_count else f"{PROJECT.repository}: nothing is published; run 'make repository'")
+    if (PROJECT.item_store / "data.mdb").is_file():
+        size = filesize.decimal(lifecycle.size_bytes(PROJECT.item_store))
+        with ItemStore(PROJECT.item_store) as store:
+            say(f"{PROJECT.item_store}: {size}; items by table: {_counts(store.tables())}")
+    size = filesize.decimal(lifecycle.size_bytes(PROJECT.build))
+    say(f"{PROJECT.build}: {size}; 'make clean' removes it, a build makes it anew")
 
 
 def choose(
@@ -320,11 +329,6 @@ def add_items(corpus: Path, recipes: list[Path] | None, attributes_only: bool) -
     told = catalogue.refresh(rankers, found, PROJECT, partial=True, progress=_progress, say=say)
     what = "attributes alone, features are as they were" if attributes_only else "with features and attributes"
     say(f"products: {told} ({what}); the next request sees them")
-
-
-def prune_store() -> None:
-    """Drop what no published version reads from the item store."""
-    say(str(prune_tables(PROJECT.repository, PROJECT.item_store)))
 
 
 def add_users(users: Path, recipes: list[Path] | None) -> None:
@@ -423,6 +427,10 @@ def _publish(
     failed = [one.recipe.model_name(each.variant) for one in rankers for each in one.variants if not each.passed]
     endpoints.publish_rankers(rankers, wanted, _data_note(data), say, forced=failed if force else [])
     write_atomically(CLIENT_CONTRACTS, client_contracts())
+
+
+def _counts(tables: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in tables.items()) or "none"
 
 
 def _tell_served(endpoint: str, generation: str) -> None:

@@ -1,4 +1,4 @@
-"""One command for a nightly job: train anew, compare with what was there on queries kept apart, publish as a candidate.
+"""One command for a nightly job: train anew, compare with what was there, publish as a candidate.
 
 The network that is there goes on until the new one has been accepted: training writes into a folder beside the
 checkpoint, variants are built in a build folder of their own, and both take their places by rename. ``rank`` serves
@@ -24,9 +24,9 @@ from builders.core.locks import only_writer
 from builders.core.recipe import Recipe
 from builders.core.workspace import PROJECT, Workspace
 from builders.data.beir import JudgedQueries
-from builders.data.evaluation import evaluation_data
+from builders.data.evaluation import evaluation_data, halves, judging_queries
 from builders.evaluate.judge import BuiltRanker
-from builders.evaluate.metrics import Interval, paired_interval
+from builders.evaluate.metrics import Interval, mean_of, paired_interval
 from builders.publish import catalogue, endpoints, lifecycle
 
 Trainer = Callable[[Recipe, Path], object]
@@ -68,17 +68,24 @@ class Report:
             found = f"NDCG@10 {self.after:.4f}, nothing to compare with"
         else:
             found = f"NDCG@10 {self.before:.4f} => {self.after:.4f} ({self.difference})"
-        return (
-            f"{self.ranker}: {why}; {found} on {self.queries} queries kept apart; {self.candidate or 'not published'}"
-        )
+        served = self.candidate or "not published"
+        return f"{self.ranker}: {why}; {found} on the {self.queries} queries that gate; {served}"
 
 
-def retrain(recipe: Recipe, trainer: Trainer, folder: Path, say: Say = print, workspace: Workspace = PROJECT) -> Report:
+def retrain(
+    recipe: Recipe,
+    trainer: Trainer,
+    folder: Path,
+    say: Say = print,
+    workspace: Workspace = PROJECT,
+    data_note: str = "own",
+) -> Report:
     """Train, build, compare, publish as ``<endpoint>_candidate``.
 
     Args:
         trainer: writes the checkpoint of the recipe that it is given.
         folder: of the data.
+        data_note: which data that is, for the manifest.
 
     Raises:
         RetrainingError: the recipe has no checkpoint to write.
@@ -87,13 +94,16 @@ def retrain(recipe: Recipe, trainer: Trainer, folder: Path, say: Say = print, wo
     if recipe.checkpoint is None:
         raise RetrainingError(f"recipe of {recipe.ranker}: no checkpoint (a folder), so nothing that training writes")
     with only_writer(workspace.build / "retrain" / recipe.ranker, f"a retraining of {recipe.ranker}", say):
-        return _Retraining(recipe, trainer, folder, say, workspace).run()
+        return _Retraining(recipe, trainer, folder, say, workspace, data_note).run()
 
 
 class _Retraining:
-    def __init__(self, recipe: Recipe, trainer: Trainer, folder: Path, say: Say, workspace: Workspace) -> None:
+    def __init__(
+        self, recipe: Recipe, trainer: Trainer, folder: Path, say: Say, workspace: Workspace, data_note: str
+    ) -> None:
         assert recipe.checkpoint is not None
         self.recipe, self.trainer, self.folder, self.say, self.workspace = recipe, trainer, folder, say, workspace
+        self.data_note = data_note
         self.data: JudgedQueries = evaluation_data(recipe.data, folder)
         self.checkpoint = recipe.path(recipe.checkpoint)
         self.beside = self.checkpoint.with_name(f"{self.checkpoint.name}.retrained")
@@ -132,13 +142,18 @@ class _Retraining:
         return build_ranker(recipe, self.data, self.say, workspace)
 
     def _report(self, before: BuiltRanker | None, after: BuiltRanker, why: tuple[str, ...] | list[str]) -> Report:
-        now = after.variants[0].figures
-        then = before.variants[0].figures if before else None
-        difference = None
-        if then is not None:
-            difference = paired_interval(now["ndcg_at_10_by_query"], then["ndcg_at_10_by_query"])
-        mean = then["ndcg_at_10"] if then else None
-        return Report(self.recipe.ranker, tuple(why), now["queries"], mean, now["ndcg_at_10"], difference)
+        now = self._ndcg(after)
+        if before is None:
+            return Report(self.recipe.ranker, tuple(why), len(now), None, mean_of(now), None)
+        then = self._ndcg(before)
+        difference = paired_interval(now, then)
+        return Report(self.recipe.ranker, tuple(why), len(now), mean_of(then), mean_of(now), difference)
+
+    def _ndcg(self, built: BuiltRanker) -> dict[str, float]:
+        """NDCG@10 of the queries that gate: those that only report decide nothing."""
+        gating = halves(judging_queries(self.recipe, self.data)).validation.queries
+        found = built.variants[0].figures["ndcg_at_10_by_query"]
+        return {query_id: found[query_id] for query_id in gating}
 
     def _check(self, report: Report) -> None:
         if report.difference is None or not report.before:
@@ -158,7 +173,7 @@ class _Retraining:
 
     def _published(self, report: Report, built: BuiltRanker) -> Report:
         catalogue.fill_item_store([built], self.say, self.workspace)
-        endpoints.publish_rankers([built], {}, self.folder.name, self.say, self.workspace, moves=False)
+        endpoints.publish_rankers([built], {}, self.data_note, self.say, self.workspace, moves=False)
         kind = built.ranker.endpoint.name
         served = endpoints.published_variants(self.workspace).get(kind)
         passed = [built.recipe.model_name(each.variant) for each in built.variants if each.passed]

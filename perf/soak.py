@@ -326,6 +326,8 @@ class Soak:
         self.answers: list[Answer] = []
         self.jobs: Counter[str] = Counter()
         self.sizes: dict[str, list[int]] = {}
+        self.may_go: set[str] = set()
+        """Items that come and go: a product that was added stays until a catalogue has held it, and nobody judged it."""
         self._known: dict[tuple[Any, ...], float] = {}
         self.judged = load_judged(shop.data)
         bought = evaluation_data("purchases", shop.data).products
@@ -390,9 +392,12 @@ class Soak:
     def _refresh(self, kill_after_s: float | None) -> int:
         """Other prices, some gone, some new: the whole catalogue."""
         products = self.shop.products.values()
-        kept = [each for each in products if not each.item_id.startswith(NEW) or self.draw.random() > 0.1]
+        kept = [each for each in products if each.item_id not in self.may_go or self.draw.random() > 0.1]
         changed = {each.item_id: self._changed(each) for each in kept}
-        return self._bring_to({**changed, **self._new(5)}, "refresh", kill_after_s, whole=True)
+        code = self._bring_to({**changed, **self._new(5)}, "refresh", kill_after_s, whole=True)
+        if code == 0:
+            self.may_go = {item_id for item_id in self.shop.products if item_id.startswith(NEW)}
+        return code
 
     def _add_items(self, kill_after_s: float | None) -> int:
         some = self.draw.sample(list(self.shop.products.values()), 20)

@@ -72,7 +72,7 @@ def publish_rankers(
     for built in rankers:
         for variant in built.variants:
             if variant.passed or not gated or built.recipe.model_name(variant.variant) in forced:
-                steps = _served_steps(built.recipe, built.ranker, variant, data_note)
+                steps = _served_steps(built, variant, data_note)
                 models.update({model.name: model for model in steps})
                 name = f"{built.ranker.endpoint.name}_{built.recipe.model_name(variant.variant)}"
                 forced_now = not variant.passed and built.recipe.model_name(variant.variant) in forced
@@ -165,9 +165,10 @@ def _ensemble(name: str, endpoint: Contract, steps: Sequence[ServedModel], *, fo
 
 
 # ---------------------------------------------------------------- steps
-def _served_steps(recipe: Recipe, ranker: Ranker, built: BuiltVariant, data_note: str) -> list[ServedModel]:
+def _served_steps(owner: BuiltRanker, built: BuiltVariant, data_note: str) -> list[ServedModel]:
     """Pre-processing, the graphs in order, post-processing."""
-    common = {"recipe": f"recipes/{recipe.ranker}.toml", "data": data_note}
+    recipe, ranker = owner.recipe, owner.ranker
+    common = {"recipe": f"recipes/{recipe.ranker}.toml", "data": data_note, "data_digest": owner.data.digest}
     checkpoint = {path.name: sha256(path) for path in ranker.checkpoint_files}
     code = ranker.preprocess_code or f"{ranker.name}_preprocess"
     steps = [_python_model(code, ranker.preprocess, ranker.preprocess_files, common)]

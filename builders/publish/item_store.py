@@ -402,7 +402,7 @@ class ItemStore:
             except lmdb.DbsFullError as error:
                 raise ItemStoreError(
                     f"item store {self.folder} holds more than {MAX_TABLES} tables: run 'python -m builders "
-                    "prune-store', which drops those that no version of a published model reads"
+                    "prune', which drops those that no version of a published model reads"
                 ) from error
             except lmdb.Error as error:
                 raise self._refusal(error) from error
@@ -415,14 +415,14 @@ class ItemStore:
         except (lmdb.Error, OverflowError, MemoryError) as error:
             raise ItemStoreError(
                 f"item store {self.folder} is full at {size / 2**30:.3g} GiB, and this machine gives it no more "
-                f"address space ({error}): run 'python -m builders prune-store', or set {SIZE_VARIABLE}"
+                f"address space ({error}): run 'python -m builders prune', or set {SIZE_VARIABLE}"
             ) from error
 
     def _refusal(self, error: lmdb.Error) -> ItemStoreError:
         if isinstance(error, lmdb.DiskError) or any(reason in str(error) for reason in _DISK_FULL):
             return ItemStoreError(
                 f"item store {self.folder}: the disk, or this user's share of it, is full ({error}). What was "
-                "committed before is whole; make room, or run 'python -m builders prune-store', then this command again"
+                "committed before is whole; make room, or run 'python -m builders prune', then this command again"
             )
         return ItemStoreError(f"item store {self.folder}: LMDB fails ({error}); run the command again")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from builders.__main__ import app
 from builders.core.recipe import RecipeError
 from builders.core.workspace import Workspace
 from builders.data.beir import DatasetError
+from builders.publish import model_config, pbtxt
 from builders.publish.catalogue import CatalogueError, items_table
 from builders.publish.item_store import ItemStore, ItemStoreError
+from builders.publish.manifest import Generation, Manifest, PublishedVersion, now, write_manifest
 from builders.publish.repository import RepositoryError
 from tests.support.catalogues import Watched, line, mug
 
@@ -27,12 +29,18 @@ def ranker() -> Watched:
 
 def publish(workspace: Workspace, ranker: Watched, *recipes: str) -> None:
     """What publishing leaves, as far as refreshing reads it."""
-    models = {f"{name}_preprocess": {"built_from": {"recipe": f"recipes/{name}.toml"}} for name in recipes}
+    models = {
+        f"{name}_preprocess": {1: PublishedVersion(built_from={"recipe": f"recipes/{name}.toml"}, since=now())}
+        for name in recipes
+    }
+    served = Generation(number=1, variant="two_tower", steps={"two_tower_preprocess": 1}, since=now())
     folder = workspace.repository / "two_tower_preprocess" / "1"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "contract.json").write_text(ranker.preprocess.to_json())
-    manifest = {"libraries": {}, "models": models, "ensembles": {}}
-    (workspace.repository / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "config.pbtxt").write_text(
+        pbtxt.render(model_config.python_config(dataclasses.replace(ranker.preprocess, name="two_tower_preprocess")))
+    )
+    write_manifest(workspace.repository, Manifest(models=models, endpoints={"two_tower_preprocess": [served]}))
 
 
 @pytest.fixture
@@ -119,6 +127,6 @@ def test_pruning_tells_what_was_dropped(run: Callable, workspace: Workspace, ran
     run("refresh", "-", given=line(mug("a")))
     with ItemStore(workspace.item_store) as store:
         store.put("two_tower", "before", [("a", b"x")])
-    told = " ".join(run("prune-store").output.split())
+    told = " ".join(run("prune").output.split())
     assert "dropped 1 tables that no version of a published model reads (two_tower@before); " in told
-    assert "every table is read by a version of a published model" in run("prune-store").output
+    assert "every table is read by a version of a published model" in run("prune").output

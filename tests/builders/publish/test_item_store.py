@@ -236,7 +236,7 @@ def test_too_many_tables_are_told_with_what_to_do(tmp_path: Path, monkeypatch: p
     with ItemStore(tmp_path) as store:
         store.put("mugs", "1", [("a", b"x")])
         store.put("mugs", "2", [("a", b"x")])
-        with pytest.raises(ItemStoreError, match=r"more than 7 tables: run 'python -m builders prune-store'"):
+        with pytest.raises(ItemStoreError, match=r"more than 7 tables: run 'python -m builders prune'"):
             store.put("mugs", "3", [("a", b"x")])
 
 
