@@ -327,7 +327,7 @@ class Soak:
         self.jobs: Counter[str] = Counter()
         self.sizes: dict[str, list[int]] = {}
         self.may_go: set[str] = set()
-        """Items that come and go: a product that was added stays until a catalogue has held it, and nobody judged it."""
+        """Items that come and go: an added product stays until a catalogue has held it, and nobody judged these."""
         self._known: dict[tuple[Any, ...], float] = {}
         self.judged = load_judged(shop.data)
         bought = evaluation_data("purchases", shop.data).products
