@@ -417,9 +417,10 @@ class Soak:
         write_judged(dataclasses.replace(self.judged, products=wanted), self.shop.data)
         corpus = self.shop.data / "corpus.jsonl"
         if not whole:
-            corpus = self.shop.folder / "some" / "corpus.jsonl"
-            corpus.parent.mkdir(exist_ok=True)
-            write_judged(JudgedQueries({}, dict(products), {}), corpus.parent)
+            some = self.shop.folder / "some"
+            some.mkdir(exist_ok=True)
+            write_judged(JudgedQueries({}, dict(products), {}), some)
+            corpus = (some / corpus.name).rename(self.shop.data / "some.jsonl")  # beside the mark of generated data
         code = self.shop.builders(verb, corpus, self.shop.recipe_path("rank"), kill_after_s=kill_after_s)
         if code == 0:
             now_s = time.monotonic()
