@@ -176,6 +176,9 @@ class Timeline:
         found = [span.value for span in spans if span.start_s <= end_s and span.end_s >= start_s]
         return [value for place, value in enumerate(found) if value not in found[:place]]
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._spans
+
     def keys(self) -> list[str]:
         """In the order of their first value."""
         return list(self._spans)
@@ -413,6 +416,8 @@ class Soak:
         self.shop.products = wanted
         start_s = time.monotonic()
         for item_id in ids:
+            if item_id not in contents:
+                contents.is_now(item_id, None, 0.0)
             contents.may_become(item_id, wanted.get(item_id), start_s)
         write_judged(dataclasses.replace(self.judged, products=wanted), self.shop.data)
         corpus = self.shop.data / "corpus.jsonl"

@@ -73,7 +73,7 @@ def _manifest_bytes(repository: Path) -> bytes:
 def _parsed(repository: Path, text: bytes) -> dict[str, Any]:
     try:
         manifest = dict(json.loads(text))
-        return {name: dict(manifest[name]) for name in ("models", "endpoints", "files")}
+        return {name: dict(manifest[name]) for name in ("models", "endpoints", "still_loaded", "files")}
     except (ValueError, KeyError, TypeError) as error:
         raise NotAsPublished(
             f"{repository / MANIFEST} is none that can be verified ({type(error).__name__}: {error}); run "
@@ -119,7 +119,9 @@ def _faults(
             yield f"{name} was not published"
     steps = {step for name in wanted for step in served.get(name, {name: 0})}
     for name in sorted({*wanted, *steps} & {*served, *manifest["models"]}):
-        versions = {step[name] for step in served.values() if name in step}
+        versions = {step[name] for step in served.values() if name in step} | set(
+            manifest["still_loaded"].get(name, ())
+        )
         yield from _model_faults(repository, name, versions, manifest["files"], config_name)
 
 

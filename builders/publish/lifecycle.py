@@ -88,7 +88,7 @@ def prune(repository: Path, keep: int = KEPT_GENERATIONS) -> tuple[list[str], in
             f"{name}: {each.name}" for name, generations in manifest.endpoints.items() for each in generations[:-keep]
         ]
         before = size_bytes(repository)
-        after = change_state(repository, manifest, manifest.model_copy(update={"endpoints": kept}))
+        after = change_state(repository, manifest, manifest.model_copy(update={"endpoints": kept}), settle=True)
         remove_unnamed(repository, after, _models_there(repository))
         return gone, before - size_bytes(repository)
 

@@ -69,6 +69,8 @@ class Manifest(_Record):
     Attributes:
         models: name => version => what it is.
         endpoints: name => its generations, the one served last. A model that is asked for directly is one, too.
+        still_loaded: model => versions that endpoints served before the last change. They stay loaded until the next
+            one, so that a running server, which takes up the steps before the endpoint, answers all the while.
         files: path in the repository => SHA-256; several while a publication is under way: of before and after.
     """
 
@@ -76,6 +78,7 @@ class Manifest(_Record):
     libraries: dict[str, str] = {}
     models: dict[str, dict[int, PublishedVersion]] = {}
     endpoints: dict[str, list[Generation]] = {}
+    still_loaded: dict[str, list[int]] = {}
     files: dict[str, list[str]] = {}
 
     @property
@@ -93,9 +96,9 @@ class Manifest(_Record):
         return {each.steps[model] for each in self.served.values() if model in each.steps}
 
     def kept_versions(self, model: str) -> set[int]:
-        """That some endpoint serves or can be rolled back to."""
+        """That some endpoint serves or can be rolled back to, or that are still loaded."""
         every = (each for generations in self.endpoints.values() for each in generations)
-        return {each.steps[model] for each in every if model in each.steps}
+        return {each.steps[model] for each in every if model in each.steps} | set(self.still_loaded.get(model, ()))
 
     def serving(self, endpoint: str, generation: Generation) -> Manifest:
         """With the endpoint serving this, from now on or as long as it does; what it served before is kept, up to

@@ -1,10 +1,11 @@
 """The one way in which a repository's state changes: from what one manifest says to what another says, by renames.
 
 Between any two steps the repository can be loaded and verified, and what was served before still can: a step's
-configuration first serves the versions of before and after side by side, then the endpoints change, then it lets the
-old ones go. The one exception: a model has one configuration, so where its tensors change under the same name, its old
-version cannot be loaded from the moment of that rename to the endpoints' own; a build killed between them is mended by
-the next. Nothing is written before every endpoint of the new state is known to resolve.
+configuration first serves the versions of before and after side by side, then the endpoints change; the old ones stay
+loaded until the next change, since a running server takes up the steps before the endpoint. The one exception: a model
+has one configuration, so where its tensors change under the same name, its old version cannot be loaded from the moment
+of that rename to the endpoints' own; a build killed between them is mended by the next. Nothing is written before every
+endpoint of the new state is known to resolve.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ Texts = Mapping[str, str]
 
 
 def change_state(
-    repository: Path, before: Manifest, after: Manifest, contracts: Mapping[str, Contract] | None = None
+    repository: Path,
+    before: Manifest,
+    after: Manifest,
+    contracts: Mapping[str, Contract] | None = None,
+    *,
+    settle: bool = False,
 ) -> Manifest:
     """Write configurations and contracts so that the repository serves ``after``, and the manifest that says so.
 
@@ -42,6 +48,7 @@ def change_state(
 
     Args:
         contracts: of endpoints; those not named are made of their steps' contracts.
+        settle: load only what endpoints serve now; else what they served before the change stays loaded until the next.
 
     Returns:
         ``after`` as written, with the files' hashes.
@@ -49,6 +56,7 @@ def change_state(
     Raises:
         RepositoryError: an endpoint of ``after`` names what is not there, or what cannot be loaded together.
     """
+    after = after.model_copy(update={"still_loaded": {} if settle else _still_loaded(repository, before, after)})
     wanted = _texts(repository, after, contracts or {})
     between = _serving_both(repository, before, after, wanted)
     after = _with_versions_kept(after)
@@ -156,7 +164,21 @@ def _model_config(repository: Path, manifest: Manifest, model: str) -> triton.Mo
     for version in versions:
         if not loads_beside(configs[version], newest):
             raise RepositoryError(_cannot_be_together(manifest, model, version, versions[-1]))
-    return model_config.pin(newest, versions)
+    return model_config.pin(newest, [*versions, *manifest.still_loaded.get(model, ())])
+
+
+def _still_loaded(repository: Path, before: Manifest, after: Manifest) -> dict[str, list[int]]:
+    """Of steps that are served now, the versions that were loaded before the change and can be beside what is now."""
+    found = {}
+    for name in _served_models(after):
+        now = after.loaded_versions(name)
+        gone = (before.loaded_versions(name) - now) or (set(before.still_loaded.get(name, ())) - now)
+        config = config_of(repository, name, max(now))
+        there = gone & set(version_numbers(repository / name)) & before.models.get(name, {}).keys()
+        beside = [each for each in sorted(there) if loads_beside(config_of(repository, name, each), config)]
+        if beside:
+            found[name] = beside
+    return found
 
 
 def _cannot_be_together(manifest: Manifest, model: str, version: int, newest: int) -> str:
@@ -184,9 +206,12 @@ def _serving_both(repository: Path, before: Manifest, after: Manifest, wanted: T
     texts = {}
     for name in _served_models(after):
         config = pbtxt.parse(wanted[f"{name}/{CONFIG}"])
-        there = before.loaded_versions(name) & set(version_numbers(repository / name))
+        loaded = before.loaded_versions(name) | set(before.still_loaded.get(name, ()))
+        there = loaded & set(version_numbers(repository / name))
         kept = {version for version in there if loads_beside(config, config_of(repository, name, version))}
-        texts[f"{name}/{CONFIG}"] = pbtxt.render(model_config.pin(config, kept | after.loaded_versions(name)))
+        texts[f"{name}/{CONFIG}"] = pbtxt.render(
+            model_config.pin(config, kept | set(config.version_policy.specific.versions))
+        )
     return texts
 
 

@@ -46,7 +46,7 @@ def into_a_link(path: Path) -> None:
 
 
 def emptied(path: Path) -> None:
-    path.write_text(json.dumps({"models": {}, "endpoints": {}, "files": {}}))
+    path.write_text(json.dumps({"models": {}, "endpoints": {}, "still_loaded": {}, "files": {}}))
 
 
 def byte_code(folder: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_changed_file_is_the_next_version_and_the_old_one_stays(
     before = tree(repository)
     assert publish(repository, model(2)) == {"tiny": 2}
     assert pinned(repository) == pinned(repository, "rank_tiny") == {"tiny": 2}
-    assert policy(repository, "tiny") == [2]
+    assert policy(repository, "tiny") == [1, 2]  # a running server takes up the steps before the endpoint
     assert tree(repository)["tiny/1/model.py"] == before["tiny/1/model.py"]
     assert tree(repository).keys() - before.keys() == {f"tiny/2/{file}" for file in VERSION_FILES}
 
@@ -118,11 +118,11 @@ def test_an_unchanged_step_keeps_its_version_beside_a_changed_one(
     assert publish(repository, model(2), model(7, name="steady")) == {"tiny": 2, "steady": 1}
 
 
-def test_three_versions_are_kept_and_one_is_loaded(repository: Path, model: Callable[..., ServedModel]) -> None:
+def test_three_versions_are_kept_and_two_are_loaded(repository: Path, model: Callable[..., ServedModel]) -> None:
     for score in (1, 2, 3, 4, 5):
         publish(repository, model(score))
     assert version_numbers(repository / "tiny") == [3, 4, 5]
-    assert policy(repository, "tiny") == [5]
+    assert policy(repository, "tiny") == [4, 5]
 
 
 def test_going_back_to_earlier_weights_is_a_publish_like_any_other(
@@ -254,7 +254,7 @@ def test_publishing_one_recipe_leaves_anothers_endpoint_as_it_was(
     for score in (9, 10, 11):  # more changes than versions are kept
         publish_models(repository, [model(score, name="shared")], of_recipe("second"), {})
     assert (pinned(repository, "rank_first"), pinned(repository, "rank_second")) == ({"shared": 1}, {"shared": 4})
-    assert policy(repository, "shared") == [1, 4]
+    assert policy(repository, "shared") == [1, 3, 4]
     assert published_names(repository) == {"shared", "rank_first", "rank_second"}
     with (
         TritonServer(repository, None, **ANY_PORTS) as server,
@@ -319,7 +319,7 @@ def test_tuning_survives_a_publish_and_serves_the_new_version(
     publish(repository, model(2))
     carried = pbtxt.parse(path.read_text())
     assert carried.instance_group[0].count == 6
-    assert list(carried.version_policy.specific.versions) == [2]
+    assert list(carried.version_policy.specific.versions) == [1, 2]
 
 
 # ---------------------------------------------------------------- killed
@@ -415,7 +415,7 @@ def test_triton_serves_the_last_good_version_after_a_kill(
     for repository in killed_publishes(three_publishes, tmp_path / "killed", model(4)):
         if any((repository / "tiny").glob(".new-*/model.py")):
             half_written = repository
-        if policy(repository, "tiny") == [3, 4] and pinned(repository) == {"tiny": 3}:
+        if {3, 4} <= set(policy(repository, "tiny")) and pinned(repository) == {"tiny": 3}:
             both_listed = repository
     assert half_written is not None and both_listed is not None
     for repository in (half_written, both_listed):
