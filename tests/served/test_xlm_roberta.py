@@ -40,7 +40,8 @@ def client(built: Built) -> Iterator[grpc.InferenceServerClient]:
 
 def test_the_backbone_is_unlike_bert(built: Built) -> None:
     template = built.ranker.preprocess.parameters["template"]
-    assert {place: len(tokens) for place, tokens in template.items()} == {"before": 1, "between": 2, "after": 1}
+    lengths = {place: len(template[place]) for place in ("before", "between", "after")}
+    assert lengths == {"before": 1, "between": 2, "after": 1}
     assert built.ranker.preprocess.parameters["pad_token_id"] == 1
 
 
