@@ -117,7 +117,6 @@ def publish(built: Built, recipe: Recipe, variants: list[BuiltVariant], workspac
                     lambda _: None, workspace)  # fmt: skip
 
 
-@pytest.mark.slow
 def test_every_plan_is_built_from_the_kernels_of_the_libraries_that_are_named(planned: Planned) -> None:
     _, plans, _ = planned(FP32, FP16, options=BuildOptions(tactic_sources=("JIT_CONVOLUTIONS",)))
     options = [read_manifest(plan).options for plan in plans.values()]
@@ -163,7 +162,6 @@ def test_a_plan_that_fails_its_gate_stays_out(built: Built, planned: Planned, wo
     assert not (workspace.repository / "rank_cross_encoder_zeroed_trt").exists()
 
 
-@pytest.mark.slow
 def test_a_plan_that_does_not_compute_its_graph_is_neither_kept_nor_published(
     built: Built, planned: Planned, workspace: Workspace
 ) -> None:
