@@ -266,6 +266,9 @@ def run_pareto(
         candidates=_candidates(load),
         rows=rows_of(built, load, failures),
         failures={name.partition("_")[2]: reason for name, reason in failures.items()},
+        data_kind=recipe.data,
+        data_folder=source.folder,
+        data_digest=judged.digest,
     )
     for written in write_pareto(report, workspace):
         console.print(f"written: {written}", soft_wrap=True)

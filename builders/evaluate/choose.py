@@ -18,6 +18,7 @@ from builders.core.errors import BuilderError
 from builders.core.files import write_atomically
 from builders.core.recipe import load_recipe
 from builders.core.workspace import PROJECT, Workspace
+from builders.data.evaluation import evaluation_data
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 
@@ -131,6 +132,7 @@ class ParetoReport(Figures):
         concurrency: requests at once.
         candidates: of a request, mean.
         failures: model => why it was not measured.
+        data_kind, data_folder, data_digest: what quality was judged on; None where an earlier version wrote the report.
     """
 
     ranker: str
@@ -146,6 +148,9 @@ class ParetoReport(Figures):
     candidates: float
     rows: tuple[VariantFigures, ...]
     failures: dict[str, str] = {}
+    data_kind: str | None = None
+    data_folder: Path | None = None
+    data_digest: str | None = None
 
 
 def pareto_folder(workspace: Workspace = PROJECT) -> Path:
@@ -381,9 +386,10 @@ def run_choose(
         The choice, and what to tell the user, line by line.
 
     Raises:
-        ChoiceError: nothing was measured, or it is not clear which recipe is meant.
+        ChoiceError: nothing was measured, the data has changed since, or it is not clear which recipe is meant.
     """
     report = read_report(load_recipe(recipe).ranker if recipe else _only_measured(workspace), workspace)
+    _check_data(report)
     choice = choose(report.rows, slo_p99_ms, min_ndcg_ratio, max_size_mb, min_rate)
     unmeasured = [f"{model} was not measured: {reason.splitlines()[0]}" for model, reason in report.failures.items()]
     lines = [*choice.others.values(), *unmeasured]
@@ -398,6 +404,17 @@ def run_choose(
     write_atomically(path, kept.model_dump_json(indent=2) + "\n")
     lines.append(f"{choice.chosen.model} is the cheapest that keeps all limits: {summary(choice.chosen)}.")
     return choice, [*lines, f"written: {path}; 'make publish' points '{choice.chosen.endpoint}' at it"]
+
+
+def _check_data(report: ParetoReport) -> None:
+    """Raises: ChoiceError: queries, judgements or products are others than those that the report is of."""
+    if report.data_kind is None or report.data_folder is None or not report.data_folder.is_dir():
+        return
+    if evaluation_data(report.data_kind, report.data_folder).digest != report.data_digest:
+        raise ChoiceError(
+            f"the data in {report.data_folder} has changed since {report.ranker} was measured ({report.written}); run "
+            f"'make pareto RECIPES={report.recipe}'"
+        )
 
 
 def _only_measured(workspace: Workspace) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from builders.core.files import write_atomically
 from builders.core.workspace import REPOSITORY_ROOT, Workspace
+from builders.data.beir import JudgedQueries, Product, load_judged, write_judged
 from builders.evaluate.choose import ChoiceError, choose, chosen_variant, pareto_folder, read_choice, run_choose
 from tests.support.variant_figures import pareto_report, reference_row, variant_row
 
@@ -160,3 +162,19 @@ def test_figures_of_another_version_are_refused(workspace: Workspace) -> None:
     write_atomically(pareto_folder(workspace) / "ncf.json", '{"ranker": "ncf"}')
     with pytest.raises(ChoiceError, match=r"fields are not as this version writes them; run 'make pareto"):
         run_choose(None, 50, 0.995, workspace=workspace)
+
+
+# ---------------------------------------------------------------- the data
+def test_figures_of_other_data_than_there_is_now_choose_nothing(tmp_path: Path) -> None:
+    data = JudgedQueries({"q1": "mug"}, {"a": Product("a", "mug")}, {"q1": {"a": 3}})
+    write_judged(data, tmp_path)
+    workspace = Workspace(build=tmp_path / "build")
+    report = pareto_report(
+        rows=(reference_row(),), data_kind="judged", data_folder=tmp_path, data_digest=load_judged(tmp_path).digest
+    )
+    write_atomically(pareto_folder(workspace) / f"{report.ranker}.json", report.model_dump_json())
+    assert run_choose(None, 50, 0.1, workspace=workspace)[0].chosen is not None
+
+    write_judged(dataclasses.replace(data, products={"a": Product("a", "another title")}), tmp_path)
+    with pytest.raises(ChoiceError, match=r"has changed since .* was measured .*; run 'make pareto RECIPES="):
+        run_choose(None, 50, 0.1, workspace=workspace)
