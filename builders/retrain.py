@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from builders.build import build_ranker
 from builders.compress.context import Say
 from builders.core.errors import GATE_FAILED, BuilderError
-from builders.core.files import write_atomically
+from builders.core.files import put_in_place, write_atomically
 from builders.core.keys import changed, digests
 from builders.core.locks import only_writer
 from builders.core.recipe import Recipe
@@ -200,13 +201,8 @@ def _data_files(folder: Path) -> dict[str, Path]:
 
 
 def _replace_folder(fresh: Path, target: Path) -> None:
-    """By rename; what was there goes once the new one stands in its place. What is not there is left out."""
-    if not fresh.exists():
-        return
-    before = target.with_name(f"{target.name}.before")
-    shutil.rmtree(before, ignore_errors=True)
-    if target.exists():
-        target.rename(before)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh.rename(target)
-    shutil.rmtree(before, ignore_errors=True)
+    """What is not there is left out."""
+    if fresh.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as beside:
+            put_in_place(fresh, target, Path(beside) / "old")

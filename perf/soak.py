@@ -489,8 +489,7 @@ class Soak:
     def _published_scale(self, endpoint: str) -> float:
         """By the checkpoint that the manifest names, whose hash tells which training it was."""
         manifest = self._manifest()
-        generation = manifest.served[endpoint]
-        built_from = manifest.models[generation.variant][generation.steps[generation.variant]].built_from
+        built_from = manifest.built_from(manifest.served[endpoint])
         wanted = built_from["checkpoint"]["scale.json"]
         scale = 1.0
         while hashlib.sha256(json.dumps(scale).encode()).hexdigest() != wanted:

@@ -127,9 +127,9 @@ class TritonServer:
     def start(self) -> None:
         """Start tritonserver and wait until every wanted model takes requests."""
         try:
-            self._verify_repository()
             self._choose_repository()
             self._check_repository()
+            self._verify_repository()
             self._check_environment()
             self._choose_ports()
             self._start_process()
@@ -179,8 +179,6 @@ class TritonServer:
         return self._process
 
     def _verify_repository(self) -> None:
-        if self.models is not None and self.verify != "off":
-            check_models_exist(self.repository, self.models)  # a plainer message where one is not there at all
         try:
             check_as_published(
                 self.repository, self.models, self.verify, config_name=self.config_name, public_key=self.public_key

@@ -82,6 +82,14 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     fresh.mkdir()
     try:
         yield fresh
+        put_in_place(fresh, target, old)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def put_in_place(fresh: Path, target: Path, old: Path) -> None:
+    """The folder ``fresh`` becomes ``target`` by rename, and what was there ``old``; both or none of it happens."""
+    try:
         if target.exists():
             _copy_modes(target, fresh)
             target.rename(old)
@@ -90,8 +98,6 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         if old.exists() and not target.exists():
             old.rename(target)
         raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _copy_modes(source: Path, target: Path) -> None:

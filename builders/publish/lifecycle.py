@@ -118,7 +118,7 @@ def published_generations(repository: Path) -> Iterator[PublishedGeneration]:
     manifest = read_manifest(repository)
     for endpoint, generations in sorted(manifest.endpoints.items()):
         for generation in reversed(generations):
-            built_from = _built_from(manifest, generation)
+            built_from = manifest.built_from(generation)
             folders = [repository / model / str(version) for model, version in generation.steps.items()]
             yield PublishedGeneration(
                 endpoint,
@@ -138,11 +138,12 @@ def size_bytes(folder: Path) -> int:
 
 # ---------------------------------------------------------------- how
 def _serve(repository: Path, manifest: Manifest, endpoint: str, generation: Generation, *, force: bool) -> Generation:
-    failed = _built_from(manifest, generation).get("passed") is False
+    built_from = manifest.built_from(generation)
+    failed = built_from.get("passed") is False
     if failed and not force and not generation.forced:
         raise GateNotPassed(
-            f"{generation.name} failed its gate ({_built_from(manifest, generation).get('gate')}); --force publishes "
-            "it anyway, and the manifest says so"
+            f"{generation.name} failed its gate ({built_from.get('gate')}); --force publishes it anyway, and the "
+            "manifest says so"
         )
     if damaged := damaged_files(repository, manifest, generation):
         raise RepositoryError(
@@ -169,11 +170,6 @@ def _earlier(manifest: Manifest, endpoint: str, to: str | None) -> Generation:
         known = ", ".join(sorted(set(kept) - {own[-1].name})) or "none"
         raise RepositoryError(f"'{to}' is not kept for '{endpoint}', which serves {own[-1].name}; kept are: {known}")
     return max(wanted, key=lambda each: each.number)
-
-
-def _built_from(manifest: Manifest, generation: Generation) -> dict[str, object]:
-    published = manifest.models.get(generation.variant, {}).get(generation.steps[generation.variant])
-    return published.built_from if published else {}
 
 
 def _models_there(repository: Path) -> list[str]:

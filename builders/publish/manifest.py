@@ -100,6 +100,11 @@ class Manifest(_Record):
         every = (each for generations in self.endpoints.values() for each in generations)
         return {each.steps[model] for each in every if model in each.steps} | set(self.still_loaded.get(model, ()))
 
+    def built_from(self, generation: Generation) -> dict[str, Any]:
+        """Of its scorer; empty where that is not named."""
+        published = self.models.get(generation.variant, {}).get(generation.steps[generation.variant])
+        return published.built_from if published else {}
+
     def serving(self, endpoint: str, generation: Generation) -> Manifest:
         """With the endpoint serving this, from now on or as long as it does; what it served before is kept, up to
         KEPT_GENERATIONS."""

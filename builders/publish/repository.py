@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from builders.publish.manifest import (
     now,
     read_manifest,
 )
-from builders.publish.state import change_state, config_of, loads_beside, version_numbers
+from builders.publish.state import change_state, config_of, digest, loads_beside, version_numbers
 
 NO_BYTECODE = "__pycache__"
 """An empty file of this name in a version folder: Python, which writes its byte code into a folder of that name, then
@@ -137,7 +136,7 @@ def publish_models(
 def publish_version(folder: Path, model: ServedModel) -> int:
     """Add a version folder unless the newest one holds just these files; returns the version's number."""
     newest = max(version_numbers(folder), default=0)
-    wanted = {name: _digest(content) for name, content in model.version_files.items()}
+    wanted = {name: digest(content) for name, content in model.version_files.items()}
     if newest and _holds(folder / str(newest), wanted):
         return newest
     with folder_beside(folder / str(newest + 1)) as fresh:
@@ -267,22 +266,13 @@ def _given_up(
             and not loads_beside(config_of(repository, name, version), configs[name])
         ]
         variants_own = endpoint in (f"{kind}_{generation.variant}" for kind in ENDPOINTS)
-        if stale and variants_own and _recipe_of(after, generation) in recipes:
+        if stale and variants_own and str(after.built_from(generation).get("recipe")) in recipes:
             gone.append(endpoint)
             say(f"{endpoint} is published no more: {', '.join(stale)} has other tensors now, and it was not built anew")
     return gone
 
 
-def _recipe_of(manifest: Manifest, generation: Generation) -> str:
-    version = manifest.models.get(generation.variant, {}).get(generation.steps[generation.variant])
-    return str(version.built_from.get("recipe")) if version else ""
-
-
 # ---------------------------------------------------------------- files
-def _digest(content: Path | str) -> str:
-    return sha256(content) if isinstance(content, Path) else hashlib.sha256(content.encode()).hexdigest()
-
-
 def _holds(folder: Path, wanted: Mapping[str, str]) -> bool:
     names = {path.name for path in folder.iterdir() if path.is_file()}
     return names == set(wanted) and all(sha256(folder / name) == digest for name, digest in wanted.items())

@@ -58,16 +58,12 @@ def change_state(
     """
     after = after.model_copy(update={"still_loaded": {} if settle else _still_loaded(repository, before, after)})
     wanted = _texts(repository, after, contracts or {})
-    between = _serving_both(repository, before, after, wanted)
     after = _with_versions_kept(after)
     files = _hashes(repository, before, after, wanted)
-    write_manifest(repository, _allowing(before, files, between))
-    for path, text in {**between, **_endpoints_first(after, wanted)}.items():
-        _replace(repository / path, text)
-    for name in after.endpoints:
-        if name not in after.models:
-            _make_ensemble_version(repository / name)
-    for path, text in wanted.items():
+    write_manifest(repository, _allowing(before, files))
+    for name in _ensembles(after):
+        _make_ensemble_version(repository / name)
+    for path, text in wanted.items():  # the steps' first
         _replace(repository / path, text)
     after = after.model_copy(update={"files": files})
     write_manifest(repository, after)
@@ -201,24 +197,6 @@ def _endpoint_contract(repository: Path, name: str, generation: Generation) -> C
     return model_config.endpoint_contract(name, ENDPOINTS[name.split("_")[0]], steps)
 
 
-def _serving_both(repository: Path, before: Manifest, after: Manifest, wanted: Texts) -> dict[str, str]:
-    """Configurations of steps that still load what the endpoints of before name, where one configuration can."""
-    texts = {}
-    for name in _served_models(after):
-        config = pbtxt.parse(wanted[f"{name}/{CONFIG}"])
-        loaded = before.loaded_versions(name) | set(before.still_loaded.get(name, ()))
-        there = loaded & set(version_numbers(repository / name))
-        kept = {version for version in there if loads_beside(config, config_of(repository, name, version))}
-        texts[f"{name}/{CONFIG}"] = pbtxt.render(
-            model_config.pin(config, kept | set(config.version_policy.specific.versions))
-        )
-    return texts
-
-
-def _endpoints_first(manifest: Manifest, wanted: Texts) -> dict[str, str]:
-    return {path: text for path, text in wanted.items() if path.split("/")[0] in _ensembles(manifest)}
-
-
 def _served_models(manifest: Manifest) -> list[str]:
     return list({name: None for each in manifest.served.values() for name in each.steps})
 
@@ -239,7 +217,7 @@ def _with_versions_kept(manifest: Manifest) -> Manifest:
 
 def _hashes(repository: Path, before: Manifest, after: Manifest, wanted: Texts) -> dict[str, list[str]]:
     """Of a version that is published already what the manifest says: what lies there now may be damaged."""
-    files = {path: [_digest(text)] for path, text in wanted.items()}
+    files = {path: [digest(text)] for path, text in wanted.items()}
     served = set(_served_models(after))
     for name, versions in after.models.items():
         if name not in served:
@@ -255,17 +233,15 @@ def _known(manifest: Manifest, start: str) -> dict[str, list[str]]:
     return {path: digests for path, digests in manifest.files.items() if path.startswith(start)}
 
 
-def _allowing(before: Manifest, files: Mapping[str, list[str]], *coming: Texts) -> Manifest:
-    """What was published before, whose files may have the content of before or one of those that are coming."""
-    allowed = {path: dict.fromkeys([*before.files.get(path, ()), *digests]) for path, digests in files.items()}
-    for path, text in (each for texts in coming for each in texts.items()):
-        allowed[path][_digest(text)] = None
-    every = {**before.files, **{path: list(digests) for path, digests in allowed.items()}}
-    return before.model_copy(update={"files": dict(sorted(every.items()))})
+def _allowing(before: Manifest, files: Mapping[str, list[str]]) -> Manifest:
+    """What was published before, whose files may have the content of before or the one that is coming."""
+    both = {path: list(dict.fromkeys([*before.files.get(path, ()), *digests])) for path, digests in files.items()}
+    return before.model_copy(update={"files": dict(sorted({**before.files, **both}.items()))})
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def digest(content: Path | str) -> str:
+    """SHA-256 of a file, or of a text as it is written."""
+    return sha256(content) if isinstance(content, Path) else hashlib.sha256(content.encode()).hexdigest()
 
 
 # ---------------------------------------------------------------- files

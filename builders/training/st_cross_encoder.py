@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from builders.core.files import replaced_folder
 from builders.core.quiet import quiet
 from builders.core.recipe import Recipe
 from builders.core.training_settings import StCrossEncoderSettings
@@ -43,12 +44,8 @@ def train_from_recipe(recipe: Recipe, data: Path) -> Path:
     backbone = recipe.path(recipe.backbone) if recipe.backbone else packaged_backbone()
     target = recipe.path(recipe.checkpoint)
     console.print(f"fine-tuning with sentence-transformers on {len(judged.queries)} judged queries: {settings}")
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=_made(target.parent)) as scratch:
-        fresh = Path(scratch) / target.name
+    with replaced_folder(target) as fresh:
         fine_tune(judged, KIT_FORM.with_recipe(recipe.text), backbone, settings).save_pretrained(str(fresh))
-        if target.exists():
-            target.rename(fresh.with_name("before"))  # goes with the scratch folder, once the new one is in place
-        fresh.rename(target)
     return target
 
 
@@ -108,8 +105,3 @@ def _pairs(judged: JudgedQueries, form: TextForm) -> dict[str, list[Any]]:
     ]
     queries, texts, labels = zip(*rows, strict=True)
     return {"query": list(queries), "item": list(texts), "label": list(labels)}
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
