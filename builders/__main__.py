@@ -45,6 +45,13 @@ FeedbackLogs = Annotated[
     list[Path], typer.Argument(help="Feedback logs: .jsonl, .parquet or .csv, see docs/reference/feedback-log.md.")
 ]
 
+ClickBias = Annotated[
+    Bias, typer.Option(help="Whether clicks are corrected by how likely their position is looked at.")
+]
+LeastImpressions = Annotated[
+    float, typer.Option(min=1, help="Of a query and item; those seen less often are left out.")
+]
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
@@ -91,11 +98,17 @@ def train(recipes: Recipes = None, data: Data = None) -> None:
 def retrain(
     recipe: Annotated[Path, typer.Argument(help="With a trainer and a checkpoint.")],
     data: Data = None,
+    feedback: Annotated[
+        list[Path] | None,
+        typer.Option(help="Feedback log to train on beside the data, see docs/reference/feedback-log.md; repeatable."),
+    ] = None,
+    bias: ClickBias = "none",
+    least_impressions: LeastImpressions = LEAST_IMPRESSIONS,
 ) -> None:
-    """Train anew, compare with what was there on queries kept apart, and publish as `rank_candidate`: a nightly job."""
+    """Refresh, train anew, compare with what was there, and publish as `rank_candidate`: a nightly job."""
     from builders import commands
 
-    commands.retrain(recipe=recipe, data=data)
+    commands.retrain(recipe=recipe, data=data, feedback=feedback, bias=bias, least_impressions=least_impressions)
 
 
 @app.command()
@@ -371,12 +384,8 @@ def feedback(
     corpus: Annotated[
         Path | None, typer.Option(help="A corpus.jsonl, for items without `features` in the log.")
     ] = None,
-    bias: Annotated[
-        Bias, typer.Option(help="Whether clicks are corrected by how likely their position is looked at.")
-    ] = "none",
-    least_impressions: Annotated[
-        float, typer.Option(min=1, help="Of a query and item; those seen less often are left out.")
-    ] = LEAST_IMPRESSIONS,
+    bias: ClickBias = "none",
+    least_impressions: LeastImpressions = LEAST_IMPRESSIONS,
 ) -> None:
     """Make judged training data of what users clicked and bought (docs/how-to/learn-from-clicks.md)."""
     from builders import commands

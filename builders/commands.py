@@ -81,14 +81,19 @@ def train(recipes: list[Path] | None, data: Path | None) -> None:
         import_from(recipe, recipe.trainer)(recipe, folder)
 
 
-def retrain(recipe: Path, data: Path | None) -> None:
-    """Train anew, compare, publish as a candidate. Raises: RecipeError, RetrainedWorse, and what a trainer raises."""
+def retrain(recipe: Path, data: Path | None, feedback: list[Path] | None, bias: Bias, least_impressions: float) -> None:
+    """Refresh, train anew, compare, publish as a candidate.
+
+    Raises: RecipeError, DatasetError, RetrainedWorse, and what a trainer raises.
+    """
     from builders import retrain as retraining
+    from builders.feedback.beside import Feedback
 
     owner = load_recipe(recipe)
     trainer = import_from(owner, owner.trainer)
     source = _data(data)
-    report = retraining.retrain(owner, trainer, source.folder, say, data_note=source.kind)
+    clicks = Feedback(tuple(feedback), bias, least_impressions) if feedback else None
+    report = retraining.retrain(owner, trainer, source.folder, say, data_note=source.kind, feedback=clicks)
     write_atomically(CLIENT_CONTRACTS, client_contracts())
     say(str(report))
 

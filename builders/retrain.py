@@ -4,6 +4,9 @@ The network that is there goes on until the new one has been accepted: training 
 checkpoint, variants are built in a build folder of their own, and both take their places by rename. ``rank`` serves
 what it served until somebody publishes the candidate. A job that was stopped goes on where it was: training that ended
 is not repeated while data and recipe are the same.
+
+Clicks teach: a feedback log joins what is trained on (:mod:`builders.feedback.beside`). What is judged by is the data
+alone, but for purchases, where what comes last in time is what is judged by.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ from builders.data.beir import JudgedQueries
 from builders.data.evaluation import evaluation_data, halves, judging_queries
 from builders.evaluate.judge import BuiltRanker
 from builders.evaluate.metrics import Interval, mean_of, paired_interval
+from builders.feedback.beside import Feedback
 from builders.publish import catalogue, endpoints, lifecycle
+from builders.publish.manifest import read_manifest
 
 Trainer = Callable[[Recipe, Path], object]
 
@@ -53,6 +58,7 @@ class Report:
         before, after: mean NDCG@10 of the recipe's first variant; None without a network before.
         difference: after minus before with its 95 % interval.
         candidate: the endpoint that serves the new network, and its generation.
+        feedback: what the log added, a line each.
     """
 
     ranker: str
@@ -62,6 +68,7 @@ class Report:
     after: float
     difference: Interval | None
     candidate: str = ""
+    feedback: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         why = f"changed since the last time: {', '.join(self.changed) or 'nothing'}"
@@ -80,41 +87,61 @@ def retrain(
     say: Say = print,
     workspace: Workspace = PROJECT,
     data_note: str = "own",
+    feedback: Feedback | None = None,
 ) -> Report:
-    """Train, build, compare, publish as ``<endpoint>_candidate``.
+    """Refresh what is published, train, build, compare, publish as ``<endpoint>_candidate``.
 
     Args:
         trainer: writes the checkpoint of the recipe that it is given.
         folder: of the data.
         data_note: which data that is, for the manifest.
+        feedback: logs to train on beside it.
 
     Raises:
         RetrainingError: the recipe has no checkpoint to write.
+        DatasetError: data or log cannot be used.
         RetrainedWorse: the new network loses more than ``gate.max_judged_loss``.
     """
     if recipe.checkpoint is None:
         raise RetrainingError(f"recipe of {recipe.ranker}: no checkpoint (a folder), so nothing that training writes")
     with only_writer(workspace.build / "retrain" / recipe.ranker, f"a retraining of {recipe.ranker}", say):
-        return _Retraining(recipe, trainer, folder, say, workspace, data_note).run()
+        return _Retraining(recipe, trainer, folder, say, workspace, data_note, feedback).run()
 
 
 class _Retraining:
     def __init__(
-        self, recipe: Recipe, trainer: Trainer, folder: Path, say: Say, workspace: Workspace, data_note: str
+        self,
+        recipe: Recipe,
+        trainer: Trainer,
+        folder: Path,
+        say: Say,
+        workspace: Workspace,
+        data_note: str,
+        feedback: Feedback | None,
     ) -> None:
         assert recipe.checkpoint is not None
-        self.recipe, self.trainer, self.folder, self.say, self.workspace = recipe, trainer, folder, say, workspace
+        self.recipe, self.trainer, self.say, self.workspace = recipe, trainer, say, workspace
         self.data_note = data_note
-        self.data: JudgedQueries = evaluation_data(recipe.data, folder)
         self.checkpoint = recipe.path(recipe.checkpoint)
         self.beside = self.checkpoint.with_name(f"{self.checkpoint.name}.retrained")
         self.own = workspace.build / "retrain" / recipe.ranker
         self.trial = dataclasses.replace(workspace, build=self.own / "build")
-        self.inputs = digests(
-            {"data": self.data.digest, "files": _data_files(folder), "training": recipe.model_dump(mode="json")}
-        )
+        self.taught: tuple[str, ...] = ()
+        self.training_folder = folder
+        if feedback is not None:
+            self.training_folder = self.own / "data"
+            self.taught = feedback.write_beside(recipe.data, folder, self.training_folder)
+        # what clicks say judges no ranker; of purchases the latest are judged by, and must not have been trained on
+        judged_by = self.training_folder if recipe.data == "purchases" else folder
+        self.data: JudgedQueries = evaluation_data(recipe.data, judged_by)
+        self.inputs = digests({
+            "data": self.data.digest, "files": _data_files(folder), "training": recipe.model_dump(mode="json"),
+            **({"feedback": _data_files(self.training_folder)} if feedback else {}),
+        })  # fmt: skip
 
     def run(self) -> Report:
+        for line in self.taught:
+            self.say(f"{self.recipe.ranker}: feedback: {line}")
         state = self._state()
         last = dict(state.get("accepted", {}))
         if last == self.inputs and self.checkpoint.exists():
@@ -122,6 +149,8 @@ class _Retraining:
             built = self._built(self.recipe, self.workspace)
             return self._published(self._report(None, built, ()), built)
         before = self._built(self.recipe, self.workspace) if self.checkpoint.exists() else None
+        if before is not None:
+            self._refresh(before)
         self._train(state)
         after = self._built(self.recipe.model_copy(update={"checkpoint": self.beside}), self.trial)
         report = self._report(before, after, changed(last, self.inputs))
@@ -131,12 +160,19 @@ class _Retraining:
         return self._published(report, self._built(self.recipe, self.workspace))
 
     # ------------------------------------------------------------ steps
+    def _refresh(self, before: BuiltRanker) -> None:
+        """What is published sees today's catalogue, whatever becomes of the new network."""
+        if read_manifest(self.workspace.repository).models.keys() & {
+            before.recipe.model_name(each.variant) for each in before.variants
+        }:
+            catalogue.fill_item_store([before], self.say, self.workspace)
+
     def _train(self, state: Mapping[str, Any]) -> None:
         if state.get("trained") == self.inputs and self.beside.exists():
             self.say(f"{self.recipe.ranker}: trained already on this data; going on")
             return
         shutil.rmtree(self.beside, ignore_errors=True)
-        self.trainer(self.recipe.model_copy(update={"checkpoint": self.beside}), self.folder)
+        self.trainer(self.recipe.model_copy(update={"checkpoint": self.beside}), self.training_folder)
         self._write_state(trained=self.inputs)
 
     def _built(self, recipe: Recipe, workspace: Workspace) -> BuiltRanker:
@@ -182,7 +218,8 @@ class _Retraining:
             raise RetrainedWorse(f"{self.recipe.ranker}: no variant passed its gate; the reasons stand above")
         variant = served if served in passed else passed[0]
         generation = lifecycle.promote(self.workspace.repository, f"{kind}_{lifecycle.CANDIDATE}", f"{kind}_{variant}")
-        report = dataclasses.replace(report, candidate=f"{kind}_{lifecycle.CANDIDATE} = {generation.name}")
+        candidate = f"{kind}_{lifecycle.CANDIDATE} = {generation.name}"
+        report = dataclasses.replace(report, candidate=candidate, feedback=self.taught)
         write_atomically(self.own / "report.json", json.dumps(dataclasses.asdict(report), indent=2) + "\n")
         return report
 
