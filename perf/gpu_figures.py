@@ -142,7 +142,11 @@ def _seconds(run: Callable[[], object]) -> float:
 
 # ---------------------------------------------------------------- the runtimes
 def torch_run(graph: Graph, device: str, *, half: bool = False, compiled: bool = False) -> Run:
-    """The network in eager mode, or by torch.compile for free shapes."""
+    """The network in eager mode, or by torch.compile for free shapes.
+
+    Half: weights in FP16, and autocast for what a network makes in FP32 itself, such as a mask, which a matrix product
+    would else refuse beside them.
+    """
     network = copy.deepcopy(graph.module).to(device).eval()
     network = network.half() if half else network
     module: Any = torch.compile(network, dynamic=True) if compiled else network
@@ -158,7 +162,8 @@ class _OnDevice(nn.Module):
         self._module, self._device, self._half = module, device, half
 
     def forward(self, *inputs: torch.Tensor) -> Any:
-        result = self._module(*map(self._sent, inputs))
+        with torch.autocast(torch.device(self._device).type, torch.float16, enabled=self._half):
+            result = self._module(*map(self._sent, inputs))
         return tuple(one.float().cpu() for one in (result if isinstance(result, tuple) else (result,)))
 
     def _sent(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """The CUDA runtime library for Polygraphy, which looks for it by its plain name where packages from PyPI do not put it.
 
-Standard library only. No GPU has run what is found here.
+Standard library only.
 """
 
 from __future__ import annotations

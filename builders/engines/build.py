@@ -277,7 +277,7 @@ def _plan(
 ) -> bytes:
     """The serialized plan; no more than this can be done where TensorRT has no GPU."""
     logger = trt.Logger(trt.Logger.WARNING)
-    builder = trt.Builder(logger)
+    builder = _builder(trt, logger)
     config = builder.create_builder_config()
     network, parser = _typed_network(trt, logger, builder, config, model, options.precision)
     _set_options(trt, config, options)
@@ -292,6 +292,16 @@ def _plan(
     _write_timing_cache(config, timing_cache)
     del parser  # it owns weights that the network points to
     return bytes(plan)
+
+
+def _builder(trt: Any, logger: Any) -> Any:
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:  # how its bindings say that there is none: a library or the driver was refused
+        raise EngineError(
+            f"TensorRT {trt.__version__} starts no builder ({error}); its log above has the reason. Its libraries must "
+            "be whole and of one release, and the driver new enough for them"
+        ) from error
 
 
 def _typed_network(
@@ -399,7 +409,9 @@ def _inspected(trt: Any, plan: bytes) -> dict[str, int]:
     if engine is None:
         raise EngineError(f"TensorRT {trt.__version__} does not load the plan it built; its log above has the reason")
     inspector = engine.create_engine_inspector()
-    return layer_precisions(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    layers = layer_precisions(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    del inspector  # before the engine that made it: TensorRT calls the other order undefined
+    return layers
 
 
 def _major(trt: Any) -> int:

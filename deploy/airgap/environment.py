@@ -6,9 +6,12 @@ readelf, nm, strip and ldd, which come with a C compiler.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +26,10 @@ TOOLS = ("gcc", "readelf", "nm", "strip", "ldd")
 SITE = "env/lib/python3.10/site-packages"
 SERVED_BY = (f"{SITE}/nvidia_pytriton.libs", f"{SITE}/pytriton", f"{SITE}/grpc", "env/bin/perf_analyzer")
 """What only serving needs."""
+MACHINE_PACKAGES = ("pydantic", "pydantic_core", "annotated-types", "typing-inspection")
+"""What the project's modules need that a machine with torch may lack, in the packing environment's versions."""
+MACHINE_PYTHONS = ("3.11", "3.12", "3.13")
+"""Of the machine itself; the extensions of each lie side by side in one folder."""
 STANDARD_LIBRARY_LEFT_OUT = (
     "test", "tests", "idlelib", "ensurepip", "tkinter", "turtledemo", "lib2to3", "pydoc_data", "site-packages",
     "__pycache__", "sqlite3",
@@ -78,6 +85,19 @@ def make_environment(work: Path, python: str, tensorrt: str) -> None:
     _thin_icu(work)
     (work / "trtpy").write_text(RUNNER)
     (work / "trtpy").chmod(0o755)
+
+
+def make_machine_packages(target: Path) -> None:
+    """Fill ``target`` with what the machine's own Python lacks, whichever of MACHINE_PYTHONS it is.
+
+    Raises:
+        ToolMissing: pip could not install them.
+    """
+    packages = [f"{name}=={importlib.metadata.version(name)}" for name in MACHINE_PACKAGES]
+    for version in MACHINE_PYTHONS:
+        with tempfile.TemporaryDirectory() as folder:
+            install(sys.executable, Path(folder), f"--python-version={version}", *packages)
+            shutil.copytree(folder, target, dirs_exist_ok=True)
 
 
 def check_tools() -> None:

@@ -22,7 +22,14 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from deploy.airgap.environment import SERVED_BY, TENSORRT_RELEASES, ToolMissing, install, make_environment
+from deploy.airgap.environment import (
+    SERVED_BY,
+    TENSORRT_RELEASES,
+    ToolMissing,
+    install,
+    make_environment,
+    make_machine_packages,
+)
 from deploy.airgap.interpreter import PythonMissing, find_python
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -30,6 +37,7 @@ PROJECT_FOLDERS = ("backends", "builders", "checkpoints", "deploy", "perf", "rec
 SCRIPTS = ("unpack.py", "blobs.py", "fatbins.py", "weights.py")
 """Carried in every folder: what takes it over."""
 LZ4 = "lz4==4.4.5"
+MACHINE_PACKAGES_FOLDER = "machine"
 LARGE_LIBRARY = 2**24
 """Bytes from which a library travels in blobs, and not in a tree."""
 GROWTH = 1.02
@@ -95,6 +103,7 @@ def pack(options: argparse.Namespace) -> None:
         work = Path(name)
         write_workload(work / "workload", options.recipes, Workspace(build=options.build.absolute()))
         make_environment(work, python, options.tensorrt)
+        make_machine_packages(work / MACHINE_PACKAGES_FOLDER)
         _offer_lz4(work)
         pieces, facts = compress_all(work, work / "pieces", options)
         write_folders(pieces, work / "pieces", out, folder_limit(pieces, options), facts)
@@ -127,23 +136,31 @@ def compress_all(work: Path, target: Path, options: argparse.Namespace) -> tuple
         for tree, blob, kind, content in contents():
             running.append((tree, blob, pool.submit(blobs.compressed, kind, content, options.preset)))
             if len(running) > 2 * options.jobs:  # so that not all of them are held in memory
-                pieces.append(_kept(len(pieces), target, *running.pop(0)))
+                pieces.append(_kept(len(pieces), target, options, *running.pop(0)))
         while running:
-            pieces.append(_kept(len(pieces), target, *running.pop(0)))
+            pieces.append(_kept(len(pieces), target, options, *running.pop(0)))
     return pieces, facts
 
 
-def _kept(number: int, target: Path, tree: str, blob: dict[str, Any] | None, packed: Future[bytes]) -> Piece:
+def _kept(
+    number: int, target: Path, options: argparse.Namespace, tree: str, blob: dict[str, Any] | None,
+    packed: Future[bytes],
+) -> Piece:  # fmt: skip
     content = packed.result()
     name = f"{number:03d}.{tree or blob['kind']}.xz"  # type: ignore[index]
     (target / name).write_bytes(content)
     print(f"{name}: {len(content) / MIB:.1f} MiB", flush=True)
-    return Piece(name, len(content), tree, blob)
+    piece = Piece(name, len(content), tree, blob)
+    if not options.folders:
+        check_fits(piece, options.folder_mib * MIB)  # at once, and not when all the rest has been packed too
+    return piece
 
 
 def trees(work: Path, libraries: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
     """Name => tar, in the order in which they are needed: the Python among them puts the blobs together."""
     yield "project", tar_of(PROJECT, PROJECT_FOLDERS, lambda path: "__pycache__" in path.parts)
+    if (work / MACHINE_PACKAGES_FOLDER).is_dir():
+        yield MACHINE_PACKAGES_FOLDER, tar_of(work, [MACHINE_PACKAGES_FOLDER])
     if (work / "workload").is_dir():
         yield "workload", tar_of(work / "workload", [p.name for p in sorted((work / "workload").iterdir())])
     served = [work / path for path in SERVED_BY]
@@ -193,12 +210,8 @@ def spread(pieces: Sequence[Piece], limit: int) -> list[list[Piece]]:
     Raises:
         ValueError: a piece is larger than a folder.
     """
-    largest = max(pieces, key=lambda piece: piece.size)
-    if largest.size > limit:
-        raise ValueError(
-            f"piece {largest.name} has {largest.size / MIB:.0f} MiB, a folder takes {limit / MIB:.0f}; give a larger "
-            "--folder-mib, or --folders in its place"
-        )
+    for piece in pieces:
+        check_fits(piece, limit)
     first = [piece for piece in pieces if piece.tree]
     rest = sorted((piece for piece in pieces if not piece.tree), key=lambda piece: -piece.size)
     folders: list[list[Piece]] = []
@@ -215,6 +228,15 @@ def spread(pieces: Sequence[Piece], limit: int) -> list[list[Piece]]:
                 rest.remove(piece)
         folders.append(folder)
     return folders
+
+
+def check_fits(piece: Piece, limit: int) -> None:
+    """Raises: ValueError: the piece is larger than a folder."""
+    if piece.size > limit:
+        raise ValueError(
+            f"piece {piece.name} has {piece.size / MIB:.0f} MiB, a folder takes {limit / MIB:.0f}; give a larger "
+            "--folder-mib, --folders in its place, or fewer --recipes"
+        )
 
 
 def write_folders(pieces: Sequence[Piece], source: Path, out: Path, limit: int, facts: dict[str, Any]) -> list[Path]:

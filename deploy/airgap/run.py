@@ -26,6 +26,8 @@ NO_GPU = 3
 ORDER = ("machine", "smoke", "references", "engines", "parity", "latency", "torch", "serve", "again")
 KEPT = ("references", "torch")
 """Stages that an earlier run has finished once for all."""
+MACHINE_PACKAGES = "machine"
+"""As pack.py; before the machine's own, since they are of one release."""
 LEAST_S = 5
 MACHINE = "nvidia-smi; python3 -V; ldd --version | head -1; nproc; free -g | head -2; df -h /tmp | tail -1"
 PRECISIONS = ("fp16", "int8", "fp32")
@@ -136,7 +138,8 @@ def run(command: Command, limit_s: float, target: Path, log: Path) -> dict[str, 
     """One process, and everything that it starts."""
     project = target / "project"
     environ = {**os.environ, "AIRGAP_TARGET": str(target), "AIRGAP_PROJECT": str(project)}
-    environ.update(PYTHONUNBUFFERED="1", PYTHONPATH=str(project))
+    carried = [str(target / MACHINE_PACKAGES)] if command.python == "own" else []
+    environ.update(PYTHONUNBUFFERED="1", PYTHONPATH=os.pathsep.join([str(project), *carried]))
     start_s = time.monotonic()
     with log.open("ab") as file:
         file.write(f"\n===== {' '.join(command.arguments)}\n".encode())

@@ -275,6 +275,20 @@ def test_a_network_in_half_precision_still_takes_and_gives_fp32() -> None:
     assert GRAPH.module.layer.weight.dtype == torch.float32
 
 
+def test_half_precision_takes_what_a_network_makes_in_fp32_itself() -> None:
+    """As the mask that a text ranker makes of its tokens, and the indicators of dcn_v2's fields."""
+
+    class Masked(Scorer):
+        def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            known = (features != 0).float()
+            return super().forward(known, mask)
+
+    graph = dataclasses.replace(GRAPH, module=Masked().eval())
+    sample = sized(GRAPH, SAMPLE, 3, 8)
+    half, whole = torch_run(graph, "cpu", half=True)(sample), torch_run(graph, "cpu")(sample)
+    np.testing.assert_allclose(half["score"], whole["score"], rtol=1e-2)
+
+
 # ---------------------------------------------------------------- what is written
 def test_every_figure_stands_in_the_report() -> None:
     text = render_gpu_report(report())

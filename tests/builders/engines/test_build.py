@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import json
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -455,3 +456,14 @@ def test_fp16_between_int8_products_has_no_edge_graph(tmp_path: Path) -> None:
     fp16_from_onnx(source, tmp_path / "mixed.onnx", [{"x": sample()["x"]}])
     with pytest.raises(VersionError, match="Build the INT8 variant there"):
         onnx_for_tensorrt_8(onnx.load(tmp_path / "mixed.onnx"))
+
+
+def test_a_tensorrt_that_starts_no_builder_says_where_the_reason_stands() -> None:
+    """As the bindings of 8.6 answered on a GPU, by a FAKE."""
+
+    def refused(logger: object) -> object:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    broken = types.SimpleNamespace(__version__="8.6.0", Builder=refused)
+    with pytest.raises(EngineError, match=r"TensorRT 8.6.0 starts no builder .*its log above has the reason"):
+        build_engine._builder(broken, None)

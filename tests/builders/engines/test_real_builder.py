@@ -1,6 +1,6 @@
 """Our calls of TensorRT 11's real builder, which plans on a CPU: parser, typed networks, profiles, cache, refusals.
 
-Loading a plan needs a GPU, and no GPU has run what is built here.
+Loading a plan needs a GPU, and no GPU has run what TensorRT 11 builds here.
 """
 
 from __future__ import annotations
