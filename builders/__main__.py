@@ -286,12 +286,15 @@ def retire(endpoint: Annotated[str, typer.Argument(help="Such as rank_candidate.
 @app.command()
 def prune(
     keep: Annotated[int, typer.Option(min=1, help="Generations of every endpoint, with the one that it serves.")] = 3,
+    steps_unused_days: Annotated[
+        float, typer.Option(min=0, help="Of networks and graphs that builds keep between two steps of a variant.")
+    ] = 90,
 ) -> None:
-    """Remove versions that nothing published names and nothing can be rolled back to, and tables of the item store that
-    none of the rest reads; safe while serving."""
+    """Remove versions that nothing published names and nothing can be rolled back to, tables of the item store that
+    none of the rest reads, and steps of builds that nothing asks for; safe while serving."""
     from builders import commands
 
-    commands.prune(keep=keep)
+    commands.prune(keep=keep, steps_unused_days=steps_unused_days)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Any
 
 from builders.compress.chain import planned_files, variant_files
 from builders.compress.context import Say, build_context
+from builders.core.keeper import drop_unused
 from builders.core.locks import only_writer
 from builders.core.recipe import Recipe
 from builders.core.workspace import PROJECT, Workspace
@@ -92,3 +93,18 @@ def build_variants(
         judging.reference = judging.reference or built[0].figures["rankings"]
         say(built[-1].figures["gate"])
     return built
+
+
+def prune_steps(workspace: Workspace, days: float, say: Say = print) -> tuple[int, int]:
+    """Remove what builds have kept between two steps of a variant and none has asked for in so many days: every
+    training leaves its own. A build that wants one of them makes it again.
+
+    Returns:
+        (products, bytes).
+    """
+    dropped = freed = 0
+    for steps in sorted(workspace.build.glob("**/rankers/*/steps")):
+        with only_writer(steps.parent, f"what is built of {steps.parent.name}", say):
+            count, size = drop_unused(steps, days)
+        dropped, freed = dropped + count, freed + size
+    return dropped, freed

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from builders.build import build_ranker
+from builders.build import build_ranker, prune_steps
 from builders.core.contract import client_contracts
 from builders.core.files import write_atomically
 from builders.core.recipe import Recipe, RecipeError, Variant, load_each, load_recipe, load_recipes
@@ -270,13 +270,15 @@ def retire(endpoint: str) -> None:
     say(f"{endpoint} is published no more; a running server serves it until it unloads it or starts anew")
 
 
-def prune(keep: int) -> None:
+def prune(keep: int, steps_unused_days: float) -> None:
     """Remove what nothing names."""
     gone, freed = lifecycle.prune(PROJECT.repository, keep)
     for name in gone:
         say(f"given up: {name}")
     say(f"{filesize.decimal(freed)} of the model repository freed")
     say(str(prune_tables(PROJECT.repository, PROJECT.item_store)))
+    steps, size = prune_steps(PROJECT, steps_unused_days, say)
+    say(f"build steps: {steps} that no build asked for in {steps_unused_days:g} days, {filesize.decimal(size)} freed")
 
 
 def sign(key: Path) -> None:

@@ -7,8 +7,10 @@ Knows nothing of what a product is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +21,8 @@ from builders.core.files import write_atomically
 from builders.core.keys import Inputs, changed, digests
 
 MARK = ".made"
+SCRATCH = ".new-"
+SECONDS_PER_DAY = 86_400
 
 
 class Timed(Protocol):
@@ -73,11 +77,13 @@ def keep(
     mark = _read_mark(target)
     before = {target.with_name(name) for name in (mark or {}).get("beside", ())}
     if mark is not None and mark["made_from"] == now and all(map(Path.is_file, (target, *beside, *before))):
+        with contextlib.suppress(PermissionError):  # of a build that may only be read
+            _mark_of(target).touch()  # used now, see drop_unused
         return Kept(target, mark["seconds"], mark["told"])
     _tell_reason(target.name, mark, now, "made", say)
     made_of = source()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=SCRATCH) as scratch:
         start_s = time.monotonic()
         told = dict(make(Path(scratch) / target.name, made_of) or {})
         seconds = round((made_of.seconds if made_of else 0.0) + time.monotonic() - start_s, 2)
@@ -91,6 +97,30 @@ def keep(
         stale.unlink(missing_ok=True)
     _write_mark(target, {"made_from": now, "seconds": seconds, "told": told, "beside": others})
     return Kept(target, seconds, told)
+
+
+def drop_unused(folder: Path, days: float) -> tuple[int, int]:
+    """Remove products that were neither made nor asked for in so many days, and what a killed maker left.
+
+    Returns:
+        (products, bytes).
+    """
+    oldest_s = time.time() - days * SECONDS_PER_DAY
+    dropped = freed = 0
+    for mark in folder.glob(f"*{MARK}"):
+        if mark.stat().st_mtime < oldest_s:
+            target = mark.with_name(mark.name.removesuffix(MARK))
+            beside = (_read_mark(target) or {}).get("beside", ())
+            files = [path for path in (target, *map(target.with_name, beside)) if path.is_file()]
+            freed += sum(path.stat().st_size for path in files)
+            mark.unlink()  # first: without it the others count as not made
+            for path in files:
+                path.unlink()
+            dropped += 1
+    for left in folder.glob(f"{SCRATCH}*"):
+        if left.stat().st_mtime < oldest_s:
+            shutil.rmtree(left)
+    return dropped, freed
 
 
 def keep_figures(

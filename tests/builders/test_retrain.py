@@ -11,13 +11,16 @@ import pytest
 
 from builders.core.recipe import Recipe, load_recipe
 from builders.core.workspace import Workspace
+from builders.data.beir import CORPUS, JudgedQueries, judged_folder, load_judged
 from builders.data.synthetic import write_generated
+from builders.feedback.beside import Feedback
 from builders.publish.lifecycle import promote
 from builders.publish.manifest import read_manifest
 from builders.publish.state import version_numbers
 from builders.rankers.load import import_from
 from builders.retrain import Report, RetrainedWorse, RetrainingError, retrain
 from server.verify import check_as_published
+from tests.support.feedback import click, shown
 
 MODULE = '''
 import json
@@ -159,6 +162,44 @@ def test_retrainings_leave_bounded_folders_and_the_last_good_version_serving(nig
     assert night.served("rank")["by_price_fp32_onnx"] == 1
     check_as_published(night.workspace.repository, None)
     assert [path.name for path in night.recipe.path(Path("checkpoint")).parent.glob("checkpoint*")] == ["checkpoint"]
+
+
+def test_clicks_are_trained_on_and_judge_nothing(night: Night, tmp_path: Path) -> None:
+    before = night.train_to(1.0)
+    item = next(iter(load_judged(night.data).products))
+    lists = [shown(f"r{number}", [item], query="never judged") for number in range(20)]
+    events = [*lists, *(click(f"r{number}", item) for number in range(20))]
+    (tmp_path / "log.jsonl").write_text("".join(event.model_dump_json() + "\n" for event in events))
+    (night.data / "weight.txt").write_text("2.0")
+    read: list[JudgedQueries] = []
+
+    def trainer(recipe: Recipe, folder: Path) -> None:
+        read.append(load_judged(folder))
+        import_from(night.recipe, night.recipe.trainer)(recipe, folder)
+
+    report = retrain(night.recipe, trainer, night.data, night.said.append, night.workspace,
+                     feedback=Feedback((tmp_path / "log.jsonl",)))  # fmt: skip
+    assert "never judged" in read[0].subset("train").queries.values()
+    assert report.queries == before.queries
+    assert report.changed == ("feedback", "files")
+    assert any(line.startswith("beside ") for line in report.feedback)
+    assert any("feedback: beside" in line for line in night.said)
+
+
+def test_what_is_published_sees_the_new_catalogue_though_the_new_network_is_refused(
+    night: Night, better: tuple[float, float]
+) -> None:
+    good, bad = better
+    night.train_to(good)
+    promote(night.workspace.repository, "rank", "rank_by_price_fp32_onnx")
+    corpus = (judged_folder(night.data) or night.data) / CORPUS
+    first, *others = [json.loads(line) for line in corpus.read_text().splitlines()]
+    first["metadata"]["price"] = 12_345.0
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in (first, *others)))
+    del night.said[:]
+    with pytest.raises(RetrainedWorse):
+        night.train_to(bad)
+    assert any("1 changed" in line for line in night.said if line.startswith("item store"))
 
 
 def test_a_recipe_without_a_checkpoint_has_nothing_to_retrain(night: Night) -> None:

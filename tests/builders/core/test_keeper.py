@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from builders.core.keeper import keep, keep_figures
+from builders.core.keeper import drop_unused, keep, keep_figures
 
 
 class Kitchen:
@@ -130,3 +132,18 @@ def test_figures_that_cannot_be_read_as_figures_are_computed_anew(tmp_path: Path
     assert keep_figures(path, {"a": 1}, lambda: {"new": 1}, valid=lambda stored: "new" in stored) == {"new": 1}
     path.write_text("half a f")
     assert keep_figures(path, {"a": 1}, lambda: {"new": 2}) == {"new": 2}
+
+
+def test_what_no_build_asked_for_in_so_many_days_goes_with_all_its_files(kitchen: Kitchen) -> None:
+    kitchen.keep(data="a")
+    folder, ten_days_ago = kitchen.target.parent, time.time() - 10 * 86_400
+    (folder / ".new-killed").mkdir()
+    (folder / "a file of somebody else").write_text("")
+    for path in folder.iterdir():
+        os.utime(path, (ten_days_ago, ten_days_ago))
+    assert drop_unused(folder, 11) == (0, 0)
+    kitchen.keep(data="a")  # asked for now
+    assert drop_unused(folder, 9) == (0, 0)
+    os.utime(folder / "model.xml.made", (ten_days_ago, ten_days_ago))
+    assert drop_unused(folder, 9) == (1, len("product 1") + len("weights"))
+    assert [path.name for path in folder.iterdir()] == ["a file of somebody else"]
