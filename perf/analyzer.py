@@ -26,6 +26,7 @@ CSV_FILE, EXPORT_FILE = "measured.csv", "requests.json"
 COMPOSING_SUFFIX = f"_v*.{CSV_FILE}"
 WINDOWS = 3
 """perf_analyzer stops when this many windows in a row agree; any three do, since the rounds show the spread."""
+LIMIT_FACTOR, LIMIT_LEAST_S = 4, 120
 ATTEMPTS = 3
 TOO_SHORT = "No valid requests recorded within time interval. Please use a larger time window."
 QUEUE = ("Server Queue",)
@@ -93,7 +94,9 @@ def measure(
     for repeated in range(ATTEMPTS):
         with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as name:
             folder = Path(name)
-            output = _run(folder, environment, _arguments(url, model, requests_file, concurrency, window_ms))
+            output = _run(
+                folder, environment, _arguments(url, model, requests_file, concurrency, window_ms), _limit_s(window_ms)
+            )
             failure = request_failure(output)
             if failure is None:
                 return dataclasses.replace(read_measurement(folder), repeated=repeated)
@@ -157,11 +160,28 @@ def _arguments(url: str, model: str, requests_file: Path, concurrency: int, wind
     ]
 
 
-def _run(folder: Path, environment: ServerEnvironment, arguments: list[str]) -> str:
-    """Standard output and error. Raises: AnalyzerError when it fails for another reason than a refused request."""
+def _limit_s(window_ms: int) -> float:
+    """Far more than it takes: perf_analyzer waits for ever for an answer that does not come."""
+    return LIMIT_FACTOR * WINDOWS * window_ms / 1000 + LIMIT_LEAST_S
+
+
+def _run(folder: Path, environment: ServerEnvironment, arguments: list[str], limit_s: float) -> str:
+    """Standard output and error.
+
+    Raises:
+        AnalyzerError: it fails for another reason than a refused request, or does not end; it is then stopped.
+    """
     binary = find_analyzer(environment)
     environ = {**os.environ, "LD_LIBRARY_PATH": str(_libraries(folder, environment))}
-    ended = subprocess.run([str(binary), *arguments], cwd=folder, env=environ, capture_output=True, text=True)
+    try:
+        ended = subprocess.run(
+            [str(binary), *arguments], cwd=folder, env=environ, capture_output=True, text=True, timeout=limit_s
+        )
+    except subprocess.TimeoutExpired as error:
+        raise AnalyzerError(
+            f"perf_analyzer did not end within {limit_s:.0f} s and was stopped: the server took a request and answers "
+            "nothing. Start it again, and measure again"
+        ) from error
     output = ended.stdout + ended.stderr
     if ended.returncode != 0 and request_failure(output) is None:
         raise AnalyzerError(f"perf_analyzer ended with code {ended.returncode}: {output.strip()[-600:]}")

@@ -39,6 +39,9 @@ in it."""
 DEFAULT_SIZE_GIB = 8.0
 MAX_TABLES = 2048
 """Tables that a writer can have open, three for each table of features."""
+MAX_READERS = 1024
+"""Slots in the lock file, which the writer makes: one for each thread that reads. Killed readers keep theirs until the
+next who opens the store looks."""
 KEPT_CHANGES = 100_000
 """Entries of a table's ``:changes``; a reader that is further behind reads the whole table."""
 ADDED = "added"
@@ -122,7 +125,7 @@ class ItemStore:
         size_bytes = int((_size_gib() if size_gib is None else size_gib) * 2**30)
         self._handles: dict[str, Any] = {}
         try:
-            self._environment = lmdb.open(str(folder), map_size=size_bytes, max_dbs=MAX_TABLES)
+            self._environment = lmdb.open(str(folder), map_size=size_bytes, max_dbs=MAX_TABLES, max_readers=MAX_READERS)
             self._environment.reader_check()  # readers that were killed would keep old pages from being used again
         except lmdb.Error as error:
             raise ItemStoreError(

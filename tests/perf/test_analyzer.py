@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from perf import analyzer
 from perf.analyzer import (
     CSV_FILE,
     EXPORT_FILE,
@@ -18,7 +20,7 @@ from perf.analyzer import (
     read_measurement,
     request_failure,
 )
-from server.environment import ServerEnvironment
+from server.environment import ServerEnvironment, find_environment
 
 HEADER = (
     "Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,"
@@ -83,3 +85,15 @@ def test_a_missing_binary_says_which_package_carries_it(tmp_path: Path) -> None:
 
 def test_a_window_without_a_whole_request_is_worth_a_longer_one() -> None:
     assert request_failure(f"Request concurrency: 1\n{TOO_SHORT}\n") == TOO_SHORT
+
+
+@pytest.mark.server
+def test_a_server_that_never_answers_does_not_hold_the_analyzer_for_ever(tmp_path: Path) -> None:
+    """The real perf_analyzer before a socket that takes connections and says nothing."""
+    (tmp_path / "r.json").write_text('{"data": [{"query": ["lamp"]}]}')
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        arguments = analyzer._arguments(f"127.0.0.1:{silent.getsockname()[1]}", "rank", tmp_path / "r.json", 1, 1000)
+        with pytest.raises(AnalyzerError, match="perf_analyzer did not end within 2 s and was stopped"):
+            analyzer._run(tmp_path, find_environment(), arguments, 2.0)

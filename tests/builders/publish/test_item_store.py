@@ -287,3 +287,27 @@ def test_a_store_of_an_earlier_version_is_taken_for_real(folder: Path) -> None:
         assert store.kind == "real"
         with pytest.raises(ItemStoreError, match="holds real data, and this data is generated"):
             store.claim("generated")
+
+
+KILLED_READERS = """
+import os, signal, sys
+import lmdb
+
+for _ in range(300):
+    if (child := os.fork()) == 0:
+        environment = lmdb.open(sys.argv[1], readonly=True, create=False)
+        transaction = environment.begin()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+
+
+def test_three_hundred_killed_readers_lock_nobody_out(folder: Path) -> None:
+    """None of them looked for those before: LMDB's own default has room for 126."""
+    reader = lmdb.open(str(folder), readonly=True, max_dbs=64, create=False)  # as long as one is open, slots are kept
+    subprocess.run([sys.executable, "-c", KILLED_READERS, str(folder)], check=True)
+    assert len(reader.readers().splitlines()) > 300
+    with reader.begin() as transaction:
+        assert transaction.stat()["entries"]
+    assert reader.reader_check() >= 300
+    reader.close()
