@@ -22,5 +22,5 @@ def test_a_page_is_generated_from_the_file_beside_it(results: Path) -> None:
 
 def test_a_run_without_a_gpu_is_no_page(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"no GPU": "no NVIDIA driver here"}))
-    with pytest.raises(ValueError, match="no GPU gave these results .no NVIDIA driver here"):
+    with pytest.raises(ValueError, match=r"no GPU gave these results .no NVIDIA driver here"):
         write_page(tmp_path / "results.json")
