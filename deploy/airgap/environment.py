@@ -1,4 +1,4 @@
-"""What the kit carries besides the project: a relocatable Python 3.10 with TensorRT 8, the real Triton, and a runner.
+"""What the kit carries besides the project: a relocatable Python 3.10 with TensorRT 8 and cuBLAS, Triton, and a runner.
 
 Made on the packing machine from PyPI by pip, with a Python 3.10 of this machine (``interpreter.py``). Needs gcc,
 readelf, nm, strip and ldd, which come with a C compiler.
@@ -18,10 +18,16 @@ from pathlib import Path
 PACKAGES = (
     "polygraphy==0.53.6", "numpy==1.26.4", "nvidia-pytriton==0.7.0", "tritonclient==2.50.0", "protobuf==6.33.6",
     "grpcio==1.69.0", "python-rapidjson==1.25", "onnx==1.23.2", "ml_dtypes", "typing_extensions", "filelock",
-    "lz4==4.4.5", "packaging", "lmdb",
+    "packaging", "lmdb",
 )  # fmt: skip
 TENSORRT_RELEASES = ("8.6.0", "8.5.3.1")
-"""Those whose package on PyPI holds the libraries themselves; 8.5 is of the generation that Jetson's JetPack 5 has."""
+"""Those whose package on PyPI holds the libraries themselves. 8.5 is of the generation that Jetson's JetPack 5 has; its
+ONNX parser does not read the graphs of the project's rankers."""
+CUBLAS = {"8.6.0": "nvidia-cublas-cu12==12.0.1.189", "8.5.3.1": "nvidia-cublas-cu11==11.11.3.6"}
+"""TensorRT => the oldest, so smallest, cuBLAS of its CUDA that has kernels for Hopper. Engines with fused nodes need
+it: with a stub an H200 finds no implementation for them."""
+CUBLAS_LIBRARIES = ("libcublas.so", "libcublasLt.so")
+CUBLAS_FOLDER = "trt/cublas"
 TOOLS = ("gcc", "readelf", "nm", "strip", "ldd")
 SITE = "env/lib/python3.10/site-packages"
 SERVED_BY = (f"{SITE}/nvidia_pytriton.libs", f"{SITE}/pytriton", f"{SITE}/grpc", "env/bin/perf_analyzer")
@@ -42,20 +48,19 @@ PACKAGES_LEFT_OUT = (
     *(f"pytriton/tritonserver/python_backend_stubs/3.{minor}" for minor in (8, 9, 11, 12, 13)),
 )  # fmt: skip
 STRIPPED = (
-    "env/lib/libpython3.10.so.1.0", f"{SITE}/rapidjson*.so", f"{SITE}/lz4/*/*.so", f"{SITE}/lz4/*.so",
-    f"{SITE}/lmdb/*.so",
+    "env/lib/libpython3.10.so.1.0", f"{SITE}/rapidjson*.so", f"{SITE}/lmdb/*.so",
 )  # fmt: skip
 """Of debugging symbols."""
 PART_OF_EVERY_MACHINE = (
     "libc.so", "libm.so", "libdl.so", "libpthread.so", "librt.so", "libutil.so", "ld-linux", "linux-vdso",
     "libresolv.so", "libgcc_s.so", "libstdc++.so",
 )  # fmt: skip
-STUBBED = ("libcudnn.so.8", "libcublas.so.11", "libcublasLt.so.11", "libcublas.so.12", "libcublasLt.so.12")
-"""The plugin library only has to be able to load them; engines are built without their kernels (stages/common.py)."""
+STUBBED = ("libcudnn.so.8",)
+"""The plugin library only has to be able to load it; engines are built without its kernels (stages/common.py)."""
 RUNNER = """#!/bin/sh
 # Python 3.10 with TensorRT, alone in its library path: the machine's own programs never see it
 root=$(cd "$(dirname "$0")" && pwd)
-libraries="$root/stubs:$root/trt/tensorrt:/usr/local/nvidia/lib64:/usr/local/nvidia/lib:$root/env/lib"
+libraries="$root/stubs:$root/trt/tensorrt:$root/trt/cublas:/usr/local/nvidia/lib64:/usr/local/nvidia/lib:$root/env/lib"
 export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export PYTHONNOUSERSITE=1 TRITONRANK_SERVER_ENV="$root/env" TRITONRANK_TENSORRT="$root/trt"
 unset PYTHONHOME
@@ -150,9 +155,25 @@ def _install_packages(work: Path, python: str, tensorrt: str) -> None:
     site.mkdir()
     install(python, site, *PACKAGES)
     install(python, work / "trt", f"tensorrt=={tensorrt}")
+    install_cublas(work, python, CUBLAS[tensorrt])
     (site / "tensorrt.pth").write_text("../../../../trt\n")
     shutil.move(site / "bin/perf_analyzer", work / "env/bin/perf_analyzer")
     shutil.rmtree(site / "bin")
+
+
+def install_cublas(work: Path, python: str, package: str) -> None:
+    """Its two libraries, and nothing else of the package."""
+    target = work / CUBLAS_FOLDER
+    target.mkdir()
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        install(python, Path(folder), package)
+        libraries = Path(folder) / "nvidia/cublas/lib"
+        for name in CUBLAS_LIBRARIES:
+            found = sorted(libraries.glob(f"{name}.[0-9]*"))
+            if len(found) != 1:
+                raise ToolMissing(f"{package} holds {len(found)} files {name}.N in nvidia/cublas/lib, wanted one; "
+                                  "name another version in deploy/airgap/environment.py")  # fmt: skip
+            shutil.move(found[0], target / found[0].name)
 
 
 def _leave_out(work: Path) -> None:
@@ -166,7 +187,7 @@ def _leave_out(work: Path) -> None:
 
 # ---------------------------------------------------------------- libraries that only have to be there
 def _make_stubs(work: Path) -> None:
-    """Libraries that export what the plugin library wants of cuBLAS and cuDNN; the CUDA runtime under its own name."""
+    """A library that exports what the plugin library wants of cuDNN; the CUDA runtime under its own name."""
     stubs, plugin = work / "stubs", work / "trt/tensorrt/libnvinfer_plugin.so.8"
     stubs.mkdir()
     needed = subprocess.check_output(["readelf", "-d", str(plugin)], text=True)

@@ -18,15 +18,16 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from deploy.airgap.environment import (
+    CUBLAS,
     SERVED_BY,
     TENSORRT_RELEASES,
     ToolMissing,
-    install,
     make_environment,
     make_machine_packages,
 )
@@ -34,12 +35,13 @@ from deploy.airgap.interpreter import PythonMissing, find_python
 
 PROJECT = Path(__file__).resolve().parents[2]
 PROJECT_FOLDERS = ("backends", "builders", "checkpoints", "deploy", "perf", "recipes", "server")
-SCRIPTS = ("unpack.py", "blobs.py", "fatbins.py", "weights.py")
+SCRIPTS = ("unpack.py", "blobs.py", "weights.py")
 """Carried in every folder: what takes it over."""
-LZ4 = "lz4==4.4.5"
 MACHINE_PACKAGES_FOLDER = "machine"
-LARGE_LIBRARY = 2**24
-"""Bytes from which a library travels in blobs, and not in a tree."""
+LARGE_FILE = 2**24
+"""Bytes from which a library, or the weights, travel in blobs and not in a tree."""
+LIBRARIES = ("trt/tensorrt/*.so*", "trt/cublas/*.so*")
+UNPACK = "for n in {numbers}; do PYTHONPATH=$n python3 -m deploy.airgap.unpack $n /tmp/kit; done"
 GROWTH = 1.02
 MIB = 2**20
 
@@ -52,13 +54,18 @@ class Piece:
         name: of the file.
         size: its bytes.
         tree: where a tar of files is unpacked, below the target: "project", "workload" or "."; empty for a blob.
-        blob: what a blob holds of one library, as ``blobs.Blob``; None for a tree.
+        blob: what a blob holds of one large file, as ``blobs.Blob``; None for a tree.
     """
 
     name: str
     size: int
     tree: str
     blob: dict[str, Any] | None
+
+    @property
+    def comes_first(self) -> bool:
+        """Whether stages that need no TensorRT wait for it: trees and weights."""
+        return self.blob is None or self.blob.get("kind") == "workload"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,15 +85,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--python", help="a Python 3.10 to carry (pyenv's newest, else the one on PATH)")
     parser.add_argument("--tensorrt", default=TENSORRT_RELEASES[0], choices=TENSORRT_RELEASES)
-    parser.add_argument("--arch", type=int, default=90, help="the GPU's compute capability, 90 = 9.0 (%(default)s)")
-    parser.add_argument("--kernels", default="repacked", choices=["repacked", "blocks", "all"],
-                        help="which CUDA kernels travel, and how: see blobs.library_blobs (%(default)s)")  # fmt: skip
     limits = parser.add_mutually_exclusive_group()
     limits.add_argument("--folder-mib", type=int, default=48, help="largest size of a folder (%(default)s)")
     limits.add_argument("--folders", type=int, help="how many folders, in place of their size")
     parser.add_argument("--recipes", nargs="+", default=["cross_encoder", "dcn_v2"], help="what is measured there")
     parser.add_argument("--build", type=Path, default=PROJECT / "build", help="where 'make export' built it (build/)")
-    parser.add_argument("--preset", type=int, default=6, help="xz's: 1 packs in half the time, a fifth larger")
+    parser.add_argument("--preset", type=int, default=1, choices=range(10), metavar="N",
+                        help="xz's, 0 to 9; kernels hardly compress, so more costs minutes (%(default)s)")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     return parser.parse_args(arguments)
 
@@ -97,6 +102,7 @@ def pack(options: argparse.Namespace) -> None:
     from deploy.airgap.workload import write_workload
 
     python = find_python(options.python)
+    print(contents_line(python, options), flush=True)
     out = options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".work-") as name:
@@ -104,31 +110,48 @@ def pack(options: argparse.Namespace) -> None:
         write_workload(work / "workload", options.recipes, Workspace(build=options.build.absolute()))
         make_environment(work, python, options.tensorrt)
         make_machine_packages(work / MACHINE_PACKAGES_FOLDER)
-        _offer_lz4(work)
         pieces, facts = compress_all(work, work / "pieces", options)
-        write_folders(pieces, work / "pieces", out, folder_limit(pieces, options), facts)
+        folders = write_folders(pieces, work / "pieces", out, folder_limit(pieces, options), facts)
+    print(last_lines(folders, sum(piece.size for piece in pieces)), flush=True)
+
+
+def contents_line(python: str, options: argparse.Namespace) -> str:
+    """What will be carried, before the slow part."""
+    return (
+        f"carries, byte for byte: TensorRT {options.tensorrt} and {CUBLAS[options.tensorrt]}; Triton; the Python 3.10 "
+        f"{python}; this project; files and samples of {', '.join(options.recipes)}"
+    )
+
+
+def last_lines(folders: Sequence[Path], size: int) -> str:
+    """How many folders there are, and the command for the GPU machine."""
+    command = UNPACK.format(numbers=" ".join(folder.name for folder in folders))
+    return f"{len(folders)} folders, {size / MIB:.0f} MiB; on the GPU machine, where they lie side by side:\n{command}"
 
 
 # ---------------------------------------------------------------- pieces
 def compress_all(work: Path, target: Path, options: argparse.Namespace) -> tuple[list[Piece], dict[str, Any]]:
-    """Compress every tree and library, on all cores; and the facts that unpacking needs."""
+    """Compress every tree and large file, on all cores; and the facts that unpacking needs."""
     from deploy.airgap import blobs
 
     target.mkdir()
-    libraries = sorted(p for p in (work / "trt/tensorrt").glob("*.so*") if p.stat().st_size > LARGE_LIBRARY)
+    libraries, weights = large_files(work, *LIBRARIES), large_files(work, "workload/*")
     facts = {
         "tensorrt": options.tensorrt,
-        "arch": options.arch,
-        "kernels": options.kernels,
-        "libraries": {path.name: path.stat().st_size for path in libraries},
+        "cublas": CUBLAS[options.tensorrt],
+        "libraries": {file: blobs.digest(work / file) for file in libraries},
+        "weights": {file: blobs.digest(work / file) for file in weights},
     }
 
     def contents() -> Iterator[tuple[str, dict[str, Any] | None, str, bytes]]:
-        for name, content in trees(work, libraries):
+        for name, content in trees(work, {work / file for file in (*libraries, *weights)}):
             yield name, None, "workload" if name == "workload" else "code", content
-        for path in libraries:
-            for blob, content in blobs.library_blobs(path, path.name, options.arch, options.kernels):
-                yield "", blobs.to_json(blob), blob.kind, content
+            for file in weights if name == "workload" else ():
+                for blob, part in blobs.chunks(work, file, "workload"):
+                    yield "", blobs.to_json(blob), blob.kind, part
+        for file in libraries:
+            for blob, part in blobs.chunks(work, file, "code"):
+                yield "", blobs.to_json(blob), blob.kind, part
 
     pieces: list[Piece] = []
     with ProcessPoolExecutor(options.jobs) as pool:
@@ -147,7 +170,7 @@ def _kept(
     packed: Future[bytes],
 ) -> Piece:  # fmt: skip
     content = packed.result()
-    name = f"{number:03d}.{tree or blob['kind']}.xz"  # type: ignore[index]
+    name = f"{number:03d}.{tree or Path(blob['file']).name}.xz"  # type: ignore[index]
     (target / name).write_bytes(content)
     print(f"{name}: {len(content) / MIB:.1f} MiB", flush=True)
     piece = Piece(name, len(content), tree, blob)
@@ -156,16 +179,23 @@ def _kept(
     return piece
 
 
-def trees(work: Path, libraries: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
-    """Name => tar, in the order in which they are needed: the Python among them puts the blobs together."""
+def large_files(work: Path, *patterns: str) -> list[str]:
+    """Paths below ``work`` of the files of more than LARGE_FILE bytes."""
+    found = sorted(path for pattern in patterns for path in work.glob(pattern))
+    return [str(path.relative_to(work)) for path in found if path.is_file() and path.stat().st_size > LARGE_FILE]
+
+
+def trees(work: Path, large: AbstractSet[Path]) -> Iterator[tuple[str, bytes]]:
+    """Name => tar without the ``large`` files, in the order in which they are needed."""
     yield "project", tar_of(PROJECT, PROJECT_FOLDERS, lambda path: "__pycache__" in path.parts)
     if (work / MACHINE_PACKAGES_FOLDER).is_dir():
         yield MACHINE_PACKAGES_FOLDER, tar_of(work, [MACHINE_PACKAGES_FOLDER])
     if (work / "workload").is_dir():
-        yield "workload", tar_of(work / "workload", [p.name for p in sorted((work / "workload").iterdir())])
+        names = [path.name for path in sorted((work / "workload").iterdir())]
+        yield "workload", tar_of(work / "workload", names, lambda path: path in large)
     served = [work / path for path in SERVED_BY]
     yield "python", tar_of(work, ["env", "stubs", "trtpy"], lambda path: path in served)
-    yield "tensorrt", tar_of(work, ["trt"], lambda path: path in libraries)
+    yield "tensorrt", tar_of(work, ["trt"], lambda path: path in large)
     yield "server", tar_of(work, SERVED_BY)
 
 
@@ -184,15 +214,6 @@ def tar_of(root: Path, names: Sequence[str], left_out: Callable[[Path], bool] = 
     return target.getvalue()
 
 
-def _offer_lz4(work: Path) -> None:
-    """For the Python that packs, where it has none."""
-    try:
-        import lz4.block  # noqa: F401
-    except ImportError:
-        install(sys.executable, work / "lz4", LZ4)
-        sys.path.append(str(work / "lz4"))
-
-
 # ---------------------------------------------------------------- folders
 def folder_limit(pieces: Sequence[Piece], options: argparse.Namespace) -> int:
     """Bytes of a folder: as asked for, or the least that makes no more folders than asked for."""
@@ -205,15 +226,16 @@ def folder_limit(pieces: Sequence[Piece], options: argparse.Namespace) -> int:
 
 
 def spread(pieces: Sequence[Piece], limit: int) -> list[list[Piece]]:
-    """Pieces => folders of at most ``limit`` bytes: trees first and in order, then the largest blob that still fits.
+    """Pieces => folders of at most ``limit`` bytes: trees and weights first and in order, then the largest blob that
+    still fits.
 
     Raises:
         ValueError: a piece is larger than a folder.
     """
     for piece in pieces:
         check_fits(piece, limit)
-    first = [piece for piece in pieces if piece.tree]
-    rest = sorted((piece for piece in pieces if not piece.tree), key=lambda piece: -piece.size)
+    first = [piece for piece in pieces if piece.comes_first]
+    rest = sorted((piece for piece in pieces if not piece.comes_first), key=lambda piece: -piece.size)
     folders: list[list[Piece]] = []
     while first or rest:
         folder: list[Piece] = []

@@ -35,8 +35,8 @@ def render(found: Facts, source: str) -> str:
         "How it was measured: [A GPU machine without a network](../../docs/how-to/gpu-machine-without-network.md).",
         f"Driver {gpu['driver']}, CUDA {gpu['cuda']} of the driver, compute capability {gpu['compute_capability']}; "
         f"Polygraphy {found['smoke'].get('polygraphy', '-')}; torch {found.get('torch', {}).get('torch', '-')}; "
-        f"ONNX Runtime {found.get('references', {}).get('onnxruntime', '-')} on the CPU; kernels of TensorRT's "
-        f"libraries: {found.get('kit', {}).get('kernels', '-')}.",
+        f"ONNX Runtime {found.get('references', {}).get('onnxruntime', '-')} on the CPU; "
+        f"{_libraries(found.get('kit', {}))}.",
         *_section("What did not work", _errors(found)),
         *_section("A matrix product, 5 x 64 by 64 x 32: built, then run by backends/tensorrt", _table(_smoke(found))),
         *_section("Engines", _table(_engines(found))),
@@ -47,6 +47,13 @@ def render(found: Facts, source: str) -> str:
         *_section("Stages", _table(_stages(found))),
     ]
     return "\n\n".join(parts)
+
+
+def _libraries(kit: Facts) -> str:
+    """How TensorRT's libraries travelled, and which cuBLAS; the first kits could leave kernels out."""
+    if "kernels" in kit:
+        return f"kernels of TensorRT's libraries: {kit['kernels']}"
+    return f"TensorRT's libraries byte for byte, cuBLAS of {kit.get('cublas', '-')}"
 
 
 def _section(title: str, text: str) -> Iterator[str]:

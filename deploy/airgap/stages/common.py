@@ -23,8 +23,8 @@ WORKLOAD, RESULTS = TARGET / "workload", TARGET / "results"
 ROWS = (1, 8, 40, 128, 512)
 WARM_UP_RUNS, LEAST_RUNS, SECONDS_PER_POINT = 5, 20, 0.25
 MS_PER_S = 1e3
-TACTICS = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
-"""TensorRT's own kernels alone: the kit's cuBLAS and cuDNN are stubs."""
+TACTICS = ("CUBLAS", "CUBLAS_LT", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+"""TensorRT 8's own choice without cuDNN, of which the kit has a stub alone."""
 NO_GPU = 3
 """Exit code of a stage that needs a GPU and has none."""
 
