@@ -28,9 +28,12 @@ TRAINED = {name: recipe for name, recipe in load_recipes().items() if recipe.tra
 
 
 def small(recipe: Recipe, checkpoint: Path) -> Recipe:
-    """One variant, any network accepted."""
+    """One variant, a single pass over the data, any network accepted."""
     gate = recipe.gate.model_copy(update={"max_judged_loss": 1.0, "fidelity_lists": 5})
-    changes = {"checkpoint": checkpoint, "variants": recipe.variants[:1], "gate": gate}
+    fields = type(recipe.training).model_fields
+    least = {name: 1 for name in fields if name.endswith("epochs")} | {"examples": 200, "pseudo_queries": 50}
+    training = recipe.training.model_copy(update={name: value for name, value in least.items() if name in fields})
+    changes = {"checkpoint": checkpoint, "variants": recipe.variants[:1], "gate": gate, "training": training}
     return recipe.model_copy(update=changes)
 
 
