@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -332,7 +332,7 @@ def add_items(corpus: Path, recipes: list[Path] | None, attributes_only: bool) -
     """Add products to the item store, or replace them."""
     found = catalogue.read_catalogue(corpus)
     chosen = [] if attributes_only else [each for each in _recipes(recipes) if recipes or each.data == "judged"]
-    rankers = [load_ranker(recipe) for recipe in chosen]
+    rankers = _with_earlier(chosen, [load_ranker(recipe) for recipe in chosen], tables_read(PROJECT.repository))
     told = catalogue.refresh(rankers, found, PROJECT, partial=True, progress=_progress, say=say)
     what = "attributes alone, features are as they were" if attributes_only else "with features and attributes"
     say(f"products: {told} ({what}); the next request sees them")
@@ -475,7 +475,29 @@ def _rankers_to_refresh(paths: list[Path] | None) -> list[Ranker]:
     read = tables_read(PROJECT.repository)
     for ranker in rankers:
         catalogue.check_versions(ranker, read if ranker.name in names else ())
-    return rankers
+    return _with_earlier(recipes, rankers, read)
+
+
+def _with_earlier(recipes: Sequence[Recipe], rankers: Sequence[Ranker], read: Collection[str]) -> list[Ranker]:
+    """And the networks of before that are still served or can be rolled back to, as long as their checkpoint is there;
+    others are told, since their items stay as they are."""
+    from builders.retrain import earlier_rankers
+
+    stored = [each for each in rankers if catalogue.stores_items(each)]
+    present = {catalogue.items_table(each) for each in stored}
+    found = list(rankers)
+    for recipe in recipes:
+        for ranker in earlier_rankers(recipe):
+            if (table := catalogue.items_table(ranker)) not in present:
+                present.add(table)
+                found.append(ranker)
+    features = {table.rpartition("@")[0] for table in present}
+    for table in sorted(each for each in read if each.rpartition("@")[0] in features and each not in present):
+        say(
+            f"WARNING: {table} is read by a version that is kept, and its checkpoint is gone: its items STAY AS THEY "
+            "ARE. Publish a variant of the present checkpoint, then 'builders prune --keep 1'"
+        )
+    return found
 
 
 def _published_recipes(names: Collection[str]) -> list[Recipe]:

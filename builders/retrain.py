@@ -22,7 +22,7 @@ from typing import Any
 from builders.build import build_ranker
 from builders.compress.context import Say
 from builders.core.errors import GATE_FAILED, BuilderError
-from builders.core.files import put_in_place, write_atomically
+from builders.core.files import put_in_place, replaced_folder, write_atomically
 from builders.core.keys import changed, digests
 from builders.core.locks import only_writer
 from builders.core.recipe import Recipe
@@ -34,6 +34,9 @@ from builders.evaluate.metrics import Interval, mean_of, paired_interval
 from builders.feedback.beside import Feedback
 from builders.publish import catalogue, endpoints, lifecycle
 from builders.publish.manifest import read_manifest
+from builders.publish.prune import tables_read
+from builders.rankers.base import Ranker
+from builders.rankers.load import load_ranker
 
 Trainer = Callable[[Recipe, Path], object]
 
@@ -149,23 +152,34 @@ class _Retraining:
             built = self._built(self.recipe, self.workspace)
             return self._published(self._report(None, built, ()), built)
         before = self._built(self.recipe, self.workspace) if self.checkpoint.exists() else None
-        if before is not None:
-            self._refresh(before)
+        if before is not None and self._is_published(before):
+            self._fill_item_store(before)
         self._train(state)
         after = self._built(self.recipe.model_copy(update={"checkpoint": self.beside}), self.trial)
         report = self._report(before, after, changed(last, self.inputs))
         self._check(report)
+        if before is not None:
+            self._keep_checkpoint(before)
         self._take_the_place()
         self._write_state(accepted=self.inputs)
         return self._published(report, self._built(self.recipe, self.workspace))
 
     # ------------------------------------------------------------ steps
-    def _refresh(self, before: BuiltRanker) -> None:
-        """What is published sees today's catalogue, whatever becomes of the new network."""
-        if read_manifest(self.workspace.repository).models.keys() & {
-            before.recipe.model_name(each.variant) for each in before.variants
-        }:
-            catalogue.fill_item_store([before], self.say, self.workspace)
+    def _is_published(self, built: BuiltRanker) -> bool:
+        models = {built.recipe.model_name(each.variant) for each in built.variants}
+        return not models.isdisjoint(read_manifest(self.workspace.repository).models)
+
+    def _fill_item_store(self, built: BuiltRanker) -> None:
+        """Of this network, and of those before it that may still be served."""
+        older = [dataclasses.replace(built, ranker=each) for each in earlier_rankers(self.recipe, self.workspace)]
+        catalogue.fill_item_store([built, *older], self.say, self.workspace)
+
+    def _keep_checkpoint(self, before: BuiltRanker) -> None:
+        """Its versions are served until somebody publishes others, and their items change meanwhile."""
+        if catalogue.stores_items(before.ranker):
+            name = before.ranker.preprocess.parameters["item_features_version"]
+            with replaced_folder(_kept_checkpoints(self.recipe, self.workspace) / name) as fresh:
+                shutil.copytree(self.checkpoint, fresh, dirs_exist_ok=True)
 
     def _train(self, state: Mapping[str, Any]) -> None:
         if state.get("trained") == self.inputs and self.beside.exists():
@@ -209,7 +223,7 @@ class _Retraining:
         _replace_folder(self.trial.ranker_folder(self.recipe.ranker), self.workspace.ranker_folder(self.recipe.ranker))
 
     def _published(self, report: Report, built: BuiltRanker) -> Report:
-        catalogue.fill_item_store([built], self.say, self.workspace)
+        self._fill_item_store(built)
         endpoints.publish_rankers([built], {}, self.data_note, self.say, self.workspace, moves=False)
         kind = built.ranker.endpoint.name
         served = endpoints.published_variants(self.workspace).get(kind)
@@ -230,6 +244,24 @@ class _Retraining:
 
     def _write_state(self, **now: Mapping[str, str]) -> None:
         write_atomically(self.own / "state.json", json.dumps({**self._state(), **now}) + "\n")
+
+
+def earlier_rankers(recipe: Recipe, workspace: Workspace = PROJECT) -> list[Ranker]:
+    """The recipe's networks before its last retraining whose stored items a published version still reads; a checkpoint
+    that none reads any more is removed."""
+    read = tables_read(workspace.repository)
+    found = []
+    for checkpoint in sorted(_kept_checkpoints(recipe, workspace).glob("[!.]*")):
+        ranker = load_ranker(recipe.model_copy(update={"checkpoint": checkpoint.absolute()}))
+        if catalogue.items_table(ranker) in read:
+            found.append(ranker)
+        else:
+            shutil.rmtree(checkpoint)
+    return found
+
+
+def _kept_checkpoints(recipe: Recipe, workspace: Workspace) -> Path:
+    return workspace.build / "retrain" / recipe.ranker / "checkpoints"
 
 
 def _data_files(folder: Path) -> dict[str, Path]:

@@ -14,8 +14,10 @@ from builders.core.workspace import Workspace
 from builders.data.beir import CORPUS, JudgedQueries, judged_folder, load_judged
 from builders.data.synthetic import write_generated
 from builders.feedback.beside import Feedback
+from builders.publish.item_store import ItemStore
 from builders.publish.lifecycle import promote
 from builders.publish.manifest import read_manifest
+from builders.publish.prune import tables_read
 from builders.publish.state import version_numbers
 from builders.rankers.load import import_from
 from builders.retrain import Report, RetrainedWorse, RetrainingError, retrain
@@ -200,6 +202,29 @@ def test_what_is_published_sees_the_new_catalogue_though_the_new_network_is_refu
     with pytest.raises(RetrainedWorse):
         night.train_to(bad)
     assert any("1 changed" in line for line in night.said if line.startswith("item store"))
+
+
+def change_a_price(data: Path, price: float) -> str:
+    """The item's id."""
+    corpus = (judged_folder(data) or data) / CORPUS
+    first, *others = [json.loads(line) for line in corpus.read_text().splitlines()]
+    first["metadata"]["price"] = price
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in (first, *others)))
+    return str(first["_id"])
+
+
+def test_what_is_served_sees_each_new_catalogue_though_others_were_trained_since(night: Night) -> None:
+    """`rank` stays with the first network, whose checkpoint has been replaced, and its items change all the same."""
+    night.train_to(1.0)
+    promote(night.workspace.repository, "rank", "rank_by_price_fp32_onnx")
+    for weight in (2.0, 3.0):
+        item = change_a_price(night.data, 100 * weight)
+        night.train_to(weight)
+    with ItemStore(night.workspace.item_store) as store:
+        tables = [table for table in store.versions("by_price") if table in tables_read(night.workspace.repository)]
+        contents = {table: store.marks(table, [item])[0] for table in tables}
+    assert len(tables) == 3
+    assert len({mark.content for mark in contents.values() if mark}) == 1
 
 
 def test_a_recipe_without_a_checkpoint_has_nothing_to_retrain(night: Night) -> None:
