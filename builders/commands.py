@@ -473,9 +473,11 @@ def _rankers_to_refresh(paths: list[Path] | None) -> list[Ranker]:
     recipes = _recipes(paths) if paths else _published_recipes(names)
     rankers = [load_ranker(recipe) for recipe in recipes]
     read = tables_read(PROJECT.repository)
-    for ranker in rankers:
-        catalogue.check_versions(ranker, read if ranker.name in names else ())
-    return _with_earlier(recipes, rankers, read)
+    found = _with_earlier(recipes, rankers, read)
+    served = {each.name for each in found if catalogue.stores_items(each) and catalogue.items_table(each) in read}
+    for ranker in rankers:  # after a retraining that was stopped before it published, the earlier ones are served
+        catalogue.check_versions(ranker, read if ranker.name in set(names) - served else ())
+    return found
 
 
 def _with_earlier(recipes: Sequence[Recipe], rankers: Sequence[Ranker], read: Collection[str]) -> list[Ranker]:
