@@ -293,7 +293,7 @@ KILLED_READERS = """
 import os, signal, sys
 import lmdb
 
-for _ in range(300):
+for _ in range(150):
     if (child := os.fork()) == 0:
         environment = lmdb.open(sys.argv[1], readonly=True, create=False)
         transaction = environment.begin()
@@ -302,12 +302,12 @@ for _ in range(300):
 """
 
 
-def test_three_hundred_killed_readers_lock_nobody_out(folder: Path) -> None:
+def test_more_killed_readers_than_lmdb_has_slots_for_lock_nobody_out(folder: Path) -> None:
     """None of them looked for those before: LMDB's own default has room for 126."""
     reader = lmdb.open(str(folder), readonly=True, max_dbs=64, create=False)  # as long as one is open, slots are kept
     subprocess.run([sys.executable, "-c", KILLED_READERS, str(folder)], check=True)
-    assert len(reader.readers().splitlines()) > 300
+    assert len(reader.readers().splitlines()) > 150
     with reader.begin() as transaction:
         assert transaction.stat()["entries"]
-    assert reader.reader_check() >= 300
+    assert reader.reader_check() >= 150
     reader.close()
