@@ -103,7 +103,8 @@ def prune_steps(workspace: Workspace, days: float, say: Say = print) -> tuple[in
         (products, bytes).
     """
     dropped = freed = 0
-    for steps in sorted(workspace.build.glob("**/rankers/*/steps")):
+    places = (workspace.build, *workspace.build.glob("retrain/*/build"))
+    for steps in sorted(each for place in places for each in place.glob("rankers/*/steps")):
         with only_writer(steps.parent, f"what is built of {steps.parent.name}", say):
             count, size = drop_unused(steps, days)
         dropped, freed = dropped + count, freed + size

@@ -342,7 +342,8 @@ def add_users(users: Path, recipes: list[Path] | None) -> None:
     """Fill the item store with users."""
     found = read_users(users)
     chosen = [recipe for recipe in _recipes(recipes) if recipes or recipe.data == "purchases"]
-    catalogue.add_users([load_ranker(recipe) for recipe in chosen], found, PROJECT)
+    rankers = _with_earlier(chosen, [load_ranker(recipe) for recipe in chosen], tables_read(PROJECT.repository))
+    catalogue.add_users(rankers, found, PROJECT)
     console.print(f"{len(found)} users are known from the next request on")
 
 
@@ -485,14 +486,10 @@ def _with_earlier(recipes: Sequence[Recipe], rankers: Sequence[Ranker], read: Co
     others are told, since their items stay as they are."""
     from builders.retrain import earlier_rankers
 
-    stored = [each for each in rankers if catalogue.stores_items(each)]
-    present = {catalogue.items_table(each) for each in stored}
     found = list(rankers)
-    for recipe in recipes:
-        for ranker in earlier_rankers(recipe):
-            if (table := catalogue.items_table(ranker)) not in present:
-                present.add(table)
-                found.append(ranker)
+    for recipe, ranker in zip(recipes, rankers, strict=True):
+        found += earlier_rankers(recipe, ranker)
+    present = {catalogue.items_table(each) for each in found if catalogue.stores_items(each)}
     features = {table.rpartition("@")[0] for table in present}
     for table in sorted(each for each in read if each.rpartition("@")[0] in features and each not in present):
         say(

@@ -171,15 +171,24 @@ class _Retraining:
 
     def _fill_item_store(self, built: BuiltRanker) -> None:
         """Of this network, and of those before it that may still be served."""
-        older = [dataclasses.replace(built, ranker=each) for each in earlier_rankers(self.recipe, self.workspace)]
+        earlier = earlier_rankers(self.recipe, built.ranker, self.workspace)
+        older = [dataclasses.replace(built, ranker=each) for each in earlier]
         catalogue.fill_item_store([built, *older], self.say, self.workspace)
 
     def _keep_checkpoint(self, before: BuiltRanker) -> None:
         """Its versions are served until somebody publishes others, and their items change meanwhile."""
         if catalogue.stores_items(before.ranker):
             name = before.ranker.preprocess.parameters["item_features_version"]
-            with replaced_folder(_kept_checkpoints(self.recipe, self.workspace) / name) as fresh:
+            with replaced_folder(_checkpoints_folder(self.recipe, self.workspace) / name) as fresh:
                 shutil.copytree(self.checkpoint, fresh, dirs_exist_ok=True)
+
+    def _drop_checkpoints(self) -> None:
+        for checkpoint in _kept_checkpoints(self.recipe, self.workspace):
+            if not _is_read(checkpoint, self.workspace):
+                self.say(
+                    f"{self.recipe.ranker}: no version reads the features {checkpoint.name} any more: {checkpoint} goes"
+                )
+                shutil.rmtree(checkpoint)
 
     def _train(self, state: Mapping[str, Any]) -> None:
         if state.get("trained") == self.inputs and self.beside.exists():
@@ -232,6 +241,7 @@ class _Retraining:
             raise RetrainedWorse(f"{self.recipe.ranker}: no variant passed its gate; the reasons stand above")
         variant = served if served in passed else passed[0]
         generation = lifecycle.promote(self.workspace.repository, f"{kind}_{lifecycle.CANDIDATE}", f"{kind}_{variant}")
+        self._drop_checkpoints()
         candidate = f"{kind}_{lifecycle.CANDIDATE} = {generation.name}"
         report = dataclasses.replace(report, candidate=candidate, feedback=self.taught)
         write_atomically(self.own / "report.json", json.dumps(dataclasses.asdict(report), indent=2) + "\n")
@@ -246,21 +256,26 @@ class _Retraining:
         write_atomically(self.own / "state.json", json.dumps({**self._state(), **now}) + "\n")
 
 
-def earlier_rankers(recipe: Recipe, workspace: Workspace = PROJECT) -> list[Ranker]:
-    """The recipe's networks before its last retraining whose stored items a published version still reads; a checkpoint
-    that none reads any more is removed."""
-    read = tables_read(workspace.repository)
-    found = []
-    for checkpoint in sorted(_kept_checkpoints(recipe, workspace).glob("[!.]*")):
-        ranker = load_ranker(recipe.model_copy(update={"checkpoint": checkpoint.absolute()}))
-        if catalogue.items_table(ranker) in read:
-            found.append(ranker)
-        else:
-            shutil.rmtree(checkpoint)
-    return found
+def earlier_rankers(recipe: Recipe, present: Ranker, workspace: Workspace = PROJECT) -> list[Ranker]:
+    """The recipe's networks before its present one whose stored items a published version still reads."""
+    own = present.preprocess.parameters["item_features_version"]
+    return [
+        load_ranker(recipe.model_copy(update={"checkpoint": checkpoint.absolute()}))
+        for checkpoint in _kept_checkpoints(recipe, workspace)
+        if checkpoint.name != own and _is_read(checkpoint, workspace)
+    ]
 
 
-def _kept_checkpoints(recipe: Recipe, workspace: Workspace) -> Path:
+def _is_read(checkpoint: Path, workspace: Workspace) -> bool:
+    """A kept checkpoint is named by the version of its features."""
+    return checkpoint.name in {table.rpartition("@")[2] for table in tables_read(workspace.repository)}
+
+
+def _kept_checkpoints(recipe: Recipe, workspace: Workspace) -> list[Path]:
+    return sorted(_checkpoints_folder(recipe, workspace).glob("[!.]*"))
+
+
+def _checkpoints_folder(recipe: Recipe, workspace: Workspace) -> Path:
     return workspace.build / "retrain" / recipe.ranker / "checkpoints"
 
 

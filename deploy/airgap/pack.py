@@ -32,12 +32,12 @@ from deploy.airgap.environment import (
     make_machine_packages,
 )
 from deploy.airgap.interpreter import PythonMissing, find_python
+from deploy.airgap.run import MACHINE_PACKAGES
 
 PROJECT = Path(__file__).resolve().parents[2]
 PROJECT_FOLDERS = ("backends", "builders", "checkpoints", "deploy", "perf", "recipes", "server")
 SCRIPTS = ("unpack.py", "blobs.py", "weights.py")
 """Carried in every folder: what takes it over."""
-MACHINE_PACKAGES_FOLDER = "machine"
 LARGE_FILE = 2**24
 """Bytes from which a library, or the weights, travel in blobs and not in a tree."""
 LIBRARIES = ("trt/tensorrt/*.so*", "trt/cublas/*.so*")
@@ -109,7 +109,7 @@ def pack(options: argparse.Namespace) -> None:
         work = Path(name)
         write_workload(work / "workload", options.recipes, Workspace(build=options.build.absolute()))
         make_environment(work, python, options.tensorrt)
-        make_machine_packages(work / MACHINE_PACKAGES_FOLDER)
+        make_machine_packages(work / MACHINE_PACKAGES)
         pieces, facts = compress_all(work, work / "pieces", options)
         folders = write_folders(pieces, work / "pieces", out, folder_limit(pieces, options), facts)
     print(last_lines(folders, sum(piece.size for piece in pieces)), flush=True)
@@ -188,8 +188,8 @@ def large_files(work: Path, *patterns: str) -> list[str]:
 def trees(work: Path, large: AbstractSet[Path]) -> Iterator[tuple[str, bytes]]:
     """Name => tar without the ``large`` files, in the order in which they are needed."""
     yield "project", tar_of(PROJECT, PROJECT_FOLDERS, lambda path: "__pycache__" in path.parts)
-    if (work / MACHINE_PACKAGES_FOLDER).is_dir():
-        yield MACHINE_PACKAGES_FOLDER, tar_of(work, [MACHINE_PACKAGES_FOLDER])
+    if (work / MACHINE_PACKAGES).is_dir():
+        yield MACHINE_PACKAGES, tar_of(work, [MACHINE_PACKAGES])
     if (work / "workload").is_dir():
         names = [path.name for path in sorted((work / "workload").iterdir())]
         yield "workload", tar_of(work / "workload", names, lambda path: path in large)

@@ -27,7 +27,7 @@ ORDER = ("machine", "smoke", "references", "engines", "parity", "latency", "torc
 KEPT = ("references", "torch")
 """Stages that an earlier run has finished once for all."""
 MACHINE_PACKAGES = "machine"
-"""As pack.py; before the machine's own, since they are of one release."""
+"""Folder of the packages that come before the machine's own, since they are of one release."""
 LEAST_S = 5
 MACHINE = "nvidia-smi; python3 -V; ldd --version | head -1; nproc; free -g | head -2; df -h /tmp | tail -1"
 PRECISIONS = ("fp16", "int8", "fp32")
