@@ -258,7 +258,7 @@ class _Retraining:
 
 def earlier_rankers(recipe: Recipe, present: Ranker, workspace: Workspace = PROJECT) -> list[Ranker]:
     """The recipe's networks before its present one whose stored items a published version still reads."""
-    own = present.preprocess.parameters["item_features_version"]
+    own = present.preprocess.parameters.get("item_features_version")  # absent where all that is read comes in requests
     return [
         load_ranker(recipe.model_copy(update={"checkpoint": checkpoint.absolute()}))
         for checkpoint in _kept_checkpoints(recipe, workspace)
