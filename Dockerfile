@@ -49,12 +49,14 @@ WORKDIR /opt/tritonrank
 COPY server server
 COPY backends backends
 COPY deploy/ready.py deploy/ready.py
+ENV TRITONRANK_ITEM_STORE=/item_store
 
 USER 1000:1000
 # HTTP, gRPC, metrics
 EXPOSE 8000 8001 8002
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python3", "/opt/tritonrank/deploy/ready.py"]
-ENTRYPOINT ["python3", "-m", "server", "--host=0.0.0.0", "--repository=/models", "--store=/item_store"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["/opt/server/bin/python3", "/opt/tritonrank/deploy/ready.py"]
+# No restarts: a server that ends, or that has a dead stub, ends the container, and what runs it starts it again.
+ENTRYPOINT ["python3", "-m", "server", "--host=0.0.0.0", "--repository=/models", "--store=/item_store", "--restarts=0"]
 CMD ["--load=rank"]
 
 
@@ -73,7 +75,7 @@ RUN pip3 install --no-cache-dir --no-deps --only-binary=:all: --break-system-pac
 ENV TRITONRANK_ITEM_STORE=/item_store
 
 WORKDIR /opt/tritonrank
-COPY server/plans.py server/verify.py server/
+COPY server server
 COPY deploy/ready.py deploy/serve.py deploy/
 
 # The base image's triton-server, as a number so that Kubernetes' runAsNonRoot can tell. This user, or that of --user,
@@ -83,11 +85,11 @@ USER 1000:1000
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python3", "/opt/tritonrank/deploy/ready.py"]
 
-# NVIDIA's entry point checks the driver, then becomes serve.py, which checks the engines and becomes tritonserver, so
-# that signals reach it. A model that cannot be loaded ends the server. 6 s: an idle HTTP connection holds up the exit
-# until then, and 'docker stop' kills after 10.
+# NVIDIA's entry point checks the driver, then becomes serve.py, which checks the engines and becomes the guard of
+# tritonserver, so that signals reach it. A model that cannot be loaded ends the server, as does a dead stub. 4 s: an
+# idle HTTP connection holds up the exit until then; it answers for 5 s before that, and 'docker stop' kills after 10.
 ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh", "python3", "/opt/tritonrank/deploy/serve.py", "/models", \
-    "--model-control-mode=explicit", "--exit-timeout-secs=6", "--metrics-config=summary_latencies=true"]
+    "--model-control-mode=explicit", "--exit-timeout-secs=4", "--metrics-config=summary_latencies=true"]
 
 # Arguments after the image's name take this one's place: --load-model=rank --load-model=rank_two_tower_fp32_onnx
 CMD ["--load-model=rank"]

@@ -19,6 +19,7 @@ RESTARTS = 10
 WINDOW_S = 600.0  # in which they are counted
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 30.0
 DRAIN_S = 5.0
+ANSWER_WITHIN_S = 30.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +69,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "(%(default)s); 0 = end with it, where something else starts this program again",
     )  # fmt: skip
     parser.add_argument(
+        "--answer-within-s", type=float, default=ANSWER_WITHIN_S, metavar="S",
+        help="end a server of which an endpoint does not answer its canary in this time (%(default)s); 0 = never ask",
+    )  # fmt: skip
+    parser.add_argument(
         "--drain-s", type=float, default=DRAIN_S, metavar="S",
         help="after SIGTERM, seconds of answering while it says that it is not ready (%(default)s)",
     )  # fmt: skip
@@ -92,6 +97,7 @@ def _server(options: argparse.Namespace) -> TritonServer:
         log_to_terminal=True,
         ready_timeout_s=options.ready_timeout_s,
         drain_s=options.drain_s,
+        answer_within_s=options.answer_within_s,
     )
 
 

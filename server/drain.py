@@ -25,8 +25,7 @@ def report_unready(command: Sequence[str], repository: Path) -> str | None:
     """
     (repository / MODEL / "1").mkdir(parents=True, exist_ok=True)
     (repository / MODEL / "config.pbtxt").write_text(CONFIG)
-    address = option(command, "http-address", "127.0.0.1")
-    host, port = ANY_ADDRESS.get(address, address), int(option(command, "http-port", "8000"))
+    host, port = http_address(command)
     connection = http.client.HTTPConnection(host, port, timeout=SECONDS_PER_CALL)
     try:
         _call(connection, "POST", f"/v2/repository/models/{MODEL}/load", _admin_header(command))
@@ -38,10 +37,15 @@ def report_unready(command: Sequence[str], repository: Path) -> str | None:
     return None if status != 200 else f"control of models is refused at {host}:{port}"
 
 
+def http_address(command: Sequence[str]) -> tuple[str, int]:
+    """Where the HTTP of the server that `command` has started can be reached on this machine."""
+    address = option(command, "http-address", "127.0.0.1")
+    return ANY_ADDRESS.get(address, address), int(option(command, "http-port", "8000"))
+
+
 def option(command: Sequence[str], name: str, default: str) -> str:
-    """The value of ``--name=value`` in a command, the last one where there are several."""
-    values = [word.partition("=")[2] for word in command if word.startswith(f"--{name}=")]
-    return values[-1] if values else default
+    """The value of ``--name=value`` in a command, the first one where there are several."""
+    return next((word.partition("=")[2] for word in command if word.startswith(f"--{name}=")), default)
 
 
 def _admin_header(command: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Runs tritonserver, watches what it starts, and sees to it that nothing of it is left when it, or its caller, ends.
 
-    guard.py [--launcher PID --pid-fd FD] [--drain-s S] [--grace-s S] -- COMMAND...
+    guard.py [--launcher PID --pid-fd FD] [--drain-s S] [--grace-s S] [--answer-within-s S] -- COMMAND...
 
 Stands between the launcher, or a container's init, and tritonserver.
 
@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,11 +35,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # it runs isolated, from any folder
 
 from server import drain
+from server.canary import silent_endpoint
 from server.stubs import StubWatch
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 LIBC = ctypes.CDLL(None, use_errno=True)
 LOOK_S = 0.2  # a stub that stands still for a second can end tritonserver
+ASK_EVERY_S = 10.0
 FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 
@@ -54,7 +57,7 @@ def main(options: argparse.Namespace) -> int:
         command = [*options.command, f"--model-repository={repository}"] if options.drain_s else options.command
         child = subprocess.Popen(command, preexec_fn=_end_with_parent)
         _tell_pid(child.pid, options.pid_fd)
-        watch = StubWatch(child.pid)
+        watch = Watch(child.pid, command, options.answer_within_s)
         try:
             return _watched(child, watch) or 0
         except _Stop as stop:
@@ -63,6 +66,38 @@ def main(options: argparse.Namespace) -> int:
             return _stop_child(child, watch, options.grace_s)
         finally:
             _kill_children()
+
+
+class Watch:
+    """What is wrong with a tritonserver: dead and paused stubs, and endpoints that do not answer.
+
+    An endpoint is asked its canary every ASK_EVERY_S, or `answer_within_s` where that is less; never where it is 0.
+    """
+
+    def __init__(self, server: int, command: Sequence[str], answer_within_s: float):
+        self._stubs = StubWatch(server)
+        self._silent: str | None = None
+        if answer_within_s:
+            threading.Thread(target=self._ask, args=(command, answer_within_s), daemon=True).start()
+
+    def look(self) -> str | None:
+        """Return what is wrong; None where all is well."""
+        return self._stubs.look() or self._silent
+
+    def settled_look(self) -> str | None:
+        """As `look`, after as many as it takes to be sure."""
+        while not (fault := self.look()) and self._stubs.suspects:
+            time.sleep(LOOK_S)
+        return fault
+
+    def _ask(self, command: Sequence[str], answer_within_s: float) -> None:
+        host, port = drain.http_address(command)
+        repository = Path(drain.option(command, "model-repository", "."))
+        while self._silent is None:
+            time.sleep(min(ASK_EVERY_S, answer_within_s))
+            with contextlib.suppress(OSError, ValueError):  # a manifest that cannot be read is not this one's business
+                if endpoint := silent_endpoint(host, port, repository, answer_within_s):
+                    self._silent = f"'{endpoint}' has not answered within {answer_within_s:g} s"
 
 
 class _Stop(Exception):
@@ -98,7 +133,7 @@ def _tell_pid(pid: int, pid_fd: int | None) -> None:
         os.close(pid_fd)
 
 
-def _watched(child: subprocess.Popen[bytes], watch: StubWatch, for_s: float = float("inf")) -> int | None:
+def _watched(child: subprocess.Popen[bytes], watch: Watch, for_s: float = float("inf")) -> int | None:
     """Return the code to exit with when the command has ended, or had to; None where it runs after `for_s`."""
     end = time.monotonic() + for_s
     while (left_s := end - time.monotonic()) > 0:
@@ -113,7 +148,7 @@ def _watched(child: subprocess.Popen[bytes], watch: StubWatch, for_s: float = fl
 
 
 def _drain(
-    child: subprocess.Popen[bytes], watch: StubWatch, command: Sequence[str], repository: Path, drain_s: float
+    child: subprocess.Popen[bytes], watch: Watch, command: Sequence[str], repository: Path, drain_s: float
 ) -> None:
     """Let it answer, unready, until `drain_s` are over, or SIGINT comes, or it has ended."""
     with contextlib.suppress(_Stop):
@@ -123,8 +158,8 @@ def _drain(
         _watched(child, watch, drain_s)
 
 
-def _stop_child(child: subprocess.Popen[bytes], watch: StubWatch, grace_s: float) -> int:
-    if _has_dead_stub(watch):
+def _stop_child(child: subprocess.Popen[bytes], watch: Watch, grace_s: float) -> int:
+    if watch.settled_look():
         child.kill()  # it would wait for the stub as long as it may
     child.send_signal(signal.SIGTERM)
     try:
@@ -132,12 +167,6 @@ def _stop_child(child: subprocess.Popen[bytes], watch: StubWatch, grace_s: float
     except subprocess.TimeoutExpired:
         child.kill()
         return child.wait()
-
-
-def _has_dead_stub(watch: StubWatch) -> bool:
-    while not (fault := watch.look()) and watch.suspects:
-        time.sleep(LOOK_S)
-    return fault is not None
 
 
 def _kill_children() -> None:
@@ -160,6 +189,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--pid-fd", type=int, help="file descriptor to write the command's process id to")
     parser.add_argument("--drain-s", type=float, default=0.0, help="seconds of answering, unready, after SIGTERM")
     parser.add_argument("--grace-s", type=float, default=15.0, help="seconds to end in, after SIGTERM")
+    parser.add_argument("--answer-within-s", type=float, default=0.0, help="an endpoint's canary; 0 = it is not asked")
     parser.add_argument("command", nargs="+")
     return parser.parse_args()
 

@@ -22,6 +22,7 @@ class GuardedProcess:
     log       where its output goes; None for this terminal
     grace_s   how long it may take to end after SIGTERM before it is killed
     drain_s   how long tritonserver answers on, unready, before a stop that drains
+    answer_within_s  how long an endpoint's canary may take; 0 = none is sent
 
     Linux ends it when the calling thread ends: call from one that lives as long as the command shall.
     """
@@ -34,12 +35,13 @@ class GuardedProcess:
         log: IO[bytes] | None,
         grace_s: float,
         drain_s: float = 0.0,
+        answer_within_s: float = 0.0,
     ):
         self.grace_s, self.drain_s = grace_s, drain_s
         read_end, write_end = os.pipe()
         guarded = [
             sys.executable, "-IS", str(GUARD), f"--launcher={os.getpid()}", f"--pid-fd={write_end}",
-            f"--drain-s={drain_s}", f"--grace-s={grace_s}", "--", *command,
+            f"--drain-s={drain_s}", f"--grace-s={grace_s}", f"--answer-within-s={answer_within_s}", "--", *command,
         ]  # fmt: skip
         self._guard = subprocess.Popen(
             guarded,

@@ -48,6 +48,8 @@ class TritonServer:
     backends       folder of drop-in backends, each NAME/model.py
     extra_arguments  more options of tritonserver
     drain_s        how long a stop that drains lets the server answer on, while it says that it is not ready
+    answer_within_s  how long an endpoint may take for a canary, a request that is sent again and again, before the
+                     server is ended; 0 = none is sent, so that nothing but the caller's requests is counted
     run_self_test  send one tensor through the stub the first time this environment is used
 
     Enter it in a thread that lives as long as the server shall: Linux ends the server when that thread ends.
@@ -74,6 +76,7 @@ class TritonServer:
         backends: str | os.PathLike[str] = DROP_INS,
         extra_arguments: Sequence[str] = (),
         drain_s: float = 0.0,
+        answer_within_s: float = 0.0,
         run_self_test: bool = True,
     ):
         self.repository = Path(repository).absolute()
@@ -91,6 +94,7 @@ class TritonServer:
         self.backends = Path(backends).absolute()
         self.extra_arguments = list(extra_arguments)
         self.drain_s = drain_s
+        self.answer_within_s = answer_within_s
         self.drains = False
         self.run_self_test = run_self_test
         self._process: GuardedProcess | None = None
@@ -253,6 +257,7 @@ class TritonServer:
                 output,
                 grace_s=EXIT_TIMEOUT_S + EXIT_MARGIN_S,
                 drain_s=self.drain_s,
+                answer_within_s=self.answer_within_s,
             )
 
     def _command(self) -> list[str]:

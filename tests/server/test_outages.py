@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -208,6 +209,17 @@ def test_a_process_is_reported_after_so_many_looks_and_one_that_is_collected_is_
         for child in children:
             child.kill()
             child.wait()
+
+
+@pytest.mark.server
+def test_a_server_with_an_endpoint_that_does_not_answer_its_canary_is_ended(tmp_path: Path) -> None:
+    write_model(tmp_path, "rank", VECTOR_CONFIG, python_model({}, "while True: time.sleep(0.01)"))
+    canary = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": ANSWER}]}
+    generation = {"number": 1, "variant": "rank", "steps": {"rank": 1}, "since": "some day", "canary": canary}
+    (tmp_path / "manifest.json").write_text(json.dumps({"models": {}, "endpoints": {"rank": [generation]}}))
+    with launched(tmp_path, "--restarts=0", "--answer-within-s=0.5") as server:
+        assert server.process.wait(30) == 1
+        wait_until(lambda: bool(server.said("error: 'rank' has not answered within 0.5 s; Triton does not heal that")))
 
 
 # ---------------------------------------------------------------- stopping
