@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -266,7 +267,7 @@ def test_the_health_check_fails_until_a_server_is_ready(name: str, tmp_path: Pat
     _, script = stages()[name].command("HEALTHCHECK")
 
     def health(port: int) -> int:
-        probe = [sys.executable, ROOT / PurePosixPath(script).relative_to(IN_IMAGE), str(port)]
+        probe = [sys.executable, ROOT / PurePosixPath(script).relative_to(IN_IMAGE), str(port), str(tmp_path)]
         return subprocess.run(probe, capture_output=True, timeout=10).returncode
 
     with TritonServer(tmp_path, ["echo"], grpc_port=0, http_port=0, metrics_port=0) as server:
@@ -275,7 +276,7 @@ def test_the_health_check_fails_until_a_server_is_ready(name: str, tmp_path: Pat
 
 
 @pytest.mark.server
-def test_the_gpu_servers_entry_point_becomes_triton_with_its_arguments(tmp_path: Path) -> None:
+def test_the_gpu_servers_entry_point_guards_triton_with_its_arguments_and_ends_with_a_dead_stub(tmp_path: Path) -> None:
     write_model(tmp_path / "models", "rank", VECTOR_CONFIG, ECHO)
     _, _, script, models, *options = [*stages()["server"].command("ENTRYPOINT"), *stages()["server"].command("CMD")]
     ports = {kind: port_to_bind("127.0.0.1", 0, kind) for kind in ("http", "grpc", "metrics")}
@@ -288,18 +289,24 @@ def test_the_gpu_servers_entry_point_becomes_triton_with_its_arguments(tmp_path:
     variables = {
         **os.environ,
         "TRITONRANK_VERIFY": "off",  # of a repository written by hand
+        "TRITONRANK_DRAIN_S": "600",
         "PATH": os.pathsep.join([str(environment.bin), str(environment.tritonserver.parent), os.environ["PATH"]]),
         "LD_LIBRARY_PATH": str(environment.libraries),
     }
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
     try:
-        ready = [sys.executable, str(ROOT / "deploy" / "ready.py"), str(ports["http"])]
+        ready = [sys.executable, str(ROOT / "deploy" / "ready.py"), str(ports["http"]), str(tmp_path / "models")]
         wait_until(lambda: subprocess.run(ready).returncode == 0 or server.poll() is not None)
-        program = Path(f"/proc/{server.pid}/exe").resolve().name
+        [triton] = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        program = Path(f"/proc/{triton}/exe").resolve().name
         server.terminate()
+        wait_until(lambda: subprocess.run(ready).returncode == 1)
+        assert (models, program, server.poll()) == ("/models", "tritonserver", None)  # it drains
 
-        assert (models, program, server.wait(timeout=30)) == ("/models", "tritonserver", 0)
+        [stub] = [pid for path in Path(f"/proc/{triton}/task").glob("*/children") for pid in path.read_text().split()]
+        os.kill(int(stub), signal.SIGKILL)
+        assert server.wait(timeout=30) == signal.SIGKILL
     finally:
         server.kill()
         server.wait()
