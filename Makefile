@@ -39,6 +39,7 @@ check-supply-chain: setup ## what both environments hold (CycloneDX, build/sbom)
 	@for name in $(VENV) $(SERVER_VENV); do \
 	    build/supply-chain/bin/cyclonedx-py environment --output-file build/sbom/$${name#.}.cdx.json $$name/bin/python || exit; done
 	@ls build/sbom/*.cdx.json
+	@build/supply-chain/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements/torch.txt
 	@build/supply-chain/bin/pip-audit --strict --disable-pip --require-hashes $(foreach name,builders server,--requirement requirements/$(name).txt)
 
 check: setup ## lint, layers and types
