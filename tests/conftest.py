@@ -28,8 +28,6 @@ READY_TIMEOUT_S = 600
 """A busy machine takes minutes for the whole kit."""
 
 
-
-
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist's own reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs a file's tests, and one all those that need the kit, so that it is built and served once."""

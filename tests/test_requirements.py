@@ -30,7 +30,9 @@ def named(lines: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("name", LOCKED)
 def test_every_package_is_pinned_with_a_hash(name: str) -> None:
-    without = [line for line in entries(name) if not re.fullmatch(r"[\w.-]+==\S+( +--hash=sha256:[0-9a-f]{64})+ *", line)]
+    without = [
+        line for line in entries(name) if not re.fullmatch(r"[\w.-]+==\S+( +--hash=sha256:[0-9a-f]{64})+ *", line)
+    ]
     assert entries(name)
     assert without == []
 
