@@ -29,7 +29,7 @@ from builders.evaluate.judge import BuiltRanker
 from builders.publish.catalogue import add_items, fill_item_store
 from builders.publish.endpoints import publish_rankers
 from builders.publish.item_store import ItemStore
-from server import TritonServer
+from server import TritonServer, canary
 from tests.support.endpoint import Array, metric, send, texts
 from tests.support.tiny_xlm_roberta import chinese_queries, recipe_for, write_backbone
 
@@ -307,3 +307,12 @@ def test_the_client_is_told_that_an_item_has_no_text(storeless: TritonServer) ->
         pytest.raises(InvalidRequest, match=r"item_texts\[1\]: no text, and this ranker reads no item store"),
     ):
         client.rank(QUERY_TEXT, ["a", "b"], item_texts={"a": "红色"})
+
+
+def test_the_builds_own_request_is_answered_with_and_without_a_store(
+    built: Built, server: TritonServer, storeless: TritonServer
+) -> None:
+    asked = canary.canaries(built.workspace.repository)
+    assert {name: len(one["scores"]) for name, one in asked.items()} == {endpoint(STORED): 3, endpoint(TEXTS_ONLY): 0}
+    for running, store in ((server, built.workspace.item_store), (storeless, None)):
+        assert list(canary.faults(running.host, running.http_port, running.repository, store, 30)) == []
