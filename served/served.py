@@ -10,7 +10,7 @@ import abc
 import json
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ def version_folder(args: dict[str, str]) -> Path:
 def answer_each(requests: Sequence[Any], answer: Callable[[Any], list[Any]], log: Any) -> list[Any]:
     """One response a request; a bad request gets its own error and leaves its neighbours alone.
 
+    A fault of ours is answered INTERNAL with its kind alone: its text may name paths and memory regions, or quote the
+    request.
+
     Args:
         requests: ``pb_utils.InferenceRequest`` of one ``execute`` call.
         answer: request => list of ``pb_utils.Tensor``; raises InvalidArgument when the request is at fault.
@@ -60,12 +63,64 @@ def answer_each(requests: Sequence[Any], answer: Callable[[Any], list[Any]], log
             raised = traceback.extract_tb(error.__traceback__)[-1]  # its text may quote the request: not for a log
             where = f"{Path(raised.filename).name}:{raised.lineno}"
             log.log_error(f"request failed: {type(error).__name__} at {where}")
-            responses.append(_error(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL))
+            told = f"{type(error).__name__}, a fault of the server and not of the request; its log says where"
+            responses.append(_error(told, pb_utils.TritonError.INTERNAL))
     return responses
 
 
 def _error(message: str, code: int) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+# ---------------------------------------------------------------- raw fields of a request
+SHOWN_CHARACTERS = 60
+"""Of a value that an error quotes: gRPC takes 8 KiB of an error at most."""
+ERROR_CHARACTERS = 200
+"""Of an error that quotes a value itself."""
+MOST_NESTED = 32
+FP32_MAX = float(np.finfo(np.float32).max)
+
+
+def json_object(text: str, what: str) -> dict[str, Any]:
+    """A JSON object of raw fields that every reader can take: its numbers finite in FP32, its texts UTF-8, nested at
+    most 32 deep. Raises: InvalidArgument, naming ``what``."""
+    try:
+        fields = json.loads(text, parse_int=_number, parse_float=_number)
+    except json.JSONDecodeError as error:
+        raise InvalidArgument(f"{what}: not JSON ({error}), wanted an object of raw fields") from None
+    except RecursionError:
+        raise InvalidArgument(f"{what}: {_TOO_DEEP}") from None
+    if not isinstance(fields, dict):
+        raise InvalidArgument(f"{what}: a JSON {type(fields).__name__}, wanted an object of raw fields")
+    if fault := next(_faults(fields), None):
+        raise InvalidArgument(f"{what}: {fault}")
+    return fields
+
+
+_TOO_DEEP = f"nested more than {MOST_NESTED} deep, wanted fields of texts, numbers and lists of them"
+
+
+def _number(digits: str) -> int | float:
+    """A number too large for its type is infinite, and refused as that."""
+    value = float(digits)
+    return int(digits) if abs(value) <= FP32_MAX and digits.lstrip("-").isdigit() else value
+
+
+def _faults(value: Any, depth: int = 0) -> Iterator[str]:
+    if depth > MOST_NESTED:
+        yield _TOO_DEEP
+    elif isinstance(value, (dict, list)):
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _faults(inner, depth + 1)
+    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        yield f"{value!a:.{SHOWN_CHARACTERS}} has half a surrogate pair, wanted text that UTF-8 can carry"
+    elif isinstance(value, (int, float)) and not abs(value) <= FP32_MAX:
+        yield f"{value!r} is not finite in FP32, wanted a number of at most {FP32_MAX:.3g}"
+
+
+def shown(text: str) -> str:
+    """As an error quotes it: at most 60 characters."""
+    return f"{text!r:.{SHOWN_CHARACTERS}}"
 
 
 def query_text(request: Any, limits: dict[str, Any]) -> str:
@@ -352,17 +407,11 @@ class TextPreprocessor(StoreModel):
         return texts
 
     def _templated(self, raw: str, what: str) -> str:
+        fields = json_object(raw, what)
         try:
-            fields = json.loads(raw)
-            if not isinstance(fields, dict):
-                raise InvalidArgument(f"{what}: a JSON {type(fields).__name__}, wanted an object of raw fields")
             return str(self.template.text(fields))
-        except json.JSONDecodeError as error:
-            raise InvalidArgument(f"{what}: not JSON ({error}), wanted an object of raw fields") from None
-        except InvalidArgument:
-            raise
-        except ValueError as error:  # of the template
-            raise InvalidArgument(f"{what}: {error}") from None
+        except ValueError as error:  # of the template; it quotes the value
+            raise InvalidArgument(f"{what}: {error!s:.{ERROR_CHARACTERS}}") from None
 
     def _stored(self, ids: list[bytes], texts: list[str | None]) -> list[bytes | None]:
         wanted = [row for row, text in enumerate(texts) if text is None]

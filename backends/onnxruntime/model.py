@@ -18,7 +18,7 @@ import triton_python_backend_utils as pb_utils
 from batching import Arrays, RunFailed, run_joined, run_parts, run_whole
 from configuration import complete_configuration, needs_completion
 from model_configuration import LoadErrors, run_limits
-from ort_session import OrtError, create_run_options, create_session, onnx_file
+from ort_session import OrtError, OrtInvalidArgument, create_run_options, create_session, onnx_file
 from signature import check_configuration, is_scalar, read_signature
 
 
@@ -87,7 +87,9 @@ class TritonPythonModel:
 
     def _response(self, request: Any, result: Arrays | RunFailed) -> Any:
         if isinstance(result, RunFailed):
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), pb_utils.TritonError.INTERNAL))
+            faulty = isinstance(result, OrtInvalidArgument)
+            code = pb_utils.TritonError.INVALID_ARG if faulty else pb_utils.TritonError.INTERNAL
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), code))
         wanted = [name for name in self.output_names if name in request.requested_output_names()]
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, _as_triton(result[name])) for name in wanted])
 
