@@ -17,9 +17,13 @@ from typing import Any
 import lmdb
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from deadlines import Deadlines
 from tokenizers import Tokenizer
 
 ITEM_STORE_VARIABLE = "TRITONRANK_ITEM_STORE"
+LEFT_FOR_THE_STEPS = 0.5
+"""Share of its time that a request must have left when pre-processing begins: else the scorer would refuse it after
+the work, or compute it for nobody."""
 ABOUT = ":about"
 """The store's table of what is known of the store itself; see ``builders/publish/item_store.py``."""
 
@@ -316,13 +320,14 @@ class StoreModel(abc.ABC):
         if self.parameters["item_features"]:  # None: all that it reads of an item comes in the request
             self.store = ItemStore()
             self.items = self.store.table(self.parameters["item_features"], self.parameters["item_features_version"])
+        self.deadlines = Deadlines(needed=LEFT_FOR_THE_STEPS)
         self.unknown = Counter(
             "tritonrank_unknown_items_total", "Candidates that the item store does not know", args["model_name"]
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response a request; see :func:`answer_each`."""
-        return answer_each(requests, self._answer, pb_utils.Logger)
+        """One response a request; see :class:`deadlines.Deadlines` and :func:`answer_each`."""
+        return self.deadlines.answer(requests, lambda kept: answer_each(kept, self._answer, pb_utils.Logger))
 
     def _answer(self, request: Any) -> list[Any]:
         tensors = self.answer(request)

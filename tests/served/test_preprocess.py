@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from builders.core.contract import MAX_QUERY_TOKENS, padded_length
-from builders.core.workspace import REPOSITORY_ROOT, SERVED_CODE
+from builders.core.workspace import REPOSITORY_ROOT, SERVED_CODE, SHARED_CODE
 from builders.features.preprocessing import preprocess_contract
 from builders.features.text import (
     KIT_FORM,
@@ -44,9 +44,11 @@ def served_code() -> Iterator[Any]:
         stand_in = types.ModuleType("triton_python_backend_utils")
         patch.setitem(sys.modules, stand_in.__name__, stand_in)
         patch.syspath_prepend(SERVED_CODE / "postprocess")
-        patch.syspath_prepend(SERVED_CODE)
+        for path in SHARED_CODE:
+            patch.syspath_prepend(path.parent)
         yield _load
-        sys.modules.pop("served", None)
+        for path in SHARED_CODE:
+            sys.modules.pop(path.stem, None)
 
 
 def _load(model: str) -> types.ModuleType:
