@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import json
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,11 @@ ITEM_STORE_VARIABLE = "TRITONRANK_ITEM_STORE"
 LEFT_FOR_THE_STEPS = 0.5
 """Share of its time that a request must have left when pre-processing begins: else the scorer would refuse it after
 the work, or compute it for nobody."""
+MAX_READERS = 1024
+"""Slots of the lock file where this process is the first to open it; as ``builders/publish/item_store.py`` has it."""
+LOW_READERS = 0.1
+"""Share of the store's reader slots; where fewer are free, it is looked for readers that were killed."""
+GAUGES_EVERY_S = 1.0
 ABOUT = ":about"
 """The store's table of what is known of the store itself; see ``builders/publish/item_store.py``."""
 
@@ -222,7 +228,9 @@ class ItemStore:
             raise RuntimeError(
                 f"'{self.folder / 'lock.mdb'}' is not writable: mount the item store writable (the models need not be)"
             )
-        self.environment = lmdb.open(str(self.folder), readonly=True, max_dbs=64, create=False, readahead=False)
+        self.environment = lmdb.open(
+            str(self.folder), readonly=True, max_dbs=64, max_readers=MAX_READERS, create=False, readahead=False
+        )
         self.environment.reader_check()  # slots of readers that were killed
 
     def table(self, features: str, version: str) -> ItemReader:
@@ -255,10 +263,37 @@ class ItemStore:
         with self.environment.begin(db=about) as transaction:
             return transaction.get(f"filling {name}".encode()) is not None
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the pages in use or free for use again; the file may be larger."""
+        return int((self.environment.info()["last_pgno"] + 1) * self.environment.stat()["psize"])
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was last written."""
+        return max(time.time() - (self.folder / "data.mdb").stat().st_mtime, 0.0)
+
+    def free_readers(self) -> int:
+        """Slots that further readers can take. Where they run low, those of readers that were killed are freed."""
+        most = self.environment.info()["max_readers"]
+        if most - self._readers() < most * LOW_READERS:
+            self.environment.reader_check()
+        return int(most - self._readers())
+
+    def _readers(self) -> int:
+        """LMDB lists them below a heading, or says that there are none."""
+        listed = self.environment.readers().strip().splitlines()
+        return len(listed) - 1
+
     def _tables(self) -> list[str]:
         try:
             with self.environment.begin() as transaction:
                 return [key.decode() for key, _ in transaction.cursor()]
+        except lmdb.ReadersFullError as error:
+            raise RuntimeError(
+                f"item store '{self.folder}': all {self.environment.info()['max_readers']} reader slots are taken; "
+                "stop servers that share it, or give this one a store of its own"
+            ) from error
         except lmdb.LockError as error:  # LMDB tells its readers apart by process id
             raise RuntimeError(
                 f"item store '{self.folder}' has a reader with this process id already ({error}): containers that "
@@ -307,6 +342,35 @@ class Counter:
             self._metric.increment(amount)
 
 
+class StoreGauges:
+    """What is known of the store among Triton's own metrics, as of the model's latest request."""
+
+    def __init__(self, store: ItemStore, model: str) -> None:
+        self._read: dict[str, Callable[[], float]] = {
+            "bytes": lambda: store.size_bytes,
+            "free_readers": store.free_readers,
+            "age_seconds": lambda: store.age_s,
+        }
+        meanings = ("Size of the item store", "Reader slots left in it", "Time since it was last written")
+        families = [
+            pb_utils.MetricFamily(
+                name=f"tritonrank_store_{name}", description=meaning, kind=pb_utils.MetricFamily.GAUGE
+            )
+            for name, meaning in zip(self._read, meanings, strict=True)
+        ]
+        self._gauges = [(family, family.Metric(labels={"model": model})) for family in families]  # see Counter
+        self._next_s = 0.0
+        self.update()
+
+    def update(self) -> None:
+        """At most once a second: it costs a look at the lock file."""
+        if time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + GAUGES_EVERY_S
+        for (_, gauge), read in zip(self._gauges, self._read.values(), strict=True):
+            gauge.set(float(read()))
+
+
 class StoreModel(abc.ABC):
     """What all pre-processing shares: contract, item store, count of unknown items, one response a request."""
 
@@ -320,6 +384,7 @@ class StoreModel(abc.ABC):
         if self.parameters["item_features"]:  # None: all that it reads of an item comes in the request
             self.store = ItemStore()
             self.items = self.store.table(self.parameters["item_features"], self.parameters["item_features_version"])
+        self.gauges = StoreGauges(self.store, args["model_name"]) if self.store else None
         self.deadlines = Deadlines(needed=LEFT_FOR_THE_STEPS)
         self.unknown = Counter(
             "tritonrank_unknown_items_total", "Candidates that the item store does not know", args["model_name"]
@@ -327,6 +392,8 @@ class StoreModel(abc.ABC):
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request; see :class:`deadlines.Deadlines` and :func:`answer_each`."""
+        if self.gauges is not None:
+            self.gauges.update()
         return self.deadlines.answer(requests, lambda kept: answer_each(kept, self._answer, pb_utils.Logger))
 
     def _answer(self, request: Any) -> list[Any]:
