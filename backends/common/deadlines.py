@@ -26,8 +26,8 @@ RELEARNED_AFTER_S, RELEARNED_AFTER = 1.0, 20
 """So long and so many refusals without a request in time: a clock was set anew, and delays are learned again."""
 CALLS_NEEDED = 2.0
 """What a request must have left, in recent calls' durations: its own, and as much for the steps behind."""
-LEAST_NEEDED, MOST_NEEDED = 0.25, 0.75
-"""At least and at most that share of its time: one that has waited for less than a quarter of it is computed."""
+MOST_NEEDED = 0.75
+"""At most that share of its time: one that has waited for less than a quarter of it is computed."""
 EXPIRED = "Request timeout expired"
 """As Triton's own queues say it, and as clients know it."""
 
@@ -89,7 +89,7 @@ class Deadlines:
     def _needed_s(self, timeout_s: float) -> float:
         if self._needed is not None:
             return timeout_s * self._needed
-        return min(max(self._usual_s * CALLS_NEEDED, timeout_s * LEAST_NEEDED), timeout_s * MOST_NEEDED)
+        return min(self._usual_s * CALLS_NEEDED, timeout_s * MOST_NEEDED)
 
     def _clock_was_set(self) -> bool:
         """Whether this refusal would be one too many; then delays are learned anew."""
