@@ -38,6 +38,10 @@ class InvalidArgument(ValueError):
     """The request is at fault: answered with the code INVALID_ARGUMENT."""
 
 
+class StoreError(RuntimeError):
+    """The item store is at fault; the message says what to run. It goes to the log: it names a path, but no request."""
+
+
 def read_contract(args: dict[str, str]) -> dict[str, Any]:
     """``contract.json`` of the version that Triton is loading: inputs, outputs, parameters.
 
@@ -71,10 +75,11 @@ def answer_each(requests: Sequence[Any], answer: Callable[[Any], list[Any]], log
             responses.append(_error(str(error), pb_utils.TritonError.INVALID_ARG))
         except Exception as error:
             raised = traceback.extract_tb(error.__traceback__)[-1]  # its text may quote the request: not for a log
-            where = f"{Path(raised.filename).name}:{raised.lineno}"
-            log.log_error(f"request failed: {type(error).__name__} at {where}")
-            told = f"{type(error).__name__}, a fault of the server and not of the request; its log says where"
-            responses.append(_error(told, pb_utils.TritonError.INTERNAL))
+            kind = type(error).__name__
+            told = f": {error}" if isinstance(error, StoreError) else ""
+            log.log_error(f"request failed: {kind} at {Path(raised.filename).name}:{raised.lineno}{told}")
+            answer_text = f"{kind}, a fault of the server and not of the request; its log says more"
+            responses.append(_error(answer_text, pb_utils.TritonError.INTERNAL))
     return responses
 
 
@@ -216,16 +221,16 @@ class ItemStore:
     """
 
     def __init__(self) -> None:
-        """Open the store that ``TRITONRANK_ITEM_STORE`` names. Raises: RuntimeError: no store, or not writable."""
+        """Open the store that ``TRITONRANK_ITEM_STORE`` names. Raises: StoreError: no store, or not writable."""
         self.folder = Path(os.environ.get(ITEM_STORE_VARIABLE, "item_store"))
         if not (self.folder / "data.mdb").is_file():
-            raise RuntimeError(
+            raise StoreError(
                 f"no item store at '{self.folder}' ({ITEM_STORE_VARIABLE}): run 'make repository', "
                 "or mount the store there"
             )
         if not os.access(self.folder / "lock.mdb", os.W_OK):
             # On a read-only mount LMDB would silently read without a lock, and a writer could reuse pages in use.
-            raise RuntimeError(
+            raise StoreError(
                 f"'{self.folder / 'lock.mdb'}' is not writable: mount the item store writable (the models need not be)"
             )
         self.environment = lmdb.open(
@@ -241,17 +246,17 @@ class ItemStore:
             version: the features' version that the ranker was built with.
 
         Raises:
-            RuntimeError: the store holds this table in other versions only, or not at all, or not all of it yet.
+            StoreError: the store holds this table in other versions only, or not at all, or not all of it yet.
         """
         name = f"{features}@{version}"
         present = sorted(present for present in self._tables() if present.startswith(f"{features}@"))
         if name not in present:
-            raise RuntimeError(
+            raise StoreError(
                 f"item store '{self.folder}' has {', '.join(present) or f'no features of {features}'}; "
                 f"this model was built with {name}: run 'make repository', or serve the store that belongs to it"
             )
         if self._is_filling(name):
-            raise RuntimeError(
+            raise StoreError(
                 f"item store '{self.folder}': {name} is being filled, or its filling was cut off: run the build again"
             )
         return ItemReader(self.environment, self.environment.open_db(name.encode(), create=False))
@@ -290,12 +295,12 @@ class ItemStore:
             with self.environment.begin() as transaction:
                 return [key.decode() for key, _ in transaction.cursor()]
         except lmdb.ReadersFullError as error:
-            raise RuntimeError(
+            raise StoreError(
                 f"item store '{self.folder}': all {self.environment.info()['max_readers']} reader slots are taken; "
                 "stop servers that share it, or give this one a store of its own"
             ) from error
         except lmdb.LockError as error:  # LMDB tells its readers apart by process id
-            raise RuntimeError(
+            raise StoreError(
                 f"item store '{self.folder}' has a reader with this process id already ({error}): containers that "
                 "share a store must share a PID namespace (--pid=host), or have a store each"
             ) from error
