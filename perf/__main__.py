@@ -74,7 +74,9 @@ def bench(
     recipes: Annotated[list[Path] | None, typer.Argument(help="Recipes; all of recipes/ when none is given.")] = None,
     part: Annotated[
         list[str] | None,
-        typer.Option(help="preprocess, latency, int8, broadcast, texts, prefix, dcn, late, memory; repeatable."),
+        typer.Option(
+            help="preprocess, latency, int8, broadcast, texts, prefix, dcn, late, overload, memory; repeatable."
+        ),
     ] = None,
     data: Data = None,
 ) -> None:

@@ -8,6 +8,7 @@ texts       tokenising 100 documents of 128 tokens, as the pre-processing does w
 prefix      a causal reranker whose prompts' common start is encoded once, over whole prompts; random weights
 dcn         a dcn_v2 of 26 sparse and 13 dense fields with 512 candidates, served over in-process; random weights
 late        late interaction with 1,000 candidates, token vectors stored in FP32, FP16 and INT8; a random projection
+overload    goodput of ``rank`` at three times its capacity over that at capacity, at the client's default deadline
 memory      of the server's process tree with two endpoints: idle, at 1,024 candidates, and over 5,000 requests
 
 A ratio is of two things measured next to one another in one run, so a busy machine moves both.
@@ -28,6 +29,7 @@ from rich.console import Console
 from perf.bench_base import Bench, Figure, figures_table, paired_ms
 from perf.bench_dcn import bench_dcn
 from perf.bench_late import bench_late
+from perf.bench_overload import bench_overload
 from perf.bench_prefix import bench_prefix
 from perf.bench_texts import bench_texts
 from perf.bench_tiled import CANDIDATES, gain_of_computing_once
@@ -98,6 +100,7 @@ def run_bench(
         "prefix": bench_prefix,
         "dcn": bench_dcn,
         "late": bench_late,
+        "overload": bench_overload,
         "memory": bench_memory,
     }
     strangers = [part for part in parts if part not in measures]

@@ -9,23 +9,37 @@ from __future__ import annotations
 import abc
 import json
 import os
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from deadlines import Deadlines
 from tokenizers import Tokenizer
 
 ITEM_STORE_VARIABLE = "TRITONRANK_ITEM_STORE"
+LEFT_FOR_THE_STEPS = 0.5
+"""Share of its time that a request must have left when pre-processing begins: else the scorer would refuse it after
+the work, or compute it for nobody."""
+MAX_READERS = 1024
+"""Slots of the lock file where this process is the first to open it; as ``builders/publish/item_store.py`` has it."""
+LOW_READERS = 0.1
+"""Share of the store's reader slots; where fewer are free, it is looked for readers that were killed."""
+GAUGES_EVERY_S = 1.0
 ABOUT = ":about"
 """The store's table of what is known of the store itself; see ``builders/publish/item_store.py``."""
 
 
 class InvalidArgument(ValueError):
     """The request is at fault: answered with the code INVALID_ARGUMENT."""
+
+
+class StoreError(RuntimeError):
+    """The item store is at fault; the message says what to run. It goes to the log: it names a path, but no request."""
 
 
 def read_contract(args: dict[str, str]) -> dict[str, Any]:
@@ -45,6 +59,9 @@ def version_folder(args: dict[str, str]) -> Path:
 def answer_each(requests: Sequence[Any], answer: Callable[[Any], list[Any]], log: Any) -> list[Any]:
     """One response a request; a bad request gets its own error and leaves its neighbours alone.
 
+    A fault of ours is answered INTERNAL with its kind alone: its text may name paths and memory regions, or quote the
+    request.
+
     Args:
         requests: ``pb_utils.InferenceRequest`` of one ``execute`` call.
         answer: request => list of ``pb_utils.Tensor``; raises InvalidArgument when the request is at fault.
@@ -58,14 +75,67 @@ def answer_each(requests: Sequence[Any], answer: Callable[[Any], list[Any]], log
             responses.append(_error(str(error), pb_utils.TritonError.INVALID_ARG))
         except Exception as error:
             raised = traceback.extract_tb(error.__traceback__)[-1]  # its text may quote the request: not for a log
-            where = f"{Path(raised.filename).name}:{raised.lineno}"
-            log.log_error(f"request failed: {type(error).__name__} at {where}")
-            responses.append(_error(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL))
+            kind = type(error).__name__
+            told = f": {error}" if isinstance(error, StoreError) else ""
+            log.log_error(f"request failed: {kind} at {Path(raised.filename).name}:{raised.lineno}{told}")
+            answer_text = f"{kind}, a fault of the server and not of the request; its log says more"
+            responses.append(_error(answer_text, pb_utils.TritonError.INTERNAL))
     return responses
 
 
 def _error(message: str, code: int) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+# ---------------------------------------------------------------- raw fields of a request
+SHOWN_CHARACTERS = 60
+"""Of a value that an error quotes: gRPC takes 8 KiB of an error at most."""
+ERROR_CHARACTERS = 200
+"""Of an error that quotes a value itself."""
+MOST_NESTED = 32
+FP32_MAX = float(np.finfo(np.float32).max)
+
+
+def json_object(text: str, what: str) -> dict[str, Any]:
+    """A JSON object of raw fields that every reader can take: its numbers finite in FP32, its texts UTF-8, nested at
+    most 32 deep. Raises: InvalidArgument, naming ``what``."""
+    try:
+        fields = json.loads(text, parse_int=_number, parse_float=_number)
+    except json.JSONDecodeError as error:
+        raise InvalidArgument(f"{what}: not JSON ({error}), wanted an object of raw fields") from None
+    except RecursionError:
+        raise InvalidArgument(f"{what}: {_TOO_DEEP}") from None
+    if not isinstance(fields, dict):
+        raise InvalidArgument(f"{what}: a JSON {type(fields).__name__}, wanted an object of raw fields")
+    if fault := next(_faults(fields), None):
+        raise InvalidArgument(f"{what}: {fault}")
+    return fields
+
+
+_TOO_DEEP = f"nested more than {MOST_NESTED} deep, wanted fields of texts, numbers and lists of them"
+
+
+def _number(digits: str) -> int | float:
+    """A number too large for its type is infinite, and refused as that."""
+    value = float(digits)
+    return int(digits) if abs(value) <= FP32_MAX and digits.lstrip("-").isdigit() else value
+
+
+def _faults(value: Any, depth: int = 0) -> Iterator[str]:
+    if depth > MOST_NESTED:
+        yield _TOO_DEEP
+    elif isinstance(value, (dict, list)):
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _faults(inner, depth + 1)
+    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        yield f"{value!a:.{SHOWN_CHARACTERS}} has half a surrogate pair, wanted text that UTF-8 can carry"
+    elif isinstance(value, (int, float)) and not abs(value) <= FP32_MAX:
+        yield f"{value!r} is not finite in FP32, wanted a number of at most {FP32_MAX:.3g}"
+
+
+def shown(text: str) -> str:
+    """As an error quotes it: at most 60 characters."""
+    return f"{text!r:.{SHOWN_CHARACTERS}}"
 
 
 def query_text(request: Any, limits: dict[str, Any]) -> str:
@@ -151,19 +221,21 @@ class ItemStore:
     """
 
     def __init__(self) -> None:
-        """Open the store that ``TRITONRANK_ITEM_STORE`` names. Raises: RuntimeError: no store, or not writable."""
+        """Open the store that ``TRITONRANK_ITEM_STORE`` names. Raises: StoreError: no store, or not writable."""
         self.folder = Path(os.environ.get(ITEM_STORE_VARIABLE, "item_store"))
         if not (self.folder / "data.mdb").is_file():
-            raise RuntimeError(
+            raise StoreError(
                 f"no item store at '{self.folder}' ({ITEM_STORE_VARIABLE}): run 'make repository', "
                 "or mount the store there"
             )
         if not os.access(self.folder / "lock.mdb", os.W_OK):
             # On a read-only mount LMDB would silently read without a lock, and a writer could reuse pages in use.
-            raise RuntimeError(
+            raise StoreError(
                 f"'{self.folder / 'lock.mdb'}' is not writable: mount the item store writable (the models need not be)"
             )
-        self.environment = lmdb.open(str(self.folder), readonly=True, max_dbs=64, create=False, readahead=False)
+        self.environment = lmdb.open(
+            str(self.folder), readonly=True, max_dbs=64, max_readers=MAX_READERS, create=False, readahead=False
+        )
         self.environment.reader_check()  # slots of readers that were killed
 
     def table(self, features: str, version: str) -> ItemReader:
@@ -174,17 +246,17 @@ class ItemStore:
             version: the features' version that the ranker was built with.
 
         Raises:
-            RuntimeError: the store holds this table in other versions only, or not at all, or not all of it yet.
+            StoreError: the store holds this table in other versions only, or not at all, or not all of it yet.
         """
         name = f"{features}@{version}"
         present = sorted(present for present in self._tables() if present.startswith(f"{features}@"))
         if name not in present:
-            raise RuntimeError(
+            raise StoreError(
                 f"item store '{self.folder}' has {', '.join(present) or f'no features of {features}'}; "
                 f"this model was built with {name}: run 'make repository', or serve the store that belongs to it"
             )
         if self._is_filling(name):
-            raise RuntimeError(
+            raise StoreError(
                 f"item store '{self.folder}': {name} is being filled, or its filling was cut off: run the build again"
             )
         return ItemReader(self.environment, self.environment.open_db(name.encode(), create=False))
@@ -196,12 +268,39 @@ class ItemStore:
         with self.environment.begin(db=about) as transaction:
             return transaction.get(f"filling {name}".encode()) is not None
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the pages in use or free for use again; the file may be larger."""
+        return int((self.environment.info()["last_pgno"] + 1) * self.environment.stat()["psize"])
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was last written."""
+        return max(time.time() - (self.folder / "data.mdb").stat().st_mtime, 0.0)
+
+    def free_readers(self) -> int:
+        """Slots that further readers can take. Where they run low, those of readers that were killed are freed."""
+        most = self.environment.info()["max_readers"]
+        if most - self._readers() < most * LOW_READERS:
+            self.environment.reader_check()
+        return int(most - self._readers())
+
+    def _readers(self) -> int:
+        """LMDB lists them below a heading, or says that there are none."""
+        listed = self.environment.readers().strip().splitlines()
+        return len(listed) - 1
+
     def _tables(self) -> list[str]:
         try:
             with self.environment.begin() as transaction:
                 return [key.decode() for key, _ in transaction.cursor()]
+        except lmdb.ReadersFullError as error:
+            raise StoreError(
+                f"item store '{self.folder}': all {self.environment.info()['max_readers']} reader slots are taken; "
+                "stop servers that share it, or give this one a store of its own"
+            ) from error
         except lmdb.LockError as error:  # LMDB tells its readers apart by process id
-            raise RuntimeError(
+            raise StoreError(
                 f"item store '{self.folder}' has a reader with this process id already ({error}): containers that "
                 "share a store must share a PID namespace (--pid=host), or have a store each"
             ) from error
@@ -248,6 +347,35 @@ class Counter:
             self._metric.increment(amount)
 
 
+class StoreGauges:
+    """What is known of the store among Triton's own metrics, as of the model's latest request."""
+
+    def __init__(self, store: ItemStore, model: str) -> None:
+        self._read: dict[str, Callable[[], float]] = {
+            "bytes": lambda: store.size_bytes,
+            "free_readers": store.free_readers,
+            "age_seconds": lambda: store.age_s,
+        }
+        meanings = ("Size of the item store", "Reader slots left in it", "Time since it was last written")
+        families = [
+            pb_utils.MetricFamily(
+                name=f"tritonrank_store_{name}", description=meaning, kind=pb_utils.MetricFamily.GAUGE
+            )
+            for name, meaning in zip(self._read, meanings, strict=True)
+        ]
+        self._gauges = [(family, family.Metric(labels={"model": model})) for family in families]  # see Counter
+        self._next_s = 0.0
+        self.update()
+
+    def update(self) -> None:
+        """At most once a second: it costs a look at the lock file."""
+        if time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + GAUGES_EVERY_S
+        for (_, gauge), read in zip(self._gauges, self._read.values(), strict=True):
+            gauge.set(float(read()))
+
+
 class StoreModel(abc.ABC):
     """What all pre-processing shares: contract, item store, count of unknown items, one response a request."""
 
@@ -261,13 +389,17 @@ class StoreModel(abc.ABC):
         if self.parameters["item_features"]:  # None: all that it reads of an item comes in the request
             self.store = ItemStore()
             self.items = self.store.table(self.parameters["item_features"], self.parameters["item_features_version"])
+        self.gauges = StoreGauges(self.store, args["model_name"]) if self.store else None
+        self.deadlines = Deadlines(needed=LEFT_FOR_THE_STEPS)
         self.unknown = Counter(
             "tritonrank_unknown_items_total", "Candidates that the item store does not know", args["model_name"]
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response a request; see :func:`answer_each`."""
-        return answer_each(requests, self._answer, pb_utils.Logger)
+        """One response a request; see :class:`deadlines.Deadlines` and :func:`answer_each`."""
+        if self.gauges is not None:
+            self.gauges.update()
+        return self.deadlines.answer(requests, lambda kept: answer_each(kept, self._answer, pb_utils.Logger))
 
     def _answer(self, request: Any) -> list[Any]:
         tensors = self.answer(request)
@@ -352,17 +484,11 @@ class TextPreprocessor(StoreModel):
         return texts
 
     def _templated(self, raw: str, what: str) -> str:
+        fields = json_object(raw, what)
         try:
-            fields = json.loads(raw)
-            if not isinstance(fields, dict):
-                raise InvalidArgument(f"{what}: a JSON {type(fields).__name__}, wanted an object of raw fields")
             return str(self.template.text(fields))
-        except json.JSONDecodeError as error:
-            raise InvalidArgument(f"{what}: not JSON ({error}), wanted an object of raw fields") from None
-        except InvalidArgument:
-            raise
-        except ValueError as error:  # of the template
-            raise InvalidArgument(f"{what}: {error}") from None
+        except ValueError as error:  # of the template; it quotes the value
+            raise InvalidArgument(f"{what}: {error!s:.{ERROR_CHARACTERS}}") from None
 
     def _stored(self, ids: list[bytes], texts: list[str | None]) -> list[bytes | None]:
         wanted = [row for row, text in enumerate(texts) if text is None]

@@ -22,7 +22,7 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from builders.core.contract import HISTORY, ITEM_FIELDS, ITEM_IDS, MAX_QUERY_BYTES, QUERY, TOP_K
-from builders.core.workspace import REPOSITORY_ROOT, SERVED_CODE
+from builders.core.workspace import REPOSITORY_ROOT, SHARED_CODE
 from builders.data.find import JudgedQueries
 from server import TritonServer
 from tests.support.endpoint import Array, integers, send, texts
@@ -294,7 +294,8 @@ def test_an_unforeseen_failure_that_quotes_the_request_is_not_written(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_model(tmp_path / "models", "leaky", VECTOR_CONFIG, LEAKY_MODEL.format(marker=MARKER))
-    shutil.copy(SERVED_CODE / "served.py", folder / "1")
+    for path in SHARED_CODE:
+        shutil.copy(path, folder / "1")
     with (
         TritonServer(tmp_path / "models", load=["leaky"], grpc_port=0, http_port=0, metrics_port=0) as server,
         grpc.InferenceServerClient(server.grpc_url) as client,

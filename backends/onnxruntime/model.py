@@ -17,8 +17,9 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from batching import Arrays, RunFailed, run_joined, run_parts, run_whole
 from configuration import complete_configuration, needs_completion
+from deadlines import Deadlines
 from model_configuration import LoadErrors, run_limits
-from ort_session import OrtError, create_run_options, create_session, onnx_file
+from ort_session import OrtError, OrtInvalidArgument, create_run_options, create_session, onnx_file
 from signature import check_configuration, is_scalar, read_signature
 
 
@@ -46,13 +47,17 @@ class TritonPythonModel:
             self.run_options = create_run_options(self.config)
             self.batches = self.config["max_batch_size"] > 0
             self.limits = run_limits(self.config, takes_any_rows=self.batches)
+        self.deadlines = Deadlines()
         self.output_names = [output["name"] for output in self.config["output"]]
         self.scalar_shapes = _scalar_shapes(self.config, self.session)
         self.string_inputs = {i["name"] for i in self.config["input"] if i["data_type"] == "TYPE_STRING"}
         self.scalar_inputs = {i.name for i in self.session.get_inputs() if is_scalar(i)}
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer each request; one that fails does not fail those that were batched with it."""
+        """Answer each request; one that fails does not fail its batch, one that is too late is refused (Deadlines)."""
+        return self.deadlines.answer(requests, self._execute)
+
+    def _execute(self, requests: list[Any]) -> list[Any]:
         inputs = [self._inputs(request) for request in requests]
         results = run_joined(self._run, inputs, self.limits) if self.batches else map(self._run_alone, inputs)
         return [self._response(request, result) for request, result in zip(requests, results, strict=True)]
@@ -87,7 +92,9 @@ class TritonPythonModel:
 
     def _response(self, request: Any, result: Arrays | RunFailed) -> Any:
         if isinstance(result, RunFailed):
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), pb_utils.TritonError.INTERNAL))
+            faulty = isinstance(result, OrtInvalidArgument)
+            code = pb_utils.TritonError.INVALID_ARG if faulty else pb_utils.TritonError.INTERNAL
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), code))
         wanted = [name for name in self.output_names if name in request.requested_output_names()]
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, _as_triton(result[name])) for name in wanted])
 

@@ -22,6 +22,8 @@ GRAPH_LEVELS = {
     2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 BOOLEANS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
+INVALID_ARGUMENT = "2"
+"""ONNX Runtime's code."""
 ARENA_SHRINKAGE = "memory.enable_memory_arena_shrinkage"
 DEVICE_ALLOCATOR = "session.use_device_allocator_for_initializers"
 
@@ -33,7 +35,14 @@ class OrtError(RunFailed):
     def of(error: Exception) -> OrtError:
         """Translate an exception of onnxruntime, whose text starts '[ONNXRuntimeError] : CODE : NAME : '."""
         match = re.match(r"\[ONNXRuntimeError\] : (\d+) : \w+ : (.*)", str(error), re.DOTALL)
-        return OrtError(f"onnx runtime error {match[1]}: {match[2]}" if match else f"onnx runtime error: {error}")
+        if match is None:
+            return OrtError(f"onnx runtime error: {error}")
+        kind = OrtInvalidArgument if match[1] == INVALID_ARGUMENT else OrtError
+        return kind(f"onnx runtime error {match[1]}: {match[2]}")
+
+
+class OrtInvalidArgument(OrtError):
+    """What the request brings cannot be computed with, such as an index that a table does not have."""
 
 
 def onnx_file(config: dict[str, Any], version_folder: Path) -> Path:

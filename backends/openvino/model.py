@@ -17,6 +17,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from batching import Arrays, BatchFailed, RunFailed, RunLimits, run_joined, run_parts
 from configuration import complete_configuration
+from deadlines import Deadlines
 from model_configuration import LoadErrors, run_limits
 from ov_core import (
     compile_model,
@@ -58,10 +59,14 @@ class TritonPythonModel:
         self.joins = not self.limits.row_inputs and (
             self.limits != RunLimits() or (self.config["max_batch_size"] > 0 and self.fixed_rows is None)
         )
+        self.deadlines = Deadlines()
         self.output_names = [output["name"] for output in self.config["output"]]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer each request; one that fails does not fail those that were batched with it."""
+        """Answer each request; one that fails does not fail its batch, one that is too late is refused (Deadlines)."""
+        return self.deadlines.answer(requests, self._execute)
+
+    def _execute(self, requests: list[Any]) -> list[Any]:
         inputs = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
         results = run_joined(self._run, inputs, self.limits) if self.joins else map(self._run_alone, inputs)
         return [self._response(request, result) for request, result in zip(requests, results, strict=True)]

@@ -18,6 +18,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from batching import Arrays, RunFailed, RunLimits, run_joined, run_parts
+from deadlines import Deadlines
 from model_configuration import LoadErrors, run_limits
 from plan_signature import allocation_strategy, check_configuration, check_supported, hints_not_followed, plan_file
 from profiles import choose_profile, most_rows, profile_indices
@@ -42,11 +43,15 @@ class TritonPythonModel:
             indices = profile_indices(self.config, args["model_instance_name"], self.engine.profile_count)
             self.profiles = [self.engine.profile(index) for index in indices]
             self.engine.allocate(self.profiles)
+        self.deadlines = Deadlines()
         self.output_names = [output["name"] for output in self.config["output"]]
         _log_hints(args["model_name"], hints_not_followed(self.config))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer each request; those of equal shapes share an enqueue."""
+        """Answer each request, those of equal shapes in one enqueue; what is too late is refused, see Deadlines."""
+        return self.deadlines.answer(requests, self._execute)
+
+    def _execute(self, requests: list[Any]) -> list[Any]:
         inputs = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
         results = run_joined(self._run, inputs, RunLimits()) if self.batches else map(self._run_alone, inputs)
         return [self._response(request, result) for request, result in zip(requests, results, strict=True)]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 SERVED_CODE = REPOSITORY_ROOT / "served"
+SHARED_CODE = (SERVED_CODE / "served.py", REPOSITORY_ROOT / "backends" / "common" / "deadlines.py")
+"""Beside every served model."""
 """The code that Triton runs, written by hand; publishing copies it."""
 
 

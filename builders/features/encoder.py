@@ -47,6 +47,11 @@ _MANY = ("multi_hot", "tokens", "vector")
 """Kinds of one field with ``size`` values."""
 
 
+FP32_MAX = float(np.finfo(np.float32).max)
+SHOWN_CHARACTERS = 60
+"""Of a value that an error quotes."""
+
+
 class FeatureError(ValueError):
     """A declaration or a raw field cannot be used; the message says what was found and what was wanted."""
 
@@ -163,7 +168,8 @@ class Feature:
         known = self._ids[column].get(text) if self._ids else None
         if known is not None:
             return known
-        return 1 + zlib.crc32(text.encode()) % self.oov_buckets if self.oov_buckets else ABSENT
+        encoded = encodable(text, self.fields[column])
+        return 1 + zlib.crc32(encoded) % self.oov_buckets if self.oov_buckets else ABSENT
 
     def knows(self, identifier: int) -> bool:
         """Whether the id is one of the vocabulary's, neither absent nor a bucket of unseen values."""
@@ -183,7 +189,8 @@ class Feature:
         if self.kind == "multi_hot":
             return self._padded([self.id_of(each) for each in self.kept(value)], in_front=self.padding == "front")
         if self.kind == "tokens":
-            return self._padded(token_ids(tokenizer, str(value or ""), self.size), in_front=False, with_id=padding_id)
+            text = encodable(str(value or ""), self.fields[0]).decode()
+            return self._padded(token_ids(tokenizer, text, self.size), in_front=False, with_id=padding_id)
         return self._vector(value)
 
     def kept(self, value: Any) -> Sequence[Any]:
@@ -197,13 +204,17 @@ class Feature:
         value = fields.get(self.fields[column])
         if value is None:
             return 0.0
-        if isinstance(value, bool):
-            value = int(value)
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or (self.log1p and value <= -1):
+        if not is_fp32(value) or (self.log1p and value <= -1):
             wanted = "a finite number above -1" if self.log1p else "a finite number"
-            raise FeatureError(f"field '{self.fields[column]}': found {value!r}, wanted {wanted} or null")
+            raise FeatureError(f"field '{self.fields[column]}': found {shown(value)}, wanted {wanted} or null")
         number = math.log1p(value) if self.log1p else value
-        return (number - (self.mean[column] if self.mean else 0.0)) / (self.std[column] if self.std else 1.0)
+        number = (number - (self.mean[column] if self.mean else 0.0)) / (self.std[column] if self.std else 1.0)
+        if not is_fp32(number):
+            raise FeatureError(
+                f"field '{self.fields[column]}': found {shown(value)}, which is {number} by the recipe's mean and std, "
+                "wanted what FP32 holds"
+            )
+        return number
 
     def _padded(self, ids: Sequence[int], *, in_front: bool, with_id: int = ABSENT) -> np.ndarray:
         padded = np.full(self.size, with_id, dtype="<i4")
@@ -215,9 +226,10 @@ class Feature:
         if value is None:
             return np.zeros(self.size, dtype="<f4")
         try:
-            vector = np.asarray(value, dtype="<f4")
-        except (TypeError, ValueError) as error:
-            raise FeatureError(f"field '{self.fields[0]}': found {value!r:.60}, wanted {self.size} numbers") from error
+            with np.errstate(over="ignore"):  # an infinity is refused below
+                vector = np.asarray(value, dtype="<f4")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise FeatureError(f"field '{self.fields[0]}': found {shown(value)}, wanted {self.size} numbers") from error
         if vector.shape != (self.size,) or not np.isfinite(vector).all():
             raise FeatureError(
                 f"field '{self.fields[0]}': found shape {list(vector.shape)}"
@@ -363,8 +375,16 @@ class FeatureEncoder:
         for feature in self.of(source):
             record[feature.name] = self.encoded(feature, fields)
         if source == "item" and self.fallback_field:
-            record[FALLBACK] = fields.get(self.fallback_field) or 0.0
+            record[FALLBACK] = self._fallback(fields.get(self.fallback_field))
         return record.tobytes()
+
+    def _fallback(self, value: Any) -> float:
+        if value is not None and not is_fp32(value):
+            raise FeatureError(
+                f"field '{self.fallback_field}': found {shown(value)}, wanted a finite number or null: it ranks items "
+                "for a user without a known history"
+            )
+        return float(value or 0.0)
 
     def encoded(self, feature: Feature, fields: Fields) -> np.ndarray:
         """One feature's row, with this encoder's tokenizer; see :meth:`Feature.encode`."""
@@ -444,15 +464,25 @@ class FeatureEncoder:
         return np.ascontiguousarray(ids[:, :length])
 
 
-def parse_fields(text: str, what: str) -> dict[str, Any]:
-    """A JSON object of raw fields. Raises: FeatureError, naming ``what``."""
+def is_fp32(value: Any) -> bool:
+    """Whether it is a number, or true or false, that FP32 holds: no infinity, no NaN."""
+    return isinstance(value, (int, float)) and bool(abs(value) <= FP32_MAX)
+
+
+def shown(value: Any) -> str:
+    """A raw value as an error quotes it: at most 60 characters."""
     try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FeatureError(f"{what}: not JSON ({error}), wanted an object of raw fields") from None
-    if not isinstance(fields, dict):
-        raise FeatureError(f"{what}: a JSON {type(fields).__name__}, wanted an object of raw fields")
-    return fields
+        return f"{value!r:.{SHOWN_CHARACTERS}}"
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list in a list without end
+        return f"a {type(value).__name__} too large to show"
+
+
+def encodable(text: str, field: str) -> bytes:
+    """As UTF-8. Raises: FeatureError: it has half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise FeatureError(f"field '{field}': found {text!a:.{SHOWN_CHARACTERS}}, wanted text of UTF-8") from None
 
 
 def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:

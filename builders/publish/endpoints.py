@@ -16,7 +16,7 @@ from builders.core.files import sha256
 from builders.core.recipe import Recipe, RecipeError
 from builders.core.runtimes import runtime_of
 from builders.core.versions import libraries
-from builders.core.workspace import PROJECT, SERVED_CODE, Workspace
+from builders.core.workspace import PROJECT, SERVED_CODE, SHARED_CODE, Workspace
 from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.export.onnx import OPSET
 from builders.publish import model_config
@@ -117,7 +117,8 @@ def endpoint_of(variant: str, workspace: Workspace = PROJECT) -> str | None:
 
 
 def served_files(code: str) -> dict[str, Path]:
-    """Name in a version folder => file: ``model.py`` of ``served/<code>``, what lies beside it, and ``served.py``.
+    """Name in a version folder => file: ``model.py`` of ``served/<code>``, what lies beside it, ``served.py``, and what
+    that shares with the drop-in backends.
 
     Raises:
         RepositoryError: there is no ``served/<code>/model.py``.
@@ -129,7 +130,7 @@ def served_files(code: str) -> dict[str, Path]:
             f"no {folder / 'model.py'}; wanted the code of one of {known}, or write it (CONTRIBUTING.md)"
         )
     written = {path.name: path for path in sorted(folder.glob("*.py"))}
-    return {**written, "served.py": SERVED_CODE / "served.py"}
+    return {**written, **{path.name: path for path in SHARED_CODE}}
 
 
 # ---------------------------------------------------------------- endpoints

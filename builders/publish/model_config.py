@@ -17,6 +17,7 @@ from builders.core.contract import (
     ANSWER,
     ANY_LIST,
     LENGTH_BUCKET,
+    MAX_REQUESTS_PER_RUN,
     MAX_ROWS_PER_RUN,
     MAX_TOKENS_PER_RUN,
     USUAL_CANDIDATES,
@@ -38,7 +39,8 @@ _ALONE = {runtime.backend for runtime in RUNTIMES.values() if not runtime.joins_
 def scorer_config(graph: Graph, name: str, serving: Serving, variant: Variant, path: Path) -> triton.ModelConfig:
     """A scorer (or query encoder) for the backend that runs ``path``: ``onnxruntime``, ``openvino`` or ``tensorrt``.
 
-    Where the graph batches, Triton joins requests of equal length until MAX_ROWS_PER_RUN rows are reached. One request
+    Where the graph batches, Triton joins requests of equal length until MAX_ROWS_PER_RUN rows are reached, or, where a
+    request brings one row, MAX_REQUESTS_PER_RUN. One request
     may bring more; ``max_rows_per_run`` and, for sequences, ``max_tokens_per_run`` tell the backend to run it in parts.
     Where the backend takes no joined requests they are not joined, and where a score depends on the rows beside it
     they are not parted either.
@@ -79,7 +81,8 @@ def _scorer(graph: Graph, name: str, serving: Serving, backend: str, *, joins: b
     if graph.batches and joins:
         if serving.max_queue_size is not None:
             _add_queue(config, serving.max_queue_size)
-        config.dynamic_batching.preferred_batch_size.append(MAX_ROWS_PER_RUN)
+        of_one_row = graph.max_batch_size <= MAX_ROWS_PER_RUN
+        config.dynamic_batching.preferred_batch_size.append(MAX_REQUESTS_PER_RUN if of_one_row else MAX_ROWS_PER_RUN)
     _add_warmup(config, graph)
     return config
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from features import FeatureEncoder, FeatureError, parse_fields
+from features import FeatureEncoder, FeatureError
 from served import (
     InvalidArgument,
     StoreModel,
     check_ids,
     history,
     item_ids,
+    json_object,
     known_mask,
     load_tokenizer,
     optional_text,
@@ -86,7 +87,7 @@ class TritonPythonModel(StoreModel):
             raise InvalidArgument(f"{what}: {len(raw)} bytes, wanted at most {self.parameters['max_context_bytes']}")
         check_ids([raw], what, self.parameters["max_context_bytes"])
         try:
-            return self.encoder.item_record({"item_id": item_id.decode(), **parse_fields(raw.decode(), what)})
+            return self.encoder.item_record({"item_id": item_id.decode(), **json_object(raw.decode(), what)})
         except FeatureError as error:
             raise InvalidArgument(f"{what}: {error}") from error
 
@@ -96,4 +97,4 @@ class TritonPythonModel(StoreModel):
 
     def _context(self, request: Any) -> dict[str, Any]:
         text = optional_text(request, "context", self.parameters["max_context_bytes"])
-        return parse_fields(text, "context") if text else {}
+        return json_object(text, "context") if text else {}

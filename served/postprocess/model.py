@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from rules import Attributes, Rules, arranged, best_first, combined
-from served import Counter, InvalidArgument, ItemReader, ItemStore, answer_each, check_ids, read_contract
+from served import Counter, InvalidArgument, ItemReader, ItemStore, answer_each, check_ids, read_contract, shown
 
 
 class TritonPythonModel:
@@ -162,7 +162,7 @@ def _boosts(pairs: list[tuple[bytes, float]], limits: Mapping[str, Any]) -> tupl
     for place, (key, amount) in enumerate(pairs):
         name, _, value = key.decode().partition("=")
         if not name or not value:
-            raise InvalidArgument(f"boosted[{place}]: {key.decode()!r}, wanted attribute=value")
+            raise InvalidArgument(f"boosted[{place}]: {shown(key.decode())}, wanted attribute=value")
         if not abs(amount) <= (limit := limits["max_boost_amount"]):
             raise InvalidArgument(f"boost_amounts[{place}]: {amount}, wanted a number from {-limit:.0f} to {limit:.0f}")
         boosts.append((name, value, amount))
@@ -174,12 +174,12 @@ def _pins(pairs: list[tuple[bytes, int]], item_ids: list[bytes]) -> dict[int, in
     pins: dict[int, int] = {}
     for place, (item_id, position) in enumerate(pairs):
         if item_id not in rows:
-            shown = item_id.decode(errors="replace")
-            raise InvalidArgument(f"pinned_ids[{place}]: {shown!r}, wanted one of item_ids")
+            stranger = shown(item_id.decode(errors="replace"))
+            raise InvalidArgument(f"pinned_ids[{place}]: {stranger}, wanted one of item_ids")
         if not 1 <= position <= len(item_ids):
             raise InvalidArgument(f"pinned_positions[{place}]: {position}, wanted 1 to {len(item_ids)} (items asked)")
         if rows[item_id] in pins:
-            raise InvalidArgument(f"pinned_ids[{place}]: {item_id.decode()!r} a second time, wanted distinct ids")
+            raise InvalidArgument(f"pinned_ids[{place}]: {shown(item_id.decode())} a second time, wanted distinct ids")
         if position in pins.values():
             raise InvalidArgument(f"pinned_positions[{place}]: {position} a second time, wanted distinct positions")
         pins[rows[item_id]] = position

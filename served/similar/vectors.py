@@ -1,12 +1,14 @@
 """All vectors of a table of the item store in one matrix, which follows the table item by item.
 
 Beside the table lies ``:changes/<table>``: sequence number => id of an item that was put or removed. What was written
-since the last look is read from there. Where that is much, or the log does not reach back so far, the whole table is
-read by a thread of its own, and requests are answered from the vectors before until it is done.
+since the last look is read from there, a part by each request, so that none waits for all of it. Where the log does not
+reach back so far, the whole table is read by a thread of its own, and requests are answered from the vectors before
+until it is done.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,7 +18,8 @@ import numpy as np
 
 CHANGES = ":changes/"
 MOST_AT_ONCE = 1000
-"""Changes that a request takes up itself: two milliseconds."""
+"""Changes that one request takes up, about two milliseconds; the next one takes up the next. To read the table anew in
+their place would take its thread's share of the interpreter from every request until it is done."""
 ITEMS_AT_ONCE = 10_000
 SPARE_SHARE, SPARE_ROWS = 8, 1024
 """Rows for items that come: one for each 8, and so many."""
@@ -124,7 +127,7 @@ class FollowedTable:
         self._vectors, self._sequence, self._seen = self._load()
 
     def vectors(self) -> Vectors:
-        """What the table holds; of many changes at once what it held before, until they are read.
+        """What the table holds; of many changes at once the first, and with each further call more.
 
         Raises:
             RuntimeError: a stored value is no vector of this width.
@@ -157,18 +160,24 @@ class FollowedTable:
         self._sequence, self._seen = sequence, seen
 
     def _changed(self, transaction: Any) -> tuple[dict[bytes, bytes | None], int, int] | None:
-        """(id => value, None where it was removed; the last sequence number; the transaction); None where the table
-        has to be read anew."""
+        """(id => value, None where it was removed; the sequence number up to which; the transaction, or that before
+        where more is left); None where the table has to be read anew."""
         if self._changes is None:
             return None
         with transaction.cursor(self._changes) as cursor:
             last = _number(cursor.key()) if cursor.last() else 0
             first = _number(cursor.key()) if cursor.first() else 1
-            if not first - 1 <= self._sequence <= last or last - self._sequence > MOST_AT_ONCE:
+            if not first - 1 <= self._sequence <= last:
                 return None
+            reached = min(last, self._sequence + MOST_AT_ONCE)
             there = cursor.set_range((self._sequence + 1).to_bytes(8, "big"))
-            ids = {bytes(item_id) for _, item_id in cursor} if there else set()
-        return {item_id: transaction.get(item_id, db=self._table) for item_id in ids}, last, transaction.id()
+            ids = (
+                {bytes(item_id) for _, item_id in itertools.islice(cursor, reached - self._sequence)}
+                if there
+                else set()
+            )
+        values = {item_id: transaction.get(item_id, db=self._table) for item_id in ids}
+        return values, reached, transaction.id() if reached == last else self._seen
 
     # ------------------------------------------------------------ the whole table
     def _read_anew(self) -> None:

@@ -156,7 +156,7 @@ def test_one_failing_request_does_not_fail_those_it_was_joined_with(client: grpc
     )
     assert first.result().as_numpy("score").tolist() == [[3.0]]
     assert last.result().as_numpy("score").tolist() == [[7.0]]
-    with pytest.raises(InferenceServerException, match=r"INTERNAL.*onnx runtime error 2: .*out of data bounds"):
+    with pytest.raises(InferenceServerException, match=r"INVALID_ARGUMENT.*onnx runtime error 2: .*out of data bounds"):
         failed.result()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from builders.core.contract import MAX_QUERY_TOKENS, padded_length
-from builders.core.workspace import REPOSITORY_ROOT, SERVED_CODE
+from builders.core.workspace import REPOSITORY_ROOT, SERVED_CODE, SHARED_CODE
 from builders.features.preprocessing import preprocess_contract
 from builders.features.text import (
     KIT_FORM,
@@ -31,7 +31,7 @@ from builders.features.text import (
     truncated_texts,
 )
 from builders.features.vectors import VectorForm, as_stored, stored_vectors
-from builders.publish.item_store import SIZE_VARIABLE, ItemStore
+from builders.publish.item_store import MAX_READERS, SIZE_VARIABLE, ItemStore
 from builders.rankers.backbone import packaged_backbone
 
 WORDS = ["red", "blue", "mug", "tent", "stoneware", "杯", "x1-200", "unbelievably", "waterproof"]
@@ -44,9 +44,11 @@ def served_code() -> Iterator[Any]:
         stand_in = types.ModuleType("triton_python_backend_utils")
         patch.setitem(sys.modules, stand_in.__name__, stand_in)
         patch.syspath_prepend(SERVED_CODE / "postprocess")
-        patch.syspath_prepend(SERVED_CODE)
+        for path in SHARED_CODE:
+            patch.syspath_prepend(path.parent)
         yield _load
-        sys.modules.pop("served", None)
+        for path in SHARED_CODE:
+            sys.modules.pop(path.stem, None)
 
 
 def _load(model: str) -> types.ModuleType:
@@ -228,3 +230,33 @@ def test_a_reader_goes_on_after_a_writer_enlarged_the_store(
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=REPOSITORY_ROOT)
     assert [value and len(value) for value in reader.read([b"a", b"b"])] == [1, 20_000_000]
     opened.close()
+
+
+KILLED_READER = """
+import lmdb, os, sys
+environment = lmdb.open(sys.argv[1], readonly=True, create=False)
+transaction = environment.begin()
+os._exit(9)  # its slot stays taken
+"""
+
+
+def test_slots_of_killed_readers_are_freed_where_few_are_left(
+    served_code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ItemStore(tmp_path) as store:
+        store.put("mugs", "1", [("a", b"x")])
+    served_code("postprocess")
+    served = sys.modules["served"]
+    monkeypatch.setenv(served.ITEM_STORE_VARIABLE, str(tmp_path))
+    opened = served.ItemStore()
+    try:
+        free = opened.free_readers()
+        assert MAX_READERS - 1 <= free <= MAX_READERS
+        for _ in range(2):
+            subprocess.run([sys.executable, "-c", KILLED_READER, str(tmp_path)], check=False)
+        assert opened.free_readers() == free - 2
+        monkeypatch.setattr(served, "LOW_READERS", 2.0)  # whatever is left is too few
+        assert opened.free_readers() == free
+        assert 0 <= opened.age_s < 600
+    finally:
+        opened.close()

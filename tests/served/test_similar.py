@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 from builders.core.contract import DEFAULT_SIMILAR, MAX_SIMILAR, Contract
 from builders.publish import model_config
 from builders.publish.endpoints import served_files
-from builders.publish.item_store import ItemStore
+from builders.publish.item_store import MAX_READERS, ItemStore
 from builders.publish.postprocessing import similar_contract
 from builders.publish.repository import ServedModel, publish_models
 from server import ModelsNotReady, TritonServer
@@ -175,3 +175,13 @@ def test_vectors_of_another_width_are_refused(tmp_path: Path) -> None:
         pytest.fail("served with vectors of another width")
 
     assert "a stored vector has 64 bytes, wanted 68: fill the item store anew" in str(refusal.value)
+
+
+# ---------------------------------------------------------------- metrics of the store
+def test_size_age_and_free_readers_of_the_store_are_metrics(
+    server: TritonServer, client: grpc.InferenceServerClient
+) -> None:
+    similar(client, IDS[0])
+    assert metric(server, "tritonrank_store_bytes", "similar") > VECTORS.nbytes
+    assert 0 < metric(server, "tritonrank_store_free_readers", "similar") <= MAX_READERS
+    assert 0 <= metric(server, "tritonrank_store_age_seconds", "similar") < 3600

@@ -20,8 +20,9 @@ TABLE = "two_tower@1"
 WRITER = """
 import json, pathlib, sys
 import numpy as np
+from builders.publish import item_store
 from builders.publish.item_store import ItemStore
-put, removed = json.loads(sys.argv[2])
+put, removed, item_store.KEPT_CHANGES = json.loads(sys.argv[2])
 with ItemStore(pathlib.Path(sys.argv[1])) as store:
     store.put("two_tower", "1", ((name, np.array(vector, "<f4").tobytes()) for name, vector in put.items()))
     store.remove("two_tower@1", removed)
@@ -41,10 +42,10 @@ def code() -> ModuleType:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    def run(removed: tuple[str, ...] = (), **put: list[float]) -> None:
+    def run(removed: tuple[str, ...] = (), kept: int = 100_000, **put: list[float]) -> None:
         import json
 
-        given = json.dumps([put, list(removed)])
+        given = json.dumps([put, list(removed), kept])
         subprocess.run([sys.executable, "-c", WRITER, str(tmp_path), given], check=True, cwd=REPOSITORY_ROOT)
 
     return run
@@ -80,11 +81,20 @@ def test_added_replaced_and_removed_items_are_followed_without_reading_the_table
     assert followed.loads == 1
 
 
-def test_many_changes_at_once_are_read_beside_the_requests(
+def test_of_many_changes_at_once_each_request_takes_up_some(
     code: ModuleType, followed: Any, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(code, "MOST_AT_ONCE", 2)
-    write(a=[1, 0], b=[1, 0], c=[1, 0])
+    write(a=[1, 0], b=[1, 0], c=[1, 0], removed=("north",))
+    found = [sorted(nearest(followed, "east")) for _ in range(3)]
+    assert [len(each) for each in found] == [3, 3, 3]
+    assert found[0] == ["a", "b", "north"]
+    assert found[1] == found[2] == ["a", "b", "c"]
+    assert followed.loads == 1  # the table is not read again
+
+
+def test_a_table_whose_changes_are_not_kept_is_read_beside_the_requests(followed: Any, write: Write) -> None:
+    write(kept=2, a=[1, 0], b=[1, 0], c=[1, 0])
     assert nearest(followed, "east") == {"north": 0}  # as before, and at once
     followed.close()  # until it is read
     assert nearest(followed, "east") == {"a": 1, "b": 1, "c": 1, "north": 0}

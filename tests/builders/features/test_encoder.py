@@ -19,7 +19,6 @@ from builders.features.encoder import (
     dense,
     history,
     multi_hot,
-    parse_fields,
     sparse,
     tokens,
     vector,
@@ -232,10 +231,38 @@ def test_two_features_of_one_name_are_refused() -> None:
         FeatureEncoder([dense("x", ["a"]), dense("x", ["b"])])
 
 
-@pytest.mark.parametrize(("text", "found"), [("[1]", "a JSON list"), ("{", "not JSON"), ("3", "a JSON int")])
-def test_raw_fields_are_a_json_object(text: str, found: str) -> None:
-    with pytest.raises(FeatureError, match=f"context: {found}"):
-        parse_fields(text, "context")
+DEPTH = 2000
+NESTED: list[object] = []
+for _ in range(DEPTH):
+    NESTED = [NESTED]
+UNBOUNDED: dict[str, tuple[Feature, object]] = {
+    "a number beyond FP32": (dense("x", ["price"]), 1e300),
+    "an integer of 400 digits": (dense("x", ["price"]), 10**400),
+    "an integer of 9,000 digits": (dense("x", ["price"]), 10**9000),
+    "a number that the recipe's std takes beyond FP32": (dense("x", ["price"], std=(1e-30,)), 1e30),
+    "a long text for a number": (dense("x", ["price"]), "9" * 9000),
+    "a list without end for a number": (dense("x", ["price"]), NESTED),
+    "a vector beyond FP32": (vector("x", "price", 2), [1e300, 0]),
+    "a vector of integers of 400 digits": (vector("x", "price", 2), [10**400, 0]),
+    "a vector of long texts": (vector("x", "price", 2), ["x" * 9000, ""]),
+    "half a surrogate pair as an id": (sparse("x", ["price"]), "\ud800"),
+    "half a surrogate pair in a list of ids": (multi_hot("x", "price", "item", 2), ["a", "\ud800"]),
+}
+
+
+@pytest.mark.parametrize("fault", UNBOUNDED)
+def test_a_field_that_no_tensor_can_hold_is_refused_in_a_short_sentence(fault: str) -> None:
+    feature, value = UNBOUNDED[fault]
+    with pytest.raises(FeatureError, match="field 'price': found ") as refusal:
+        FeatureEncoder([feature]).item_record({"price": value})
+    assert len(str(refusal.value)) < 250
+
+
+@pytest.mark.parametrize("value", ["12", [1], {"a": 1}, 1e300, float("inf"), float("nan"), 10**400])
+def test_what_ranks_for_unknown_users_is_a_finite_number(value: object) -> None:
+    encoder = FeatureEncoder([history("taken", 3, ["a"])], fallback_field="popularity")
+    with pytest.raises(FeatureError, match=r"field 'popularity': found .*, wanted a finite number or null"):
+        encoder.item_record({"popularity": value})
 
 
 # ---------------------------------------------------------------- names until 0.1

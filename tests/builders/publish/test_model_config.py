@@ -21,6 +21,7 @@ from builders.core.contract import (
     KNOWN,
     LEFT_OUT,
     MAX_CANDIDATES,
+    MAX_REQUESTS_PER_RUN,
     MAX_ROWS_PER_RUN,
     MAX_TOKENS_PER_RUN,
     QUERY,
@@ -107,6 +108,12 @@ def test_a_batching_scorer_never_runs_more_rows_than_the_cap() -> None:
     assert config.parameters["max_rows_per_run"].string_value == str(MAX_ROWS_PER_RUN)
     assert config.parameters["max_tokens_per_run"].string_value == str(MAX_TOKENS_PER_RUN)
     assert "row_inputs" not in config.parameters
+
+
+def test_few_requests_of_one_row_are_joined() -> None:
+    encoder = dataclasses.replace(SCORER, max_batch_size=MAX_ROWS_PER_RUN)
+    config = reparsed(model_config.runtime_config(encoder, "encoder", SERVING))
+    assert list(config.dynamic_batching.preferred_batch_size) == [MAX_REQUESTS_PER_RUN]
 
 
 def test_a_scorer_without_lengths_is_capped_by_rows_alone() -> None:
