@@ -5,8 +5,9 @@ Usage: serve.py REPOSITORY [OPTION OF TRITONSERVER...]
 
 What is served is what ``server/plans.py`` names: REPOSITORY, or a view of it without the engines that this machine
 cannot load. $TRITONRANK_VERIFY (off, hash, signature; hash unless told) and $TRITONRANK_PUBLIC_KEY say how
-``server/verify.py`` checks it first. Standard library only, for it runs in Triton's container. Knows nothing of what
-makes an engine loadable.
+``server/verify.py`` checks it first. Triton asks for the admin key in the file $TRITONRANK_ADMIN_KEY_FILE, see
+``server/admin_key.py``. Standard library only, for it runs in Triton's container. Knows nothing of what makes an engine
+loadable.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def main(repository: str, options: Sequence[str]) -> None:
     """Become ``tritonserver OPTIONS --model-repository=<what can be served>``; end with a check's code if it fails."""
     verify(repository, options)
     checked = checked_repository(repository)
-    os.execvp("tritonserver", ["tritonserver", *options, f"--model-repository={checked}"])
+    os.execvp("tritonserver", ["tritonserver", *options, *admin_options(), f"--model-repository={checked}"])
 
 
 def verify(repository: str, options: Sequence[str]) -> None:
@@ -42,6 +43,16 @@ def verify(repository: str, options: Sequence[str]) -> None:
             command += ["--config-name", option.removeprefix(CONFIG_NAME)]
     if code := subprocess.run(command).returncode:
         sys.exit(code)
+
+
+def admin_options() -> list[str]:
+    """The options by which tritonserver asks for the admin key; none where $TRITONRANK_OPEN_APIS is 1."""
+    asked = subprocess.run(
+        [sys.executable, "-m", "server.admin_key"], cwd=SERVER.parent, stdout=subprocess.PIPE, text=True
+    )
+    if asked.returncode:
+        sys.exit(asked.returncode)
+    return asked.stdout.split()
 
 
 def checked_repository(repository: str) -> str:

@@ -4,6 +4,9 @@
     +-- EnvironmentUnfit   4: the server's Python environment is missing, or cannot run this Triton
     +-- RepositoryError    the repository is missing or empty, or does not hold the wanted model
     +-- PortInUse          another process listens on a wanted port
+    +-- AdminKeyError      the admin key's file cannot be used, see server/admin_key.py
+    +-- TlsError           a certificate or key cannot be used, see server/tls.py
+    +-- ControlError       a running server does not do what it is asked, see server/control.py
     +-- ServerNotReady     tritonserver ended, or was not ready in time
         +-- ModelsNotReady tritonserver runs, a model could not be loaded
 

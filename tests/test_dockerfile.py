@@ -19,9 +19,10 @@ from dockerfile_parse import DockerfileParser
 from builders.__main__ import app
 from builders.core.versions import TRITON_RELEASE
 from deploy.serve import checked_repository
-from server import TritonServer, find_environment
+from server import TritonServer, control, find_environment
 from server.__main__ import _parse as parse_server_options
 from server.backend_directory import assemble_backends
+from server.control import ControlError
 from server.ports import port_to_bind
 from tests.support.repositories import ECHO, VECTOR_CONFIG, write_model
 from tests.support.waiting import wait_until
@@ -226,7 +227,9 @@ def test_no_argument_or_variable_of_an_image_is_a_secret() -> None:
     set_here = [one.value for one in instructions() if one.name in ("ARG", "ENV")]
     names = [word.partition("=")[0] for value in set_here for word in shlex.split(value)]
 
-    assert [name for name in names if re.search("PASSW|SECRET|TOKEN|CREDENTIAL|KEY", name, re.IGNORECASE)] == []
+    assert [
+        name for name in names if re.search("PASSW|SECRET|TOKEN|CREDENTIAL|KEY(?!_FILE$)", name, re.IGNORECASE)
+    ] == []
 
 
 def test_the_programs_that_run_inside_are_those_that_run_outside() -> None:
@@ -257,6 +260,15 @@ def test_the_cpu_servers_options_are_options_of_the_server() -> None:
         "server", ["rank"], "/models", "/item_store",
     )  # fmt: skip
     assert parsed.host == "0.0.0.0"  # a container's own address is what its published ports lead to
+    assert parsed.http_host == "127.0.0.1"  # for the container's own health check
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_keeps_its_admin_key_in_the_container_and_exposes_no_http(name: str) -> None:
+    (key_file,) = [one for one in stages()[name].values("ENV") if one.startswith("TRITONRANK_ADMIN_KEY_FILE")]
+
+    assert PurePosixPath(key_file.partition("=")[2]).parent == PurePosixPath("/tmp")  # each user may write there
+    assert stages()[name].values("EXPOSE") == ["8001 8002"]
 
 
 @pytest.mark.server
@@ -288,6 +300,7 @@ def test_the_gpu_servers_entry_point_becomes_triton_with_its_arguments(tmp_path:
     variables = {
         **os.environ,
         "TRITONRANK_VERIFY": "off",  # of a repository written by hand
+        "TRITONRANK_ADMIN_KEY_FILE": str(tmp_path / "admin.key"),
         "PATH": os.pathsep.join([str(environment.bin), str(environment.tritonserver.parent), os.environ["PATH"]]),
         "LD_LIBRARY_PATH": str(environment.libraries),
     }
@@ -297,6 +310,9 @@ def test_the_gpu_servers_entry_point_becomes_triton_with_its_arguments(tmp_path:
         ready = [sys.executable, str(ROOT / "deploy" / "ready.py"), str(ports["http"])]
         wait_until(lambda: subprocess.run(ready).returncode == 0 or server.poll() is not None)
         program = Path(f"/proc/{server.pid}/exe").resolve().name
+        with pytest.raises(ControlError, match="asks for its admin key, and none was found"):
+            control.ask("load", "rank", "127.0.0.1", ports["http"], None)
+        control.ask("load", "rank", "127.0.0.1", ports["http"], (tmp_path / "admin.key").read_text().strip())
         server.terminate()
 
         assert (models, program, server.wait(timeout=30)) == ("/models", "tritonserver", 0)
