@@ -11,8 +11,8 @@ from pathlib import Path
 from types import FrameType
 
 from server.admin_key import KEY_FILE_VARIABLE, OPEN_VARIABLE, key_file, opened_by_variable, read_or_make_key
-from server.errors import ServerError, one_line
-from server.tls import ServerTls, TlsError
+from server.errors import ServerError, one_line, refused_by_machine
+from server.tls import ServerTls
 from server.triton import DEFAULT_MODEL, DEFAULT_REPOSITORY, DEFAULT_STORE, LOOPBACK, TritonServer
 from server.verify import MODES
 
@@ -30,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServerError as error:
         print(one_line(error), file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        refused = refused_by_machine(error)
+        print(one_line(refused), file=sys.stderr)
+        return refused.exit_code
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -85,14 +89,6 @@ def _add_doors(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _tls(options: argparse.Namespace) -> ServerTls | None:
-    if options.tls_cert is not None and options.tls_key is not None:
-        return ServerTls(options.tls_cert, options.tls_key, options.tls_client_ca)
-    if (options.tls_cert, options.tls_key, options.tls_client_ca) != (None, None, None):
-        raise TlsError("TLS needs both --tls-cert and --tls-key; --tls-client-ca comes on top.")
-    return None
-
-
 def _server(options: argparse.Namespace) -> TritonServer:
     open_apis = options.open_apis or (options.admin_key_file is None and opened_by_variable())
     return TritonServer(
@@ -110,7 +106,7 @@ def _server(options: argparse.Namespace) -> TritonServer:
         metrics_port=options.metrics_port,
         admin_key=None if open_apis else read_or_make_key(key_file(options.admin_key_file)),
         open_apis=open_apis,
-        tls=_tls(options),
+        tls=ServerTls.named(options.tls_cert, options.tls_key, options.tls_client_ca),
         log_verbose=options.log_verbose,
         log_to_terminal=True,
         ready_timeout_s=options.ready_timeout_s,

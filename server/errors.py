@@ -56,3 +56,12 @@ class ModelsNotReady(ServerNotReady):
 def one_line(error: BaseException) -> str:
     """``error: <message>``, line breaks as spaces."""
     return f"error: {' '.join(str(error).split())}"
+
+
+def refused_by_machine(error: OSError) -> ServerError:
+    """What the operating system refused while starting, as an error that says what to do."""
+    path = "the system" if error.filename is None else error.filename
+    return ServerError(
+        f"{path}: {error.strerror or error}; see that this user may read the repository and the server's environment "
+        "and write the temporary folder ($TMPDIR), and that there is room on the disk."
+    )

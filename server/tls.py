@@ -27,6 +27,15 @@ class ServerTls:
     key: str | os.PathLike[str]
     client_ca: str | os.PathLike[str] | None = None
 
+    @classmethod
+    def named(cls, certificate: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
+        """Return what the options of a command line name, None where they name nothing. Raises TlsError."""
+        if certificate is not None and key is not None:
+            return cls(certificate, key, client_ca)
+        if (certificate, key, client_ca) != (None, None, None):
+            raise TlsError("TLS needs both --tls-cert and --tls-key; --tls-client-ca comes on top.")
+        return None
+
     def options(self) -> list[str]:
         """Return tritonserver's. Raises TlsError for what tritonserver would start with and refuse every client."""
         self._check()
@@ -43,8 +52,8 @@ class ServerTls:
     def _check(self) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            context.load_cert_chain(self.certificate, self.key, password=_refuse_password)
-        except (OSError, ValueError) as error:
+            context.load_cert_chain(self.certificate, self.key, password="")
+        except OSError as error:
             raise TlsError(
                 f"TLS: {self.certificate} and {self.key} are no certificate and private key ({_reason(error)}); "
                 "expected two PEM files that belong together, the key without a password (--tls-cert, --tls-key)."
@@ -64,11 +73,6 @@ def _at(path: str | os.PathLike[str]) -> Path:
     return Path(path).absolute()
 
 
-def _refuse_password() -> str:
-    raise ValueError("the key asks for a password")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        return error.reason or str(error)
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+def _reason(error: OSError) -> str:
+    """Of OpenSSL where it has one."""
+    return getattr(error, "reason", None) or error.strerror or str(error)
