@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from server.errors import ServerError, one_line
+from server.errors import AdminKeyError, one_line
 
 RESTRICTED = ("model-repository", "shared-memory", "logging", "trace")
 HEADER = "tritonrank-admin-key"  # of HTTP
@@ -23,10 +23,6 @@ KEY_FILE_VARIABLE = "TRITONRANK_ADMIN_KEY_FILE"
 OPEN_VARIABLE = "TRITONRANK_OPEN_APIS"
 DEFAULT_KEY_FILE = Path(__file__).resolve().parent.parent / "admin.key"
 _WELL_FORMED = re.compile(r"[A-Za-z0-9_-]{32,}")  # Triton splits its option at ':', ',' and '='
-
-
-class AdminKeyError(ServerError):
-    """The admin key's file cannot be read or made, can be read by everyone, or holds no key."""
 
 
 def key_file(named: str | os.PathLike[str] | None = None) -> Path:

@@ -14,14 +14,10 @@ from pathlib import Path
 
 from server import health
 from server.admin_key import HEADER, KEY_FILE_VARIABLE, key_file, key_if_there
-from server.errors import ServerError, one_line
+from server.errors import ControlError, ServerError, one_line
 
 LOAD_TIMEOUT_S = 600.0
 DONE = {"load": "loaded", "unload": "unloaded"}
-
-
-class ControlError(ServerError):
-    """The running server does not answer, does not take the key, or cannot do what it is asked."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

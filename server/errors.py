@@ -4,9 +4,9 @@
     +-- EnvironmentUnfit   4: the server's Python environment is missing, or cannot run this Triton
     +-- RepositoryError    the repository is missing or empty, or does not hold the wanted model
     +-- PortInUse          another process listens on a wanted port
-    +-- AdminKeyError      the admin key's file cannot be used, see server/admin_key.py
-    +-- TlsError           a certificate or key cannot be used, see server/tls.py
-    +-- ControlError       a running server does not do what it is asked, see server/control.py
+    +-- AdminKeyError      the admin key's file cannot be used, or everyone can read it
+    +-- TlsError           a certificate or key cannot be used
+    +-- ControlError       a running server does not do what it is asked
     +-- ServerNotReady     tritonserver ended, or was not ready in time
         +-- ModelsNotReady tritonserver runs, a model could not be loaded
 
@@ -36,6 +36,18 @@ class RepositoryError(ServerError):
 
 class PortInUse(ServerError):
     """Another process listens on a wanted port."""
+
+
+class AdminKeyError(ServerError):
+    """The admin key's file cannot be read or made, can be read by everyone, or holds no key."""
+
+
+class TlsError(ServerError):
+    """A certificate or key cannot be read, or the two do not belong together."""
+
+
+class ControlError(ServerError):
+    """The running server does not answer, does not take the key, or cannot do what it is asked."""
 
 
 class ServerNotReady(ServerError):

@@ -7,11 +7,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.errors import ServerError
-
-
-class TlsError(ServerError):
-    """A certificate or key cannot be read, or the two do not belong together."""
+from server.errors import TlsError
 
 
 @dataclass(frozen=True)

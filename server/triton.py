@@ -17,7 +17,7 @@ from server.backend_directory import DROP_INS, assemble_backends
 from server.environment import REPOSITORY_ROOT, ServerEnvironment, find_environment
 from server.errors import ModelsNotReady, RepositoryError, ServerNotReady
 from server.plans import servable_repository
-from server.ports import port_to_bind
+from server.ports import is_this_machine, port_to_bind
 from server.process import GuardedProcess
 from server.repository import check_models_exist, published_names
 from server.tls import ServerTls
@@ -147,6 +147,7 @@ class TritonServer:
             self._verify_repository()
             self._check_environment()
             self._choose_ports()
+            self._warn_of_open_doors()
             self._start_process()
             self._wait_until_ready()
         except BaseException:
@@ -243,6 +244,18 @@ class TritonServer:
         self.grpc_port = port_to_bind(self.host, self.grpc_port, "--grpc-port")
         self.http_port = port_to_bind(self.http_host, self.http_port, "--http-port")
         self.metrics_port = port_to_bind(self.host, self.metrics_port, "--metrics-port")
+
+    def _warn_of_open_doors(self) -> None:
+        if not is_this_machine(self.http_host):
+            _LOGGER.warning(
+                "HTTP listens on %s: one request of very many chunks ends this Triton, so let nobody reach it whom you "
+                "do not trust, or put a proxy before it that limits requests (docs/how-to/close-the-doors.md)",
+                self.http_url,
+            )
+        if self.open_apis and not (is_this_machine(self.host) and is_this_machine(self.http_host)):
+            _LOGGER.warning(
+                "no admin key is asked for: whoever reaches %s or %s runs code here", self.grpc_url, self.http_url
+            )
 
     def _start_process(self) -> None:
         assemble_backends(self.environment, self._work_folder / "backends", self.backends)

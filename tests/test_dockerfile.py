@@ -22,7 +22,7 @@ from deploy.serve import checked_repository
 from server import TritonServer, control, find_environment
 from server.__main__ import _parse as parse_server_options
 from server.backend_directory import assemble_backends
-from server.control import ControlError
+from server.errors import ControlError
 from server.ports import port_to_bind
 from tests.support.repositories import ECHO, VECTOR_CONFIG, write_model
 from tests.support.waiting import wait_until

@@ -19,7 +19,7 @@ from tritonrank_client import TLS, InvalidRequest, RankClient, Unavailable, _com
 from perf.analyzer import measure
 from server import ServerTls, TritonServer
 from server.__main__ import main as launch
-from server.tls import TlsError
+from server.errors import TlsError
 from tests.support.repositories import ECHO, VECTOR_CONFIG
 from tests.support.repositories import write_model as write_plain_model
 from tests.support.small_model import write_model

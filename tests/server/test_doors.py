@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
 import stat
 import subprocess
@@ -24,13 +25,13 @@ from server.admin_key import (
     HEADER,
     KEY_FILE_VARIABLE,
     OPEN_VARIABLE,
-    AdminKeyError,
     new_key,
     opened_by_variable,
     read_or_make_key,
     restricting_options,
 )
 from server.environment import REPOSITORY_ROOT
+from server.errors import AdminKeyError
 from tests.support.repositories import ECHO, VECTOR_CONFIG, infer, vector, write_model
 
 ANY_PORTS = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
@@ -183,11 +184,22 @@ def test_the_control_command_says_where_it_asked_in_vain(capsys: pytest.CaptureF
 
 
 @pytest.mark.server
-def test_opened_for_development_nobody_is_asked_for_a_key(tmp_path: Path) -> None:
+def test_opened_for_development_nobody_is_asked_for_a_key_and_doors_to_the_network_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "server")  # other tests' libraries raise the root's
     write_model(tmp_path, "echo", VECTOR_CONFIG, ECHO)
-    with TritonServer(tmp_path, ["echo"], open_apis=True, **ANY_PORTS) as running:
+    with TritonServer(tmp_path, ["echo"], open_apis=True, http_host="0.0.0.0", **ANY_PORTS) as running:
         control.ask("load", "echo", running.http_host, running.http_port, None)
         running.kill()
+    assert f"HTTP listens on 0.0.0.0:{running.http_port}: one request of very many chunks" in caplog.text
+    assert "no admin key is asked for: whoever reaches 127.0.0.1:" in caplog.text
+
+
+@pytest.mark.server
+def test_closed_doors_are_not_worth_a_word(server: TritonServer, caplog: pytest.LogCaptureFixture) -> None:
+    server._warn_of_open_doors()
+    assert caplog.text == ""
 
 
 # ---------------------------------------------------------------- the key's file
