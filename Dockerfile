@@ -18,8 +18,11 @@ ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 FROM ${TENSORRT_IMAGE} AS engines
 
 # --target: apart from the system's Python, which Ubuntu reserves for apt and which holds this container's TensorRT.
-COPY requirements/builders.txt /opt/tritonrank/requirements/builders.txt
-RUN pip3 install --no-cache-dir --target /opt/builders --requirement /opt/tritonrank/requirements/builders.txt
+# uv: checks the hashes of what has some, while torch, whose file differs by index, brings what its CUDA build needs.
+COPY requirements/builders.txt requirements/torch.txt /opt/tritonrank/requirements/
+RUN pip3 install --no-cache-dir --target /opt/uv uv==0.13.9 \
+    && /opt/uv/bin/uv pip install --no-cache --target /opt/builders \
+        --requirement /opt/tritonrank/requirements/builders.txt --requirement /opt/tritonrank/requirements/torch.txt
 
 # HOME: a --user without an entry in /etc/passwd has none, and torch and ModelOpt write caches there.
 ENV PYTHONPATH=/opt/builders HOME=/tmp HF_HUB_OFFLINE=1
@@ -41,7 +44,7 @@ FROM ${PYTHON_IMAGE} AS server-cpu
 
 COPY requirements/server.txt /opt/tritonrank/requirements/server.txt
 RUN python3 -m venv /opt/server \
-    && /opt/server/bin/pip install --no-cache-dir --only-binary=:all: \
+    && /opt/server/bin/pip install --no-cache-dir --only-binary=:all: --require-hashes --no-deps \
         --requirement /opt/tritonrank/requirements/server.txt
 ENV TRITONRANK_SERVER_ENV=/opt/server
 
@@ -64,12 +67,12 @@ CMD ["--load=rank"]
 
 FROM ${TRITON_IMAGE} AS server
 
-# The pip-only server's pins, as constraints. NumPy is the container's own; its Python backend is built for it.
+# At the pip-only server's pins. NumPy is the container's own; its Python backend is built for it.
 # --no-deps: tokenizers needs huggingface_hub only to download, and the rest must not replace the container's packages.
 # --break-system-packages: the Python backend runs the system's Python, which Ubuntu reserves for apt.
-COPY requirements/server.txt /opt/tritonrank/requirements/server.txt
-RUN pip3 install --no-cache-dir --no-deps --only-binary=:all: --break-system-packages \
-        --constraint /opt/tritonrank/requirements/server.txt lmdb tokenizers cryptography cffi pycparser \
+COPY requirements/container.txt /opt/tritonrank/requirements/container.txt
+RUN pip3 install --no-cache-dir --require-hashes --no-deps --only-binary=:all: --break-system-packages \
+        --requirement /opt/tritonrank/requirements/container.txt \
     && python3 -c "import cryptography.hazmat.primitives.asymmetric.ed25519, lmdb, numpy, tokenizers"
 
 # Mounted writable, because LMDB's readers write its lock file. LMDB knows its readers by process id: containers that

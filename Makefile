@@ -18,7 +18,7 @@ REQUIRE_TENSORRT ?=
 MINUTES   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu check setup data train export build-engines quality recommend repository pareto publish serve reload \
+.PHONY: help demo test test-slow test-gpu check check-supply-chain setup data train export build-engines quality recommend repository pareto publish serve reload \
     perf bench soak report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
@@ -28,10 +28,20 @@ demo: setup ## from a fresh clone to ranked lists and a report: three variants (
 	@$(RUN) -m perf demo $(if $(QUERIES),--queries $(QUERIES)) $(if $(FRESH),--fresh)
 
 test: setup ## the tests, on the real Triton, without the slow tier
-	@$(RUN) -m pytest -m "not slow" $(ARGS)
+	@$(RUN) -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadgroup $(ARGS)
 
 test-slow: setup ## the slow tier: TensorRT 11's builder on this CPU, the kit packed for a GPU machine, recommenders of three libraries
 	@$(RUN) -m pytest -m slow $(ARGS)
+
+check-supply-chain: setup ## what both environments hold (CycloneDX, build/sbom), and what is known against it (pip-audit; asks pypi.org)
+	@test -x build/supply-chain/bin/pip-audit || { $(PYTHON) -m venv --clear build/supply-chain && \
+	    build/supply-chain/bin/pip install --quiet --require-hashes --no-deps --requirement requirements/supply-chain.txt; }
+	@mkdir -p build/sbom
+	@for name in $(VENV) $(SERVER_VENV); do \
+	    build/supply-chain/bin/cyclonedx-py environment --output-file build/sbom/$${name#.}.cdx.json $$name/bin/python || exit; done
+	@ls build/sbom/*.cdx.json
+	@build/supply-chain/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements/torch.txt
+	@build/supply-chain/bin/pip-audit --strict --disable-pip --require-hashes $(foreach name,builders server,--requirement requirements/$(name).txt)
 
 check: setup ## lint, layers and types
 	@$(RUN) -m ruff check .
@@ -42,8 +52,9 @@ check: setup ## lint, layers and types
 
 setup: $(VENV)/.ready $(SERVER_VENV)/.ready ## make the two environments (part of every target that needs them)
 
-$(VENV)/.ready: requirements/builders.txt clients/pyproject.toml
+$(VENV)/.ready: requirements/builders.txt requirements/torch.txt clients/pyproject.toml
 	@$(call make_environment,$(VENV),builders',$<)
+	@$(VENV)/bin/pip install --quiet --progress-bar=on --disable-pip-version-check --requirement requirements/torch.txt
 	@$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable clients
 	@touch $@
 
@@ -56,7 +67,7 @@ define make_environment
 $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else "Python %d.%d found, 3.11 or 3.12 wanted: make PYTHON=/path/to/python3.11" % v)'
 echo "installing the $(2) environment into $(1) (one to three minutes, once)"
 $(PYTHON) -m venv --clear $(1)
-$(1)/bin/pip install --quiet --progress-bar=on --disable-pip-version-check --requirement $(3)
+$(1)/bin/pip install --quiet --progress-bar=on --disable-pip-version-check --require-hashes --no-deps --requirement $(3)
 endef
 
 data: setup ## find, fetch or generate the data, and say which
@@ -147,10 +158,25 @@ docs-serve: docs ## ... and served with search on 127.0.0.1:8010 until Ctrl-C, b
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve --dev-addr 127.0.0.1:8010
 
 lock: ## resolve requirements/*.in anew into requirements/*.txt
-	@for name in builders server; do \
-	    $(PYTHON) -m venv --clear build/lock && build/lock/bin/pip install --quiet -r requirements/$$name.in && \
-	    { echo "# Every package of the environment, pinned. Made from $$name.in by 'make lock'; edit that one."; \
-	      build/lock/bin/pip freeze | sed 's/+cpu$$//'; } > requirements/$$name.txt; done; rm -rf build/lock
+	@$(call lock,supply-chain,what 'make check-supply-chain' runs)
+	@$(call lock,builders,the builders' environment but torch)
+	@$(call lock,server,the server's environment)
+	@{ echo "# What Triton's container lacks of the server's environment. Made by 'make lock'."; \
+	   printf '%s\n' $(OF_CONTAINER) | $(HASHED) --constraint build/lock/pins.txt -; } > requirements/container.txt
+	@rm -rf build/lock
+
+# $(call lock,NAME,WHAT)
+define lock
+$(PYTHON) -m venv --clear build/lock
+build/lock/bin/pip install --quiet --requirement requirements/$(1).in
+build/lock/bin/pip freeze --all | grep -vE '^(torch|pip)==' > build/lock/pins.txt
+build/lock/bin/pip install --quiet uv
+{ echo "# Every package of $(2), pinned with its hashes. Made from $(1).in by 'make lock'; edit that one."; \
+  $(HASHED) build/lock/pins.txt; } > requirements/$(1).txt
+endef
+
+HASHED       := build/lock/bin/uv pip compile --quiet --no-deps --generate-hashes --no-header --no-annotate
+OF_CONTAINER := lmdb tokenizers cryptography cffi pycparser
 
 clean: ## remove everything that make made
 	rm -rf $(VENV) $(SERVER_VENV) build item_store admin.key model_repository/manifest.json model_repository/manifest.json.sig model_repository/.lock .pytest_cache .ruff_cache .mypy_cache

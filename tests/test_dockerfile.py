@@ -113,15 +113,15 @@ def programs_of(source: str) -> list[Path]:
 
 
 def pins(name: str) -> dict[str, str]:
-    lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
-    return dict(line.split("==") for line in lines)
+    """Package => version; see tests/test_requirements.py for their hashes."""
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / name).read_text(), re.MULTILINE))
 
 
 def installed_into_the_container() -> set[str]:
     (install,) = (run for run in stages()["server"].values("RUN") if "pip3 install" in run)
-    words = shlex.split(install.partition("&&")[0].partition("pip3 install")[2])
-    assert words.pop(words.index("--constraint") + 1) == str(IN_IMAGE / "requirements/server.txt")
-    return {word for word in words if not word.startswith("--")}
+    assert "--require-hashes --no-deps" in install
+    assert f"--requirement {IN_IMAGE / 'requirements/container.txt'} " in install
+    return set(pins("requirements/container.txt"))
 
 
 def test_hadolint_finds_nothing() -> None:
@@ -168,7 +168,7 @@ def test_the_gpu_server_installs_what_the_served_models_import_at_the_pip_only_s
     signatures = {"cryptography", "cffi", "pycparser"}  # what server/verify.py imports, with its own dependencies
 
     assert installed_into_the_container() == (third_party - OF_THE_CONTAINER) | signatures
-    assert installed_into_the_container() <= pins("requirements/server.txt").keys()
+    assert pins("requirements/container.txt").items() <= pins("requirements/server.txt").items()
 
 
 @pytest.mark.parametrize(
