@@ -190,8 +190,9 @@ _TLS_NEXT_STEPS = (
     ("handshake failed", "TLS: does this port speak TLS at all? Without, leave tls out"),
     (
         "Socket closed",
-        "is Triton running there? It ended the connection at once: does it ask for TLS, tls=TLS(ca=...), or for a "
-        "client's certificate, tls=TLS(ca=..., certificate=..., key=...), that its authority signed?",
+        "is this Triton's gRPC port (8001 unless set)? It ended the connection at once: does it ask for TLS, "
+        "tls=TLS(ca=...), or for a client's certificate, tls=TLS(ca=..., certificate=..., key=...), that its authority "
+        "signed?",
     ),
 )
 
