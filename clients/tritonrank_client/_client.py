@@ -75,6 +75,10 @@ class RankClient:
         Deadline(timeout_s)  # for its check
         if id_key is not None:
             check_key(id_key)
+        if tls is not None and transport is not None:
+            raise InvalidRequest(
+                "tls: a transport of your own is given, which connects by itself; leave one out", "tls"
+            )
         self._timeout_s = timeout_s
         self._id_key = id_key
         self._transport = transport if transport is not None else GrpcTransport(url, tls)

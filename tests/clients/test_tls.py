@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from tritonrank_client import TLS, InvalidRequest, RankClient, Unavailable, _command
+from tritonrank_client import TLS, InvalidRequest, MockTransport, RankClient, Unavailable, _command
 
 from perf.analyzer import measure
 from server import ServerTls, TritonServer
@@ -172,6 +172,11 @@ def test_the_client_refuses_files_that_are_none(pem: Path, files: dict[str, str]
     with pytest.raises(InvalidRequest, match=wanted) as refused:
         RankClient("localhost:8001", tls=TLS(**{name: pem / file for name, file in files.items()}))
     assert refused.value.argument == "tls"
+
+
+def test_a_transport_of_ones_own_and_tls_are_not_both_taken() -> None:
+    with pytest.raises(InvalidRequest, match="a transport of your own is given"):
+        RankClient("mock", tls=TLS(), transport=MockTransport(lambda request: {}))
 
 
 @pytest.mark.parametrize(
