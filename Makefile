@@ -19,7 +19,7 @@ MINUTES   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-gpu check check-supply-chain setup data train export build-engines quality recommend repository pareto publish serve reload \
-    perf bench soak report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
+    perf bench soak outages report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +111,9 @@ bench: setup ## the figures to reach, each with its limit
 
 soak: setup ## ten minutes (MINUTES=30) of load beside refresh, retraining, publishing, rolling back and kills: no wrong answer
 	@$(RUN) -m perf soak $(if $(MINUTES),--minutes $(MINUTES))
+
+outages: setup ## ten minutes (MINUTES=30) of load with a fault every 20 seconds: kills, a full disk, overload, malformed requests
+	@$(RUN) -m perf outages $(if $(MINUTES),--minutes $(MINUTES))
 
 test-gpu: setup ## the tests that need a GPU
 	@$(RUN) -m pytest -m gpu -s $(ARGS)

@@ -125,6 +125,22 @@ def soak(
         raise PerfError(f"{len(found.wrong)} wrong answers, {found.errors.total()} requests not answered")
 
 
+@app.command()
+def outages(
+    minutes: Annotated[float, typer.Option(min=0.5, help="Of load; building and comparing come on top.")] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of the faults.")] = 0,
+) -> None:
+    """Ask steadily while something fails every twenty seconds: how long each fault is felt, and no wrong answer."""
+    from perf.outages import run_outages
+
+    found = run_outages(minutes, console, seed)
+    console.print(found.soak.table())
+    console.print(found.table())
+    print(found.to_json())
+    if found.missed:
+        raise PerfError("; ".join(found.missed))
+
+
 @app.command("gpu-report")
 def gpu_report() -> None:
     """Build every engine, run the GPU tests and sweeps, and write what came of it: on a machine with an NVIDIA GPU."""

@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -149,6 +149,26 @@ class Span:
     end_s: float = FOREVER
 
 
+class Served(Protocol):
+    """A server that runs."""
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port."""
+
+    @property
+    def http_host(self) -> str:
+        """Where HTTP listens."""
+
+    @property
+    def http_port(self) -> int:
+        """Its port."""
+
+    @property
+    def admin_key(self) -> str:
+        """What control of models asks for."""
+
+
 class Timeline:
     """Key => the values that it may have had, and when."""
 
@@ -251,7 +271,7 @@ class Shop:
 
     def open(self) -> None:
         """Everything built and published once."""
-        shutil.copytree(REPOSITORY_ROOT, self.kit, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        shutil.copytree(REPOSITORY_ROOT, self.kit, ignore=shutil.ignore_patterns(*NOT_COPIED), dirs_exist_ok=True)
         for name in (".venv", ".venv-server"):
             (self.kit / name).symlink_to(REPOSITORY_ROOT / name)
         write_generated(self.data)
@@ -320,7 +340,9 @@ def _data_first(recipe: str) -> str:
 class Soak:
     """The run: clients, jobs, and afterwards the comparison."""
 
-    def __init__(self, shop: Shop, server: TritonServer, minutes: float, console: Console, seed: int) -> None:
+    timeout_s = TIMEOUT_S
+
+    def __init__(self, shop: Shop, server: Served, minutes: float, console: Console, seed: int) -> None:
         self.shop, self.server, self.minutes, self.console = shop, server, minutes, console
         self.draw = random.Random(seed + 1)
         self.until_s = time.monotonic() + minutes * 60
@@ -371,9 +393,9 @@ class Soak:
         start_s = time.monotonic()
         try:
             if endpoint == "rank":
-                ranked = client.rank(asked, item_ids, timeout_s=TIMEOUT_S)
+                ranked = client.rank(asked, item_ids, timeout_s=self.timeout_s)
             else:
-                ranked = client.recommend([asked], item_ids, timeout_s=TIMEOUT_S)
+                ranked = client.recommend([asked], item_ids, timeout_s=self.timeout_s)
         except TritonRankError as error:
             return Answer(endpoint, asked, start_s, time.monotonic(), {}, f"{type(error).__name__}: {error}")
         return Answer(endpoint, asked, start_s, time.monotonic(), dict(ranked))
@@ -548,9 +570,6 @@ class Soak:
                 return ""
             faults.append(f"{len(unexplained)} scores with scale {scale}, such as {unexplained[0]}")
         return f"{answer.endpoint} '{answer.asked}': {'; '.join(faults)}"
-
-    def _explained(self, answer: Answer, item_id: str, score: float, scale: float) -> bool:
-        return any(np.isclose(score, each, TOLERANCE, TOLERANCE) for each in self._may_be(answer, item_id, scale))
 
     def _may_be(self, answer: Answer, item_id: str, scale: float) -> Iterator[float]:
         for product in self.contents[answer.endpoint].may_be(item_id, answer.start_s, answer.end_s):
