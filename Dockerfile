@@ -52,6 +52,7 @@ WORKDIR /opt/tritonrank
 COPY server server
 COPY backends backends
 COPY deploy/ready.py deploy/ready.py
+ENV TRITONRANK_ITEM_STORE=/item_store
 
 # The admin key: made when a container starts, for its own programs:
 # docker exec CONTAINER python3 -m server.control load rank
@@ -60,8 +61,9 @@ ENV TRITONRANK_ADMIN_KEY_FILE=/tmp/tritonrank-admin.key
 USER 1000:1000
 # gRPC, metrics. HTTP is for the container itself: docs/how-to/close-the-doors.md
 EXPOSE 8001 8002
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python3", "/opt/tritonrank/deploy/ready.py"]
-ENTRYPOINT ["python3", "-m", "server", "--host=0.0.0.0", "--repository=/models", "--store=/item_store"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["/opt/server/bin/python3", "/opt/tritonrank/deploy/ready.py"]
+# No restarts: a server that ends, or that has a dead stub, ends the container, and what runs it starts it again.
+ENTRYPOINT ["python3", "-m", "server", "--host=0.0.0.0", "--repository=/models", "--store=/item_store", "--restarts=0"]
 CMD ["--load=rank"]
 
 
@@ -82,7 +84,7 @@ ENV TRITONRANK_ITEM_STORE=/item_store
 ENV TRITONRANK_ADMIN_KEY_FILE=/tmp/tritonrank-admin.key
 
 WORKDIR /opt/tritonrank
-COPY server/admin_key.py server/control.py server/errors.py server/health.py server/plans.py server/verify.py server/
+COPY server server
 COPY deploy/ready.py deploy/serve.py deploy/
 
 # The base image's triton-server, as a number so that Kubernetes' runAsNonRoot can tell. This user, or that of --user,
@@ -92,11 +94,11 @@ USER 1000:1000
 EXPOSE 8001 8002
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python3", "/opt/tritonrank/deploy/ready.py"]
 
-# NVIDIA's entry point checks the driver, then becomes serve.py, which checks the engines and becomes tritonserver, so
-# that signals reach it. A model that cannot be loaded ends the server. 6 s: an idle HTTP connection holds up the exit
-# until then, and 'docker stop' kills after 10.
+# NVIDIA's entry point checks the driver, then becomes serve.py, which checks the engines and becomes the guard of
+# tritonserver, so that signals reach it. A model that cannot be loaded ends the server, as does a dead stub. 4 s: an
+# idle HTTP connection holds up the exit until then; it answers for 5 s before that, and 'docker stop' kills after 10.
 ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh", "python3", "/opt/tritonrank/deploy/serve.py", "/models", \
-    "--model-control-mode=explicit", "--exit-timeout-secs=6", "--metrics-config=summary_latencies=true", \
+    "--model-control-mode=explicit", "--exit-timeout-secs=4", "--metrics-config=summary_latencies=true", \
     "--http-address=127.0.0.1", "--metrics-address=0.0.0.0"]
 
 # Arguments after the image's name take this one's place: --load-model=rank --load-model=rank_two_tower_fp32_onnx

@@ -1,13 +1,13 @@
-"""The container's entry point: checks that a repository is as it was published, and its TensorRT engines, then becomes
-tritonserver on it.
+"""The container's entry point: checks that a repository is as it was published, and its TensorRT engines, then runs
+tritonserver on it under ``server/guard.py``, which watches it, and drains it at SIGTERM.
 
 Usage: serve.py REPOSITORY [OPTION OF TRITONSERVER...]
 
 What is served is what ``server/plans.py`` names: REPOSITORY, or a view of it without the engines that this machine
 cannot load. $TRITONRANK_VERIFY (off, hash, signature; hash unless told) and $TRITONRANK_PUBLIC_KEY say how
-``server/verify.py`` checks it first. Triton asks for the admin key in the file $TRITONRANK_ADMIN_KEY_FILE, see
-``server/admin_key.py``. Standard library only, for it runs in Triton's container. Knows nothing of what makes an engine
-loadable.
+``server/verify.py`` checks it first, $TRITONRANK_DRAIN_S for how many seconds it answers after SIGTERM (5). Triton asks
+for the admin key in the file $TRITONRANK_ADMIN_KEY_FILE, see ``server/admin_key.py``. Standard library only, for it
+runs in Triton's container. Knows nothing of what makes an engine loadable.
 """
 
 from __future__ import annotations
@@ -20,14 +20,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SERVER = Path(__file__).resolve().parent.parent / "server"
+DRAIN_VARIABLE, DRAIN_S, ANSWER_WITHIN_S = "TRITONRANK_DRAIN_S", "5", 30
 LOAD, CONFIG_NAME = "--load-model=", "--model-config-name="
 
 
 def main(repository: str, options: Sequence[str]) -> None:
-    """Become ``tritonserver OPTIONS --model-repository=<what can be served>``; end with a check's code if it fails."""
+    """Become the guard of ``tritonserver OPTIONS --model-repository=<what can be served>``; end with a check's code if
+    it fails."""
     verify(repository, options)
     checked = checked_repository(repository)
-    os.execvp("tritonserver", ["tritonserver", *options, *admin_options(), f"--model-repository={checked}"])
+    drain = f"--drain-s={os.environ.get(DRAIN_VARIABLE) or DRAIN_S}"
+    guard = [
+        sys.executable, "-IS", str(SERVER / "guard.py"), drain, f"--answer-within-s={ANSWER_WITHIN_S}", "--",
+    ]  # fmt: skip
+    triton = ["tritonserver", *options, *admin_options(), f"--model-repository={checked}"]
+    os.execv(sys.executable, [*guard, *triton])
 
 
 def verify(repository: str, options: Sequence[str]) -> None:

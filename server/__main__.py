@@ -1,4 +1,4 @@
-"""`python -m server`: serves a model repository until Ctrl-C or SIGTERM."""
+"""`python -m server`: serves a model repository until Ctrl-C or SIGTERM, and starts a server that ended again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -16,15 +17,22 @@ from server.tls import ServerTls
 from server.triton import DEFAULT_MODEL, DEFAULT_REPOSITORY, DEFAULT_STORE, LOOPBACK, TritonServer
 from server.verify import MODES
 
+RESTARTS = 10
+WINDOW_S = 600.0  # in which they are counted
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 30.0
+DRAIN_S = 5.0
+ANSWER_WITHIN_S = 30.0
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until stopped; return the exit code: 0 after a clean stop, 1 where the server died, or an error's own."""
+    """Serve until stopped; return the exit code: 0 after a clean stop, 1 where the server ended too often, or an
+    error's own."""
     options = _parse(arguments)
     try:
         server = _server(options)
         _stop_on_signals(server)
         with server:
-            return _serve(server)
+            return _serve(server, options.restarts)
     except _StopRequested:
         return 0
     except ServerError as error:
@@ -67,6 +75,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--metrics-port", type=int, default=8002, help="0 picks a free one (%(default)s)")
     _add_doors(parser)
     parser.add_argument("--ready-timeout-s", type=float, default=120.0, help="longest start-up (%(default)s)")
+    parser.add_argument(
+        "--restarts", type=int, default=RESTARTS, metavar="N",
+        help=f"start a server that ended, or that has a dead stub, again, at most N times in {WINDOW_S / 60:g} minutes "
+        "(%(default)s); 0 = end with it, where something else starts this program again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--answer-within-s", type=float, default=ANSWER_WITHIN_S, metavar="S",
+        help="end a server of which an endpoint does not answer its canary in this time (%(default)s); 0 = never ask",
+    )  # fmt: skip
+    parser.add_argument(
+        "--drain-s", type=float, default=DRAIN_S, metavar="S",
+        help="after SIGTERM, seconds of answering while it says that it is not ready (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--log-verbose", type=int, default=0, help="Triton's verbosity (%(default)s)")
     return parser.parse_args(arguments)
 
@@ -110,6 +131,8 @@ def _server(options: argparse.Namespace) -> TritonServer:
         log_verbose=options.log_verbose,
         log_to_terminal=True,
         ready_timeout_s=options.ready_timeout_s,
+        drain_s=options.drain_s,
+        answer_within_s=options.answer_within_s,
     )
 
 
@@ -127,18 +150,43 @@ def _stop_on_signals(server: TritonServer) -> None:
             server.kill()
             return
         requested = True
+        server.drains = signal_number == signal.SIGTERM
         raise _StopRequested
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
 
 
-def _serve(server: TritonServer) -> int:
+def _serve(server: TritonServer, restarts: int) -> int:
+    """Serve until the server has ended once more than it may be started again."""
+    _tell(server)
+    ends: list[float] = []
+    while True:
+        code = server.wait()
+        print(f"error: tritonserver ended with code {code}; see its log above.", file=sys.stderr, flush=True)
+        ends = [*(end for end in ends if time.monotonic() - end < WINDOW_S), time.monotonic()]
+        if len(ends) > restarts:
+            print(f"error: not started again: --restarts {restarts} in {WINDOW_S / 60:g} minutes.", file=sys.stderr)
+            return 1
+        _start_again(server, len(ends))
+
+
+def _start_again(server: TritonServer, attempt: int) -> None:
+    """At once at the first end, after twice as long at each further one. A failed start is one more end."""
+    wait_s = 0.0 if attempt == 1 else min(FIRST_WAIT_S * 2 ** (attempt - 2), LONGEST_WAIT_S)
+    print(f"restart {attempt}, in {wait_s:g} s", file=sys.stderr, flush=True)
+    time.sleep(wait_s)
+    try:
+        server.restart()
+    except ServerError as error:
+        print(one_line(error), file=sys.stderr, flush=True)
+    else:
+        _tell(server)
+
+
+def _tell(server: TritonServer) -> None:
     print(f"ready: gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}", flush=True)
     print(f"       tritonserver {server.pid}; Ctrl-C stops it, a second one at once", flush=True)
-    code = server.wait()
-    print(f"error: tritonserver ended by itself with code {code}; see its log above.", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

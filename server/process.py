@@ -21,16 +21,28 @@ class GuardedProcess:
     command   what to run, in `folder`, with the variables `environ`
     log       where its output goes; None for this terminal
     grace_s   how long it may take to end after SIGTERM before it is killed
+    drain_s   how long tritonserver answers on, unready, before a stop that drains
+    answer_within_s  how long an endpoint's canary may take; 0 = none is sent
 
     Linux ends it when the calling thread ends: call from one that lives as long as the command shall.
     """
 
     def __init__(
-        self, command: Sequence[str], environ: Mapping[str, str], folder: Path, log: IO[bytes] | None, grace_s: float
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        folder: Path,
+        log: IO[bytes] | None,
+        grace_s: float,
+        drain_s: float = 0.0,
+        answer_within_s: float = 0.0,
     ):
-        self.grace_s = grace_s
+        self.grace_s, self.drain_s = grace_s, drain_s
         read_end, write_end = os.pipe()
-        guarded = [sys.executable, "-IS", str(GUARD), str(os.getpid()), str(write_end), str(grace_s), *command]
+        guarded = [
+            sys.executable, "-IS", str(GUARD), f"--launcher={os.getpid()}", f"--pid-fd={write_end}",
+            f"--drain-s={drain_s}", f"--grace-s={grace_s}", f"--answer-within-s={answer_within_s}", "--", *command,
+        ]  # fmt: skip
         self._guard = subprocess.Popen(
             guarded,
             env=dict(environ),
@@ -58,12 +70,15 @@ class GuardedProcess:
         """Wait for the end of the command and of all that it has started; return its exit code."""
         return self._guard.wait()
 
-    def stop(self) -> None:
-        """Ask the command to end, and wait until it has; killed after `grace_s`. Safe to call again."""
+    def stop(self, *, drains: bool = False) -> None:
+        """Ask the command to end, and wait until it has; killed after `grace_s`. Safe to call again.
+
+        drains: answer on for `drain_s` first; a second call without it cuts that short.
+        """
         if self.exit_code() is None:
-            self._guard.send_signal(signal.SIGTERM)
+            self._guard.send_signal(signal.SIGTERM if drains else signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._guard.wait(self.grace_s + KILL_TIMEOUT_S)
+                self._guard.wait(self.drain_s * drains + self.grace_s + KILL_TIMEOUT_S)
         self.kill()
 
     def kill(self) -> None:

@@ -55,6 +55,9 @@ class TritonServer:
     log_to_terminal  writes Triton's log to this process's output instead of keeping it for `log()`
     backends       folder of drop-in backends, each NAME/model.py
     extra_arguments  more options of tritonserver
+    drain_s        how long a stop that drains lets the server answer on, while it says that it is not ready
+    answer_within_s  how long an endpoint may take for a canary, a request that is sent again and again, before the
+                     server is ended; 0 = none is sent, so that nothing but the caller's requests is counted
     run_self_test  send one tensor through the stub the first time this environment is used
 
     Enter it in a thread that lives as long as the server shall: Linux ends the server when that thread ends.
@@ -84,6 +87,8 @@ class TritonServer:
         ready_timeout_s: float = 120.0,
         backends: str | os.PathLike[str] = DROP_INS,
         extra_arguments: Sequence[str] = (),
+        drain_s: float = 0.0,
+        answer_within_s: float = 0.0,
         run_self_test: bool = True,
     ):
         self.repository = Path(repository).absolute()
@@ -103,6 +108,9 @@ class TritonServer:
         self.ready_timeout_s = ready_timeout_s
         self.backends = Path(backends).absolute()
         self.extra_arguments = list(extra_arguments)
+        self.drain_s = drain_s
+        self.answer_within_s = answer_within_s
+        self.drains = False
         self.run_self_test = run_self_test
         self._process: GuardedProcess | None = None
         self._folder: Path | None = None
@@ -155,10 +163,19 @@ class TritonServer:
             raise
 
     def stop(self) -> None:
-        """Let running requests end, then the server; kill what is left after EXIT_TIMEOUT_S. Safe to call again."""
+        """End the server; kill what is left after EXIT_TIMEOUT_S. Safe to call again.
+
+        With `drains` set it says first that it is not ready, and answers on for `drain_s`; else requests under way may
+        be lost.
+        """
         if self._process is not None:
-            self._process.stop()
+            self._process.stop(drains=self.drains)
         self._clean_up()
+
+    def restart(self) -> None:
+        """Start it again, on the same ports. Raises as `start` does."""
+        self.stop()
+        self.start()
 
     def kill(self) -> None:
         """End the server and its stubs at once."""
@@ -262,7 +279,13 @@ class TritonServer:
         with self._log_file.open("wb") as log:
             output = None if self.log_to_terminal else log
             self._process = GuardedProcess(
-                self._command(), self._environ(), self._work_folder, output, EXIT_TIMEOUT_S + EXIT_MARGIN_S
+                self._command(),
+                self._environ(),
+                self._work_folder,
+                output,
+                grace_s=EXIT_TIMEOUT_S + EXIT_MARGIN_S,
+                drain_s=self.drain_s,
+                answer_within_s=self.answer_within_s,
             )
 
     def _command(self) -> list[str]:

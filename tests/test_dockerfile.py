@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,10 +20,11 @@ from dockerfile_parse import DockerfileParser
 from builders.__main__ import app
 from builders.core.versions import TRITON_RELEASE
 from deploy.serve import checked_repository
-from server import TritonServer, control, find_environment
+from server import TritonServer, find_environment
 from server.__main__ import _parse as parse_server_options
+from server.admin_key import HEADER
 from server.backend_directory import assemble_backends
-from server.errors import ControlError
+from server.health import call
 from server.ports import port_to_bind
 from tests.support.repositories import ECHO, VECTOR_CONFIG, write_model
 from tests.support.waiting import wait_until
@@ -278,7 +280,7 @@ def test_the_health_check_fails_until_a_server_is_ready(name: str, tmp_path: Pat
     _, script = stages()[name].command("HEALTHCHECK")
 
     def health(port: int) -> int:
-        probe = [sys.executable, ROOT / PurePosixPath(script).relative_to(IN_IMAGE), str(port)]
+        probe = [sys.executable, ROOT / PurePosixPath(script).relative_to(IN_IMAGE), str(port), str(tmp_path)]
         return subprocess.run(probe, capture_output=True, timeout=10).returncode
 
     with TritonServer(tmp_path, ["echo"], grpc_port=0, http_port=0, metrics_port=0) as server:
@@ -287,7 +289,7 @@ def test_the_health_check_fails_until_a_server_is_ready(name: str, tmp_path: Pat
 
 
 @pytest.mark.server
-def test_the_gpu_servers_entry_point_becomes_triton_with_its_arguments(tmp_path: Path) -> None:
+def test_the_gpu_servers_entry_point_guards_triton_with_its_arguments_and_ends_with_a_dead_stub(tmp_path: Path) -> None:
     write_model(tmp_path / "models", "rank", VECTOR_CONFIG, ECHO)
     _, _, script, models, *options = [*stages()["server"].command("ENTRYPOINT"), *stages()["server"].command("CMD")]
     ports = {kind: port_to_bind("127.0.0.1", 0, kind) for kind in ("http", "grpc", "metrics")}
@@ -301,21 +303,27 @@ def test_the_gpu_servers_entry_point_becomes_triton_with_its_arguments(tmp_path:
         **os.environ,
         "TRITONRANK_VERIFY": "off",  # of a repository written by hand
         "TRITONRANK_ADMIN_KEY_FILE": str(tmp_path / "admin.key"),
+        "TRITONRANK_DRAIN_S": "600",
         "PATH": os.pathsep.join([str(environment.bin), str(environment.tritonserver.parent), os.environ["PATH"]]),
         "LD_LIBRARY_PATH": str(environment.libraries),
     }
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
     try:
-        ready = [sys.executable, str(ROOT / "deploy" / "ready.py"), str(ports["http"])]
+        ready = [sys.executable, str(ROOT / "deploy" / "ready.py"), str(ports["http"]), str(tmp_path / "models")]
         wait_until(lambda: subprocess.run(ready).returncode == 0 or server.poll() is not None)
-        program = Path(f"/proc/{server.pid}/exe").resolve().name
-        with pytest.raises(ControlError, match="asks for its admin key, and none was found"):
-            control.ask("load", "rank", "127.0.0.1", ports["http"], None)
-        control.ask("load", "rank", "127.0.0.1", ports["http"], (tmp_path / "admin.key").read_text().strip())
+        [triton] = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        program = Path(f"/proc/{triton}/exe").resolve().name
+        key = (tmp_path / "admin.key").read_text().strip()
+        index = ("127.0.0.1", ports["http"], "POST", "/v2/repository/index")
+        assert [call(*index)[0], call(*index, {HEADER: key})[0]] == [403, 200]
         server.terminate()
+        wait_until(lambda: subprocess.run(ready).returncode == 1)
+        assert (models, program, server.poll()) == ("/models", "tritonserver", None)  # it drains
 
-        assert (models, program, server.wait(timeout=30)) == ("/models", "tritonserver", 0)
+        [stub] = [pid for path in Path(f"/proc/{triton}/task").glob("*/children") for pid in path.read_text().split()]
+        os.kill(int(stub), signal.SIGKILL)
+        assert server.wait(timeout=30) == signal.SIGKILL
     finally:
         server.kill()
         server.wait()

@@ -20,6 +20,7 @@ from builders.core.workspace import PROJECT, SERVED_CODE, Workspace
 from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.export.onnx import OPSET
 from builders.publish import model_config
+from builders.publish.canary import endpoint_canary, similar_canary
 from builders.publish.catalogue import stores_items
 from builders.publish.manifest import RepositoryError
 from builders.publish.postprocessing import postprocess_contract, similar_contract
@@ -76,11 +77,11 @@ def publish_rankers(
                 models.update({model.name: model for model in steps})
                 name = f"{built.ranker.endpoint.name}_{built.recipe.model_name(variant.variant)}"
                 forced_now = not variant.passed and built.recipe.model_name(variant.variant) in forced
-                ensembles[name] = _ensemble(name, built.ranker.endpoint, steps, forced=forced_now)
+                ensemble = _ensemble(name, built.ranker.endpoint, steps, forced=forced_now)
+                canary = endpoint_canary(built, variant, ensemble.contract, workspace)
+                ensembles[name] = dataclasses.replace(ensemble, canary=canary)
     aliases = _aliases(ensembles, published, workspace, moves=moves)
-    similar = [
-        _similar(built.ranker) for built in rankers if built.recipe.ranker == SIMILAR_BY and stores_items(built.ranker)
-    ]
+    similar = [_similar(built) for built in rankers if built.recipe.ranker == SIMILAR_BY and stores_items(built.ranker)]
     versions = publish_models(
         workspace.repository, [*models.values(), *similar], [*ensembles.values(), *aliases], libraries(), say
     )
@@ -199,12 +200,12 @@ def _postprocess(recipe: Recipe, ranker: Ranker) -> ServedModel:
     return _python_model("postprocess", contract, {}, {})
 
 
-def _similar(ranker: Ranker) -> ServedModel:
-    parameters = ranker.preprocess.parameters
+def _similar(built: BuiltRanker) -> ServedModel:
+    parameters = built.ranker.preprocess.parameters
     contract = similar_contract(
         parameters["item_features"], parameters["item_features_version"], parameters["vector_width"]
     )
-    return _python_model("similar", contract, {}, {})
+    return dataclasses.replace(_python_model("similar", contract, {}, {}), canary=similar_canary(built))
 
 
 def _python_model(

@@ -200,6 +200,13 @@ class ItemStore:
             removed += self._transact(work, write=True)
         return removed
 
+    def values(self, table: str, item_ids: Sequence[str]) -> list[bytes | None]:
+        """What is stored of each item; None where the table does not hold it."""
+        if not self.has(table):
+            return [None] * len(item_ids)
+        handle, keys = self._handle(table), [item_key(item_id) for item_id in item_ids]
+        return self._transact(lambda transaction: [transaction.get(key, db=handle) for key in keys])
+
     def marks(self, table: str, item_ids: Sequence[str]) -> list[Mark | None]:
         """Of each item; None where the table does not hold it."""
         if not self.has(table):

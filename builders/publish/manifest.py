@@ -33,6 +33,26 @@ class _Record(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
 
+class Canary(_Record):
+    """A request that a ready endpoint answers, as ``server/canary.py`` sends it, and the answer.
+
+    Attributes:
+        inputs: tensors as Triton's HTTP protocol has them.
+        items: ids that the answer holds once each; empty where it may be any.
+        scores: item id => the build's score; empty where there is none to compare.
+        tolerance: absolute, of a score.
+        stored: table of the item store => item id => SHA-256 of the stored bytes that the scores are of.
+        may_be_refused: once an item has left the store.
+    """
+
+    inputs: list[dict[str, Any]]
+    items: list[str] = []
+    scores: dict[str, float] = {}
+    tolerance: float = 0.0
+    stored: dict[str, dict[str, str]] = {}
+    may_be_refused: bool = False
+
+
 class Generation(_Record):
     """What an endpoint serves or served.
 
@@ -42,6 +62,7 @@ class Generation(_Record):
         steps: model => version, in the order of the data.
         since: when the endpoint began to serve it, ISO 8601, UTC.
         forced: although it failed its gate.
+        canary: None of one that builds up to 0.2 published.
     """
 
     number: int
@@ -49,6 +70,7 @@ class Generation(_Record):
     steps: dict[str, int]
     since: str
     forced: bool = False
+    canary: Canary | None = None
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ from builders.publish.manifest import (
     CONFIG,
     CONTRACT,
     MANIFEST,
+    Canary,
     Generation,
     Manifest,
     PublishedVersion,
@@ -46,12 +47,14 @@ class ServedModel:
         contract: written beside ``config.pbtxt`` and into the version folder.
         files: name in the version folder => file to copy, or text to write.
         built_from: for the manifest: checkpoint, data, recipe, settings.
+        canary: of a model that is asked for directly.
     """
 
     config: triton.ModelConfig
     contract: Contract
     files: Mapping[str, Path | str]
     built_from: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    canary: Canary | None = None
 
     @property
     def name(self) -> str:
@@ -77,6 +80,7 @@ class Ensemble:
     steps: Sequence[str]
     contract: Contract
     forced: bool = False
+    canary: Canary | None = None
 
     @property
     def variant(self) -> str:
@@ -229,7 +233,7 @@ def _after(
     named = {name for ensemble in ensembles for name in ensemble.steps}
     for model in models:  # those that are asked for directly
         if model.name not in named:
-            alone = Ensemble(model.name, [model.name], model.contract)
+            alone = Ensemble(model.name, [model.name], model.contract, canary=model.canary)
             after = after.serving(model.name, _generation(after, alone, versions))
     return after.without(_given_up(repository, after, models, versions, say))
 
@@ -242,9 +246,16 @@ def _generation(manifest: Manifest, ensemble: Ensemble, versions: Mapping[str, i
     variants = [each for each in every if each.variant == ensemble.variant]
     for generation in variants:
         if list(generation.steps.items()) == list(steps.items()):
-            return generation.model_copy(update={"forced": ensemble.forced})
+            return generation.model_copy(update={"forced": ensemble.forced, "canary": ensemble.canary})
     number = max((each.number for each in variants), default=0) + 1
-    return Generation(number=number, variant=ensemble.variant, steps=steps, since=now(), forced=ensemble.forced)
+    return Generation(
+        number=number,
+        variant=ensemble.variant,
+        steps=steps,
+        since=now(),
+        forced=ensemble.forced,
+        canary=ensemble.canary,
+    )
 
 
 def _given_up(

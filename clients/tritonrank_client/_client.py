@@ -37,6 +37,8 @@ from ._tls import TLS
 from ._transport import GrpcTransport, Transport
 
 DEFAULT_TIMEOUT_S = 0.2
+READY, READY_ITEM = "ready", "0"
+"""Query or text, and item, of the request that `ready` sends."""
 EndpointName = Literal["rank", "recommend", "similar"]
 
 
@@ -222,11 +224,23 @@ class RankClient:
         self._endpoints[endpoint].check_again(self._deadline(timeout_s))
 
     def ready(self, timeout_s: float | None = None, endpoint: EndpointName = "rank") -> bool:
-        """Whether the server takes requests for the model; False where nothing answers in time."""
+        """Whether the server answers a real request for the model in time: of an item "0" that it need not know, with a
+        text where the model reads texts.
+
+        A server whose model's process has died says for as long as it runs that it is ready; its answers do not.
+
+        Raises: ContractMismatch.
+        """
+        deadline = self._deadline(timeout_s)
         try:
-            return self._transport.is_ready(self._endpoints[endpoint].model, self._deadline(timeout_s).remaining_s())
-        except (Unavailable, Overloaded, DeadlineExceeded):
+            if not self._transport.is_ready(self._endpoints[endpoint].model, deadline.remaining_s()):
+                return False
+            self._ask(endpoint, deadline)
+        except InvalidRequest:
+            return True  # the model has answered: it does not know the item, say
+        except (Unavailable, Overloaded, DeadlineExceeded, ServerError):
             return False
+        return True
 
     def close(self) -> None:
         """Give the connection back; calls then raise Unavailable. Safe to call again."""
@@ -239,6 +253,18 @@ class RankClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _ask(self, endpoint: EndpointName, deadline: Deadline) -> None:
+        """Send a small request and check the answer."""
+        if endpoint == "similar":
+            inputs = {**item_input(READY_ITEM), **similar_top_k_input(1)}
+            outputs, _ = self._endpoints[endpoint].infer(inputs, deadline)
+            similar_items_from_outputs(outputs, READY_ITEM, 1, self._endpoints[endpoint].contract)
+            return
+        reads = {tensor.name for tensor in self._endpoints[endpoint].served(deadline).inputs}
+        asked = query_input(READY) if endpoint == "rank" else history_input([])
+        text = item_texts_input({READY_ITEM: READY}, [READY_ITEM]) if "item_texts" in reads else {}
+        self._ranked(endpoint, [READY_ITEM], None, {**asked, **item_inputs([READY_ITEM]), **text}, deadline)
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline(self._timeout_s if timeout_s is None else timeout_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grpc
+import numpy as np
 import pytest
 import tritonrank_client
 from tritonclient.grpc import InferResult, service_pb2
@@ -69,30 +70,38 @@ def test_a_spent_deadline_says_how_long_it_was():
     assert "ranker:8001: no answer within 0.200 s; " in str(wire_error("DEADLINE_EXCEEDED"))
 
 
-@pytest.mark.parametrize(
-    ("raised", "ready"),
-    [(Unavailable("x"), False), (Overloaded("x"), False), (DeadlineExceeded("x"), False), (None, True)],
-)
-def test_ready_is_false_where_nothing_answers(raised, ready):
+OUTAGES = [Unavailable("x"), Overloaded("x"), DeadlineExceeded("x"), ServerError("Stub process is not healthy")]
+
+
+def ranked(request):
+    return {"ranked_ids": request.inputs["item_ids"], "scores": np.zeros(1, np.float32)}
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+@pytest.mark.parametrize("of", ["is_ready", "infer"])
+def test_ready_is_false_where_no_request_is_answered_whatever_the_server_says_of_itself(outage, of):
     class Transport(MockTransport):
-        def is_ready(self, model, timeout_s):
-            if raised is not None:
-                raise raised
-            return True
+        def fail(self, *arguments):
+            raise outage
 
-    assert RankClient("mock", timeout_s=30, transport=Transport(lambda request: {})).ready() is ready
+    transport = Transport(ranked)
+    client = RankClient("mock", timeout_s=30, transport=transport)
+    assert client.ready() is True
+    setattr(transport, of, transport.fail)
+    assert client.ready() is False
 
 
-def test_ready_does_not_hide_a_bad_budget_or_a_broken_server():
-    class Transport(MockTransport):
-        def is_ready(self, model, timeout_s):
-            raise ServerError("x")
+def test_ready_is_false_where_the_answer_is_no_list_and_true_where_the_model_refuses_the_item():
+    def refuse(request):
+        raise InvalidRequest("item_id: not in the item store", "item_id")
 
-    client = RankClient("mock", timeout_s=30, transport=Transport(lambda request: {}))
-    with pytest.raises(ServerError):
-        client.ready()
+    assert RankClient("mock", timeout_s=30, transport=MockTransport(lambda request: {})).ready() is False
+    assert RankClient("mock", timeout_s=30, transport=MockTransport(refuse)).ready(endpoint="similar") is True
+
+
+def test_ready_does_not_hide_a_bad_budget():
     with pytest.raises(InvalidRequest):
-        client.ready(timeout_s=-1)
+        RankClient("mock", timeout_s=30, transport=MockTransport(ranked)).ready(timeout_s=-1)
 
 
 def test_a_closed_client_is_unavailable_and_closes_again():

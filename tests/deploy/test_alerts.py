@@ -145,6 +145,15 @@ def test_requests_that_fail(server: TritonServer, watched: Monitoring) -> None:
 
 @needs_prometheus
 @pytest.mark.server
+def test_an_endpoint_of_which_every_request_fails(server: TritonServer, watched: Monitoring) -> None:
+    with requests(server, KNOWN, query=""):
+        fires(watched, "EndpointDown")
+    with requests(server, KNOWN):
+        clears(watched, "EndpointDown")
+
+
+@needs_prometheus
+@pytest.mark.server
 def test_items_that_the_store_does_not_know(server: TritonServer, watched: Monitoring) -> None:
     with requests(server, KNOWN + UNKNOWN):
         fires(watched, "ManyUnknownItems")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from builders.core.workspace import Workspace
 from builders.data.beir import Product, Request, read_users
 from builders.evaluate.judge import BuiltRanker
 from builders.publish.catalogue import add_items, add_users, fill_item_store
+from builders.publish.item_store import ItemStore
+from deploy import ready
 from server import TritonServer
 from tests.support.endpoint import Array, metric, send, texts
 from tests.support.own_ranker import built_own_ranker
@@ -203,3 +206,72 @@ def test_a_build_with_a_changed_catalogue_is_served_with_the_next_request(
     finally:
         fill_item_store([built], lambda _: None, workspace)
     assert served(client, ids) == before
+
+
+# ---------------------------------------------------------------- readiness
+@pytest.fixture
+def repository(own: tuple[BuiltRanker, Workspace], tmp_path: Path) -> Path:
+    """A folder with the repository's manifest, to change."""
+    shutil.copy(own[1].repository / "manifest.json", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def asked(
+    own: tuple[BuiltRanker, Workspace], server: TritonServer, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], int]:
+    """The containers' health check."""
+    monkeypatch.setenv("TRITONRANK_ITEM_STORE", str(own[1].item_store))
+    return lambda: ready.main(server.http_port, str(repository))
+
+
+def change_canary(repository: Path, **changes: Any) -> dict[str, Any]:
+    """The canary as it was."""
+    path = repository / "manifest.json"
+    manifest = json.loads(path.read_text())
+    [*_, generation] = manifest["endpoints"][ENDPOINT]
+    before, generation["canary"] = generation["canary"], {**generation["canary"], **changes}
+    path.write_text(json.dumps(manifest))
+    return before
+
+
+def test_a_server_is_ready_that_scores_the_builds_request_as_the_build_does(
+    asked: Callable[[], int], repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert asked() == 0
+    before = change_canary(repository, scores={"nothing": 0.0})
+    assert len(before["scores"]) == len(before["stored"]["every_kind@" + version_of(before)]) == 3
+    first, *others = before["items"]
+    wrong = {**before["scores"], first: before["scores"][first] + 2 * before["tolerance"]}
+    change_canary(repository, scores=wrong)
+    assert asked() == 1
+    assert f"not ready: {ENDPOINT}: scored item '{first}'" in capsys.readouterr().err
+    change_canary(repository, scores=before["scores"], items=others)
+    assert asked() == 1
+    assert "answered 3 items with 3 scores, wanted each of 2 once" in capsys.readouterr().err
+    change_canary(repository, items=before["items"], inputs=before["inputs"][1:])
+    assert asked() == 1
+    assert f"not ready: {ENDPOINT}: answered 400: " in capsys.readouterr().err
+
+
+def version_of(canary: dict[str, Any]) -> str:
+    [table] = canary["stored"]
+    return table.rpartition("@")[2]
+
+
+def test_no_change_of_the_catalogue_makes_a_server_unready(
+    own: tuple[BuiltRanker, Workspace], asked: Callable[[], int], repository: Path, client: grpc.InferenceServerClient
+) -> None:
+    built, workspace = own
+    canary = change_canary(repository)
+    products = [built.data.products[item_id] for item_id in canary["items"]]
+    before = served(client, canary["items"])
+    add_items([built.ranker], [dataclasses.replace(products[0], price=9e6)], workspace)
+    assert served(client, canary["items"]) != before
+    assert asked() == 0
+    [table] = canary["stored"]
+    with ItemStore(workspace.item_store) as store:
+        store.remove(table, canary["items"])
+    assert asked() == 0
+    add_items([built.ranker], products, workspace)
+    assert served(client, canary["items"]) == before
