@@ -19,10 +19,11 @@ from dockerfile_parse import DockerfileParser
 from builders.__main__ import app
 from builders.core.versions import TRITON_RELEASE
 from deploy.serve import checked_repository
-from server import TritonServer, control, find_environment
+from server import TritonServer, find_environment
 from server.__main__ import _parse as parse_server_options
+from server.admin_key import HEADER
 from server.backend_directory import assemble_backends
-from server.errors import ControlError
+from server.health import call
 from server.ports import port_to_bind
 from tests.support.repositories import ECHO, VECTOR_CONFIG, write_model
 from tests.support.waiting import wait_until
@@ -310,9 +311,9 @@ def test_the_gpu_servers_entry_point_becomes_triton_with_its_arguments(tmp_path:
         ready = [sys.executable, str(ROOT / "deploy" / "ready.py"), str(ports["http"])]
         wait_until(lambda: subprocess.run(ready).returncode == 0 or server.poll() is not None)
         program = Path(f"/proc/{server.pid}/exe").resolve().name
-        with pytest.raises(ControlError, match="asks for its admin key, and none was found"):
-            control.ask("load", "rank", "127.0.0.1", ports["http"], None)
-        control.ask("load", "rank", "127.0.0.1", ports["http"], (tmp_path / "admin.key").read_text().strip())
+        key = (tmp_path / "admin.key").read_text().strip()
+        index = ("127.0.0.1", ports["http"], "POST", "/v2/repository/index")
+        assert [call(*index)[0], call(*index, {HEADER: key})[0]] == [403, 200]
         server.terminate()
 
         assert (models, program, server.wait(timeout=30)) == ("/models", "tritonserver", 0)
