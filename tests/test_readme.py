@@ -16,15 +16,13 @@ import pytest
 
 from builders.core.workspace import Workspace
 from builders.data.find import DATA_VARIABLE, find_data
+from tests.support.checkout import copy_of_checkout
 from tests.support.kit import DEMO, WORKSPACE
 
 pytestmark = pytest.mark.xdist_group("kit")  # after the tests that build it
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
 TIMEOUT_S = 900
-ENVIRONMENTS = (".venv", ".venv-server")
-NOT_COPIED = (*ENVIRONMENTS, ".git", "build", "item_store", ".*_cache", "__pycache__", ".hypothesis", ".new-*")
-NOT_COPIED_OF_MODELS = ("[0-9]*", "configs", "manifest.json*", ".lock")
 _TESTED = re.compile(r"<!-- tested -->\s*```(?:bash|sh|shell)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -76,29 +74,7 @@ def test_no_tested_command_runs_the_tests_or_never_ends() -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this one, as nobody has yet built anything in it."""
-    for name in ENVIRONMENTS:
-        if not _is_current(ROOT / name):
-            pytest.skip(f"'make' would set {name} up anew, which the copy shares: run 'make setup' first")
-    copy = tmp_path_factory.mktemp("reader") / "tritonrank"
-    shutil.copytree(ROOT, copy, ignore=_not_copied)
-    for name in ENVIRONMENTS:
-        (copy / name).symlink_to(ROOT / name)
-    return copy
-
-
-def _is_current(environment: Path) -> bool:
-    """Whether make leaves it as it is."""
-    requirements = ROOT / "requirements" / ("server.txt" if environment.name == ".venv-server" else "builders.txt")
-    newest = max(path.stat().st_mtime for path in (requirements, ROOT / "clients" / "pyproject.toml"))
-    ready = environment / ".ready"
-    return ready.exists() and ready.stat().st_mtime >= newest
-
-
-def _not_copied(folder: str, names: list[str]) -> set[str]:
-    in_models = Path(folder).is_relative_to(ROOT / "model_repository")
-    patterns = (*NOT_COPIED, *NOT_COPIED_OF_MODELS) if in_models else NOT_COPIED
-    return shutil.ignore_patterns(*patterns)(folder, names)
+    return copy_of_checkout(tmp_path_factory.mktemp("reader") / "tritonrank")
 
 
 @pytest.mark.server
