@@ -54,9 +54,13 @@ COPY backends backends
 COPY deploy/ready.py deploy/ready.py
 ENV TRITONRANK_ITEM_STORE=/item_store
 
+# The admin key: made when a container starts, for its own programs:
+# docker exec CONTAINER python3 -m server.control load rank
+ENV TRITONRANK_ADMIN_KEY_FILE=/tmp/tritonrank-admin.key
+
 USER 1000:1000
-# HTTP, gRPC, metrics
-EXPOSE 8000 8001 8002
+# gRPC, metrics. HTTP is for the container itself: docs/how-to/close-the-doors.md
+EXPOSE 8001 8002
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["/opt/server/bin/python3", "/opt/tritonrank/deploy/ready.py"]
 # No restarts: a server that ends, or that has a dead stub, ends the container, and what runs it starts it again.
 ENTRYPOINT ["python3", "-m", "server", "--host=0.0.0.0", "--repository=/models", "--store=/item_store", "--restarts=0"]
@@ -76,6 +80,8 @@ RUN pip3 install --no-cache-dir --require-hashes --no-deps --only-binary=:all: -
 # Mounted writable, because LMDB's readers write its lock file. LMDB knows its readers by process id: containers that
 # share a store must share a PID namespace too (--pid=host), else the second one is refused with a LockError.
 ENV TRITONRANK_ITEM_STORE=/item_store
+# As above.
+ENV TRITONRANK_ADMIN_KEY_FILE=/tmp/tritonrank-admin.key
 
 WORKDIR /opt/tritonrank
 COPY server server
@@ -84,15 +90,16 @@ COPY deploy/ready.py deploy/serve.py deploy/
 # The base image's triton-server, as a number so that Kubernetes' runAsNonRoot can tell. This user, or that of --user,
 # must be able to read /models and to write /item_store/lock.mdb.
 USER 1000:1000
-# HTTP, gRPC, metrics
-EXPOSE 8000 8001 8002
+# gRPC, metrics
+EXPOSE 8001 8002
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python3", "/opt/tritonrank/deploy/ready.py"]
 
 # NVIDIA's entry point checks the driver, then becomes serve.py, which checks the engines and becomes the guard of
 # tritonserver, so that signals reach it. A model that cannot be loaded ends the server, as does a dead stub. 4 s: an
 # idle HTTP connection holds up the exit until then; it answers for 5 s before that, and 'docker stop' kills after 10.
 ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh", "python3", "/opt/tritonrank/deploy/serve.py", "/models", \
-    "--model-control-mode=explicit", "--exit-timeout-secs=4", "--metrics-config=summary_latencies=true"]
+    "--model-control-mode=explicit", "--exit-timeout-secs=4", "--metrics-config=summary_latencies=true", \
+    "--http-address=127.0.0.1", "--metrics-address=0.0.0.0"]
 
 # Arguments after the image's name take this one's place: --load-model=rank --load-model=rank_two_tower_fp32_onnx
 CMD ["--load-model=rank"]

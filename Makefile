@@ -13,11 +13,12 @@ FRESH     ?=
 QUERIES   ?=
 RECIPES   ?=
 VARIANT   ?=
+MODEL     ?=
 REQUIRE_TENSORRT ?=
 MINUTES   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu check check-supply-chain setup data train export build-engines quality recommend repository pareto publish serve \
+.PHONY: help demo test test-slow test-gpu check check-supply-chain setup data train export build-engines quality recommend repository pareto publish serve reload \
     perf bench soak outages report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
@@ -99,6 +100,9 @@ publish: setup ## point `rank` (or `recommend`) at VARIANT; none = what 'python 
 serve: setup ## start Triton on model_repository/ (SERVE="rank_two_tower_fp32_onnx ...": those too; ALL=1; CONFIG=machine)
 	@$(RUN) -m server $(if $(ALL),--all,--load rank $(foreach model,$(SERVE),--load $(model))) $(if $(CONFIG),--config-name $(CONFIG))
 
+reload: setup ## make the running server take up what was published (MODEL=rank_candidate; none = rank)
+	@$(RUN) -m server.control load $(or $(MODEL),rank)
+
 perf: setup ## perf_analyzer sweep with real requests against every endpoint
 	@$(RUN) -m perf sweep
 
@@ -143,7 +147,7 @@ docker-build-engines: ## the image that builds engines, and in it 'export' and '
 
 docker-serve: ## serve model_repository/ from the image that docker-build made
 	@$(CONTAINER) run --rm $(if $(HAS_GPU),$(GPUS)) $(AS_ME) --shm-size 256m --stop-timeout 20 \
-	    --publish 127.0.0.1:8000-8002:8000-8002 --volume "$(CURDIR)/model_repository:/models:ro" \
+	    --publish 127.0.0.1:8001-8002:8001-8002 --volume "$(CURDIR)/model_repository:/models:ro" \
 	    --volume "$(CURDIR)/item_store:/item_store" $(IMAGE)
 
 report: setup ## the report, from the figures that are there
@@ -178,7 +182,7 @@ HASHED       := build/lock/bin/uv pip compile --quiet --no-deps --generate-hashe
 OF_CONTAINER := lmdb tokenizers cryptography cffi pycparser
 
 clean: ## remove everything that make made
-	rm -rf $(VENV) $(SERVER_VENV) build item_store model_repository/manifest.json model_repository/manifest.json.sig model_repository/.lock .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(SERVER_VENV) build item_store admin.key model_repository/manifest.json model_repository/manifest.json.sig model_repository/.lock .pytest_cache .ruff_cache .mypy_cache
 	find model_repository -mindepth 2 -maxdepth 2 -type d \( -name '[0-9]*' -o -name '.new-*' -o -name configs \) -exec rm -rf {} +
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf clients/*.egg-info

@@ -267,7 +267,10 @@ def candidate(variant: str, force: bool) -> None:
 def retire(endpoint: str) -> None:
     """Publish an endpoint no more. Raises: RepositoryError."""
     lifecycle.retire(PROJECT.repository, endpoint)
-    say(f"{endpoint} is published no more; a running server serves it until it unloads it or starts anew")
+    say(
+        f"{endpoint} is published no more; a running server serves it until it starts anew, or "
+        f"'python -m server.control unload {endpoint}'"
+    )
 
 
 def prune(keep: int, steps_unused_days: float) -> None:
@@ -442,7 +445,7 @@ def _counts(tables: Mapping[str, int]) -> str:
 
 
 def _tell_served(endpoint: str, generation: str) -> None:
-    say(f"{endpoint} = {generation}; a running server takes it up when it loads '{endpoint}' anew")
+    say(f"{endpoint} = {generation}; a running server takes it up with 'make reload MODEL={endpoint}'")
 
 
 # ---------------------------------------------------------------- the item store

@@ -5,8 +5,9 @@ Usage: serve.py REPOSITORY [OPTION OF TRITONSERVER...]
 
 What is served is what ``server/plans.py`` names: REPOSITORY, or a view of it without the engines that this machine
 cannot load. $TRITONRANK_VERIFY (off, hash, signature; hash unless told) and $TRITONRANK_PUBLIC_KEY say how
-``server/verify.py`` checks it first, $TRITONRANK_DRAIN_S for how many seconds it answers after SIGTERM (5). Standard
-library only, for it runs in Triton's container. Knows nothing of what makes an engine loadable.
+``server/verify.py`` checks it first, $TRITONRANK_DRAIN_S for how many seconds it answers after SIGTERM (5). Triton asks
+for the admin key in the file $TRITONRANK_ADMIN_KEY_FILE, see ``server/admin_key.py``. Standard library only, for it
+runs in Triton's container. Knows nothing of what makes an engine loadable.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def main(repository: str, options: Sequence[str]) -> None:
     guard = [
         sys.executable, "-IS", str(SERVER / "guard.py"), drain, f"--answer-within-s={ANSWER_WITHIN_S}", "--",
     ]  # fmt: skip
-    os.execv(sys.executable, [*guard, "tritonserver", *options, f"--model-repository={checked}"])
+    triton = ["tritonserver", *options, *admin_options(), f"--model-repository={checked}"]
+    os.execv(sys.executable, [*guard, *triton])
 
 
 def verify(repository: str, options: Sequence[str]) -> None:
@@ -48,6 +50,16 @@ def verify(repository: str, options: Sequence[str]) -> None:
             command += ["--config-name", option.removeprefix(CONFIG_NAME)]
     if code := subprocess.run(command).returncode:
         sys.exit(code)
+
+
+def admin_options() -> list[str]:
+    """The options by which tritonserver asks for the admin key; none where $TRITONRANK_OPEN_APIS is 1."""
+    asked = subprocess.run(
+        [sys.executable, "-m", "server.admin_key"], cwd=SERVER.parent, stdout=subprocess.PIPE, text=True
+    )
+    if asked.returncode:
+        sys.exit(asked.returncode)
+    return asked.stdout.split()
 
 
 def checked_repository(repository: str) -> str:

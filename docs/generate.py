@@ -28,6 +28,7 @@ import builders
 import builders.__main__ as builders_cli
 import perf.__main__ as perf_cli
 import server.__main__ as server_cli
+import server.control as control_cli
 from builders.core import contract
 from builders.core.errors import BuilderError
 from builders.feedback.events import EVENTS
@@ -184,6 +185,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "builders": lambda: typer_help(builders_cli.app, "python -m builders"),
     "perf": lambda: typer_help(perf_cli.app, "python -m perf"),
     "server": lambda: argparse_help(lambda: server_cli.main(["--help"]), "python -m server"),
+    "server.control": lambda: argparse_help(lambda: control_cli.main(["--help"]), "python -m server.control"),
     "tritonrank-rank": lambda: argparse_help(lambda: _command.main(["--help"]), "tritonrank-rank"),
     **{f"tensors of {name}": lambda name=name: tensors(name) for name in ("rank", "recommend", "similar")},  # type: ignore[misc]
     "limits": limits,

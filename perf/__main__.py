@@ -5,17 +5,19 @@ A verb imports its body when it runs, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from builders.core.errors import one_line
+from builders.core.errors import told_in_one_line
 from perf.errors import PerfError, roots
+
+if TYPE_CHECKING:
+    from perf.sweep import RunningServer
 
 SWEEP = Path(__file__).parent / "sweeps" / "cpu.toml"
 Data = Annotated[
@@ -46,9 +48,23 @@ def demo(
 def sweep(
     sweep: Annotated[Path, typer.Option(help="TOML with endpoints, concurrencies, window_ms, rounds.")] = SWEEP,
     endpoint: Annotated[list[str] | None, typer.Option(help="Measure only this; repeatable.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="gRPC of a running server of this model repository, such as ranker:8001; none = start one."),
+    ] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="With --url: encrypted, by this authority of the server's certificate (PEM).")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="The client's certificate, where the server asks for one.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
     data: Data = None,
 ) -> None:
-    """Load every endpoint with real requests by perf_analyzer; print and write the figures."""
+    """Load every endpoint with real requests by perf_analyzer; print and write the figures.
+
+    Figures of a server at `--url` are printed only: reports are of this machine.
+    """
     from builders.core.recipe import load_recipes
     from builders.data.find import find_data, load_judged
     from perf import sweep as sweeps
@@ -56,12 +72,13 @@ def sweep(
     from perf.tables import perf_table, steps_table
 
     chosen = sweeps.load_sweep(sweep)
+    running = _running(url, tls_ca, tls_cert, tls_key)
     if endpoint:
         chosen = chosen.model_copy(update={"endpoints": tuple(endpoint)})
     endpoints = published_endpoints(load_recipes(), say=console.print)
-    found = sweeps.run_sweep(chosen, load_judged(find_data(data).folder), endpoints, console=console)
+    found = sweeps.run_sweep(chosen, load_judged(find_data(data).folder), endpoints, running=running, console=console)
     console.print(perf_table(found), steps_table(found))
-    for path in sweeps.write_perf(found):
+    for path in [] if running else sweeps.write_perf(found):
         console.print(f"written: {path}", soft_wrap=True)
     for failure in found.failures:
         console.print(f"not measured: {failure}", style="bold red", markup=False, soft_wrap=True)
@@ -200,16 +217,26 @@ def _parts(names: Sequence[str]) -> list[str]:
     return [RENAMED_PARTS.get(name, name) for name in names]
 
 
+def _running(url: str | None, ca: Path | None, certificate: Path | None, key: Path | None) -> RunningServer | None:
+    from tritonrank_client import TLS
+
+    from perf.sweep import RunningServer
+
+    tls = TLS(ca, certificate, key)
+    if url is None:
+        if tls != TLS():
+            raise PerfError("--tls-ca, --tls-cert and --tls-key are for a server at --url; name it")
+        return None
+    if tls == TLS():
+        return RunningServer(url)
+    tls.check()
+    return RunningServer(url, tls)
+
+
 def main() -> None:
-    """Run a verb; an error that the kit raises on purpose is one line on stderr, its ``exit_code`` (or 1) this
-    process's."""
-    try:
+    """Run a verb; an error that a user can cause is one line on stderr, its ``exit_code`` (or 1) this process's."""
+    with told_in_one_line(roots):
         app()
-    except Exception as error:
-        if not isinstance(error, roots()):
-            raise
-        print(one_line(error), file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from tritonrank_client import TLS
 
 from perf.errors import PerfError
 from server.environment import ServerEnvironment, find_environment
@@ -82,6 +83,7 @@ def measure(
     *,
     concurrency: int,
     window_ms: int,
+    tls: TLS | None = None,
     environment: ServerEnvironment | None = None,
 ) -> Measurement:
     """Send the requests in turn over gRPC, ``concurrency`` at a time, for three windows.
@@ -94,9 +96,8 @@ def measure(
     for repeated in range(ATTEMPTS):
         with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as name:
             folder = Path(name)
-            output = _run(
-                folder, environment, _arguments(url, model, requests_file, concurrency, window_ms), _limit_s(window_ms)
-            )
+            arguments = [*_arguments(url, model, requests_file, concurrency, window_ms), *_tls_arguments(tls)]
+            output = _run(folder, environment, arguments, _limit_s(window_ms))
             failure = request_failure(output)
             if failure is None:
                 return dataclasses.replace(read_measurement(folder), repeated=repeated)
@@ -158,6 +159,16 @@ def _arguments(url: str, model: str, requests_file: Path, concurrency: int, wind
         # A relative name: the composing models' files are called <model>_v<version>.<this>, path and all.
         *("-f", CSV_FILE, "--profile-export-file", EXPORT_FILE),
     ]
+
+
+def _tls_arguments(tls: TLS | None) -> list[str]:
+    if tls is None:
+        return []
+    files = {"root-certifications": tls.ca, "certificate-chain": tls.certificate, "private-key": tls.key}
+    named = [
+        (f"--ssl-grpc-{name}-file", str(Path(file).absolute())) for name, file in files.items() if file is not None
+    ]
+    return ["--ssl-grpc-use-ssl", *(word for option in named for word in option)]
 
 
 def _limit_s(window_ms: int) -> float:

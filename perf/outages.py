@@ -37,6 +37,7 @@ from perf.errors import PerfError
 from perf.kit.data import REPOSITORY_ROOT
 from perf.process_memory import tree_memory
 from perf.soak import CANDIDATES, RANKERS, RATE_PER_S, Answer, Found, Shop, Soak
+from server.admin_key import read_or_make_key
 from server.ports import port_to_bind
 
 EVERY_S = 20.0
@@ -62,7 +63,9 @@ class Launched:
     def __init__(self, shop: Shop) -> None:
         self.shop, self.log = shop, shop.folder / "server.log"
         self.ports = {name: port_to_bind(HOST, 0, "") for name in ("grpc", "http", "metrics")}
-        self.grpc_url, self.http_url = (f"{HOST}:{self.ports[name]}" for name in ("grpc", "http"))
+        self.grpc_url, self.http_host, self.http_port = f"{HOST}:{self.ports['grpc']}", HOST, self.ports["http"]
+        self._key_file = shop.folder / "admin.key"
+        self.admin_key = read_or_make_key(self._key_file)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -70,6 +73,7 @@ class Launched:
         workspace = self.shop.workspace
         command = [sys.executable, "-m", "server", "--repository", str(workspace.repository)]
         command += ["--store", str(workspace.item_store), "--restarts", str(RESTARTS)]
+        command += ["--admin-key-file", str(self._key_file)]
         command += [word for endpoint in RANKERS for word in ("--load", endpoint)]
         command += [word for name, port in self.ports.items() for word in (f"--{name}-port", str(port))]
         with self.log.open("ab") as log:

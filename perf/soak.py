@@ -22,7 +22,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +48,7 @@ from perf.kit.data import (
 )
 from perf.kit.rankers import Ranker, load_ranker
 from perf.kit.served import Manifest, read_manifest
-from server import TritonServer
+from server import TritonServer, control
 
 CANDIDATES, RATE_PER_S, TIMEOUT_S = 20, 15.0, 10.0
 KILLED = 0.25
@@ -158,8 +157,16 @@ class Served(Protocol):
         """host:port."""
 
     @property
-    def http_url(self) -> str:
-        """host:port."""
+    def http_host(self) -> str:
+        """Where HTTP listens."""
+
+    @property
+    def http_port(self) -> int:
+        """Its port."""
+
+    @property
+    def admin_key(self) -> str:
+        """What control of models asks for."""
 
 
 class Timeline:
@@ -488,9 +495,7 @@ class Soak:
         wanted = self._published_scale(endpoint) if endpoint in RANKERS else None
         if wanted is not None:
             self.scales.may_become(endpoint, wanted, time.monotonic())
-        url = f"http://{self.server.http_url}/v2/repository/models/{endpoint}/load"
-        with contextlib.closing(urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=60)):
-            pass
+        control.ask("load", endpoint, self.server.http_host, self.server.http_port, self.server.admin_key)
         if wanted is not None:
             self.scales.is_now(endpoint, wanted, time.monotonic())
 

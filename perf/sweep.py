@@ -6,6 +6,7 @@ a variant is compared with its reference of the same round. Latencies are pooled
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pydantic
 from rich.console import Console
+from tritonrank_client import TLS
 
 from perf.analyzer import AnalyzerError, Measurement, Step, measure
 from perf.csv_text import csv_text
@@ -45,6 +47,19 @@ class Sweep(pydantic.BaseModel):
     concurrencies: tuple[pydantic.PositiveInt, ...] = pydantic.Field((1, 2, 4), min_length=1)
     window_ms: int = pydantic.Field(2000, ge=100)
     rounds: pydantic.PositiveInt = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class RunningServer:
+    """A server that somebody started on this checkout's model repository.
+
+    Attributes:
+        grpc_url: host and port of its gRPC service.
+        tls: None = in the clear.
+    """
+
+    grpc_url: str
+    tls: TLS | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +119,9 @@ def load_sweep(path: Path) -> Sweep:
         return Sweep.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise PerfError(f"no sweep at '{path}'; 'ls perf/sweeps' shows those of the kit") from None
-    except (tomllib.TOMLDecodeError, pydantic.ValidationError) as error:
+    except OSError as error:
+        raise PerfError(f"{path}: cannot be read ({error.strerror}); wanted a sweep's TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, pydantic.ValidationError) as error:
         raise PerfError(f"{path}: {error}") from error
 
 
@@ -113,10 +130,11 @@ def run_sweep(
     judged: JudgedQueries,
     endpoints: Sequence[Endpoint],
     *,
+    running: RunningServer | None = None,
     workspace: Workspace = PROJECT,
     console: Console | None = None,
 ) -> PerfReport:
-    """Start a server with the endpoints and measure them all.
+    """Start a server with the endpoints, or ask the one that is running, and measure them all.
 
     Raises:
         PerfError: an endpoint is not published, or perf_analyzer fails.
@@ -125,10 +143,12 @@ def run_sweep(
     names = chosen_endpoints(sweep, endpoints)
     requests = requests_json(judged, first_stage(judged))
     machine = this_machine()
-    with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as folder, serving(names, workspace) as server:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonrank_perf_"))
+        server = running or RunningServer(stack.enter_context(serving(names, workspace)).grpc_url)
         requests_file = Path(folder) / "requests.json"
         write_requests(requests, requests_file)
-        rounds, failures = measure_rounds(server.grpc_url, names, requests_file, sweep, console)
+        rounds, failures = measure_rounds(server.grpc_url, names, requests_file, sweep, console, server.tls)
     published = published_model(workspace)
     candidates = mean_candidates(requests)
     points = points_of(rounds, reference_endpoints(endpoints, published), candidates)
@@ -158,7 +178,12 @@ def reference_endpoints(endpoints: Sequence[Endpoint], published: str) -> dict[s
 
 
 def measure_rounds(
-    url: str, names: Sequence[str], requests_file: Path, sweep: Sweep, console: Console | None = None
+    url: str,
+    names: Sequence[str],
+    requests_file: Path,
+    sweep: Sweep,
+    console: Console | None = None,
+    tls: TLS | None = None,
 ) -> tuple[Rounds, Failures]:
     """Round by round, concurrency by concurrency, all endpoints next to one another in time.
 
@@ -174,7 +199,7 @@ def measure_rounds(
         if key in failures:
             continue
         try:
-            found = measure(url, name, requests_file, concurrency=concurrency, window_ms=sweep.window_ms)
+            found = measure(url, name, requests_file, concurrency=concurrency, window_ms=sweep.window_ms, tls=tls)
             rounds[key].append(found)
         except AnalyzerError as error:
             failures[key] = str(error)

@@ -11,6 +11,7 @@ as from the server's. Knows nothing of rankers or of what the models compute.
 
 from server.environment import ServerEnvironment, find_environment
 from server.errors import EnvironmentUnfit, ModelsNotReady, RepositoryError, ServerError, ServerNotReady
+from server.tls import ServerTls
 from server.triton import TritonServer
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ServerEnvironment",
     "ServerError",
     "ServerNotReady",
+    "ServerTls",
     "TritonServer",
     "find_environment",
 ]

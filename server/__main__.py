@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from server.errors import ServerError, one_line
-from server.triton import DEFAULT_MODEL, DEFAULT_REPOSITORY, DEFAULT_STORE, TritonServer
+from server.admin_key import KEY_FILE_VARIABLE, OPEN_VARIABLE, key_file, opened_by_variable, read_or_make_key
+from server.errors import ServerError, one_line, refused_by_machine
+from server.tls import ServerTls
+from server.triton import DEFAULT_MODEL, DEFAULT_REPOSITORY, DEFAULT_STORE, LOOPBACK, TritonServer
 from server.verify import MODES
 
 RESTARTS = 10
@@ -36,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServerError as error:
         print(one_line(error), file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        refused = refused_by_machine(error)
+        print(one_line(refused), file=sys.stderr)
+        return refused.exit_code
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -58,10 +64,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="PEM file with the Ed25519 key of the signature ($TRITONRANK_PUBLIC_KEY)",
     )  # fmt: skip
     parser.add_argument("--config-name", help="use <model>/configs/<CONFIG_NAME>.pbtxt where a model has it")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--host", default=LOOPBACK, help="address that gRPC and metrics listen on (%(default)s)")
+    parser.add_argument(
+        "--http-host", default=LOOPBACK,
+        help="address that HTTP listens on (%(default)s); one HTTP request can end this Triton, see "
+        "docs/how-to/close-the-doors.md",
+    )  # fmt: skip
     parser.add_argument("--grpc-port", type=int, default=8001, help="0 picks a free one (%(default)s)")
     parser.add_argument("--http-port", type=int, default=8000, help="0 picks a free one (%(default)s)")
     parser.add_argument("--metrics-port", type=int, default=8002, help="0 picks a free one (%(default)s)")
+    _add_doors(parser)
     parser.add_argument("--ready-timeout-s", type=float, default=120.0, help="longest start-up (%(default)s)")
     parser.add_argument(
         "--restarts", type=int, default=RESTARTS, metavar="N",
@@ -80,7 +92,26 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _add_doors(parser: argparse.ArgumentParser) -> None:
+    doors = parser.add_mutually_exclusive_group()
+    doors.add_argument(
+        "--admin-key-file", type=Path,
+        help="file with the key that control of models, shared memory, log and trace asks for; made where there is "
+        f"none (${KEY_FILE_VARIABLE}, admin.key of this checkout)",
+    )  # fmt: skip
+    doors.add_argument(
+        "--open-apis", action="store_true",
+        help=f"ask for no admin key: whoever reaches a port then runs code here (${OPEN_VARIABLE}=1)",
+    )  # fmt: skip
+    parser.add_argument("--tls-cert", type=Path, help="PEM file with gRPC's certificate; HTTP and metrics have no TLS")
+    parser.add_argument("--tls-key", type=Path, help="PEM file with its private key")
+    parser.add_argument(
+        "--tls-client-ca", type=Path, help="PEM file: take only clients with a certificate signed by it"
+    )
+
+
 def _server(options: argparse.Namespace) -> TritonServer:
+    open_apis = options.open_apis or (options.admin_key_file is None and opened_by_variable())
     return TritonServer(
         options.repository,
         None if options.all else options.load or [DEFAULT_MODEL],
@@ -90,9 +121,13 @@ def _server(options: argparse.Namespace) -> TritonServer:
         public_key=options.public_key,
         config_name=options.config_name,
         host=options.host,
+        http_host=options.http_host,
         grpc_port=options.grpc_port,
         http_port=options.http_port,
         metrics_port=options.metrics_port,
+        admin_key=None if open_apis else read_or_make_key(key_file(options.admin_key_file)),
+        open_apis=open_apis,
+        tls=ServerTls.named(options.tls_cert, options.tls_key, options.tls_client_ca),
         log_verbose=options.log_verbose,
         log_to_terminal=True,
         ready_timeout_s=options.ready_timeout_s,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Mapping
 
 SECONDS_PER_CALL = 5.0
 
@@ -21,9 +22,12 @@ def is_ready(host: str, port: int, model: str) -> bool:
     return _status(host, port, "GET", f"/v2/models/{model}/ready") == 200
 
 
-def reasons_not_ready(host: str, port: int) -> dict[str, str]:
-    """Return model name => Triton's reason, for every model that was to be loaded and is not ready."""
-    status, body = _call(host, port, "POST", "/v2/repository/index")
+def reasons_not_ready(host: str, port: int, headers: Mapping[str, str]) -> dict[str, str]:
+    """Return model name => Triton's reason, for every model that was to be loaded and is not ready.
+
+    headers: with the admin key, see server/admin_key.py.
+    """
+    status, body = call(host, port, "POST", "/v2/repository/index", headers)
     if status != 200:
         return {}
     return {
@@ -35,15 +39,24 @@ def reasons_not_ready(host: str, port: int) -> dict[str, str]:
 
 def _status(host: str, port: int, method: str, path: str) -> int | None:
     try:
-        return _call(host, port, method, path)[0]
+        return call(host, port, method, path)[0]
     except OSError:
         return None
 
 
-def _call(host: str, port: int, method: str, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(host, port, timeout=SECONDS_PER_CALL)
+def call(
+    host: str,
+    port: int,
+    method: str,
+    path: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = SECONDS_PER_CALL,
+) -> tuple[int, bytes]:
+    """Return status and body of Triton's answer. Raises OSError or HTTPException where there is none."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     try:
-        connection.request(method, path)
+        connection.request(method, path, headers=dict(headers or {}))
         response = connection.getresponse()
         return response.status, response.read()
     finally:

@@ -7,6 +7,11 @@ import socket
 from server.errors import PortInUse
 
 
+def is_this_machine(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def port_to_bind(host: str, port: int, option: str) -> int:
     """Return `port`, or a free one where it is 0. Raises PortInUse, naming the option that chooses another."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:

@@ -12,19 +12,22 @@ from pathlib import Path
 from types import TracebackType
 
 from server import health, self_test
+from server.admin_key import HEADER, new_key, restricting_options
 from server.backend_directory import DROP_INS, assemble_backends
 from server.environment import REPOSITORY_ROOT, ServerEnvironment, find_environment
 from server.errors import ModelsNotReady, RepositoryError, ServerNotReady
 from server.plans import servable_repository
-from server.ports import port_to_bind
+from server.ports import is_this_machine, port_to_bind
 from server.process import GuardedProcess
 from server.repository import check_models_exist, published_names
+from server.tls import ServerTls
 from server.triton_log import reasons_in
 from server.verify import NotAsPublished, check_as_published
 
 DEFAULT_REPOSITORY = REPOSITORY_ROOT / "model_repository"
 DEFAULT_STORE = REPOSITORY_ROOT / "item_store"
 DEFAULT_MODEL = "rank"
+LOOPBACK = "127.0.0.1"
 STORE_VARIABLE = "TRITONRANK_ITEM_STORE"
 POLL_S = 0.05
 EXIT_TIMEOUT_S = 10  # for requests that run when the server is stopped
@@ -43,7 +46,12 @@ class TritonServer:
     verify         off, hash or signature: whether what is loaded must be as published, see server/verify.py
     public_key     PEM file with the Ed25519 key of the manifest's signature, for verify="signature"
     config_name    <model>/configs/<config_name>.pbtxt takes the place of config.pbtxt where it exists
-    host, *_port   where HTTP, gRPC and metrics listen; port 0 picks a free one
+    host, *_port   where gRPC and metrics listen; port 0 picks a free one
+    http_host      where HTTP listens: this machine only, unless told, whatever `host` is
+    admin_key      what control of models, shared memory, log and trace asks for, see server/admin_key.py; made anew
+                   unless given. Read it from the running server
+    open_apis      asks for no admin key: for development
+    tls            of gRPC
     log_to_terminal  writes Triton's log to this process's output instead of keeping it for `log()`
     backends       folder of drop-in backends, each NAME/model.py
     extra_arguments  more options of tritonserver
@@ -66,10 +74,14 @@ class TritonServer:
         verify: str = "off",
         public_key: str | os.PathLike[str] | None = None,
         config_name: str | None = None,
-        host: str = "127.0.0.1",
+        host: str = LOOPBACK,
+        http_host: str = LOOPBACK,
         grpc_port: int = 8001,
         http_port: int = 8000,
         metrics_port: int = 8002,
+        admin_key: str | None = None,
+        open_apis: bool = False,
+        tls: ServerTls | None = None,
         log_verbose: int = 0,
         log_to_terminal: bool = False,
         ready_timeout_s: float = 120.0,
@@ -86,7 +98,10 @@ class TritonServer:
         self.verify = verify
         self.public_key = Path(public_key) if public_key is not None else None
         self.config_name = config_name
-        self.host = host
+        self.host, self.http_host = host, http_host
+        self.admin_key = admin_key or new_key()
+        self.open_apis = open_apis
+        self.tls = tls
         self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
         self.log_verbose = log_verbose
         self.log_to_terminal = log_to_terminal
@@ -107,7 +122,7 @@ class TritonServer:
 
     @property
     def http_url(self) -> str:
-        return f"{self.host}:{self.http_port}"
+        return f"{self.http_host}:{self.http_port}"
 
     @property
     def metrics_url(self) -> str:
@@ -140,6 +155,7 @@ class TritonServer:
             self._verify_repository()
             self._check_environment()
             self._choose_ports()
+            self._warn_of_open_doors()
             self._start_process()
             self._wait_until_ready()
         except BaseException:
@@ -238,13 +254,25 @@ class TritonServer:
                 metrics_port=0,
                 run_self_test=False,
             ) as server:
-                self_test.check_tensor_returns(server.host, server.http_port, self.environment)
+                self_test.check_tensor_returns(server.http_host, server.http_port, self.environment)
         self_test.remember_pass(self.environment)
 
     def _choose_ports(self) -> None:
         self.grpc_port = port_to_bind(self.host, self.grpc_port, "--grpc-port")
-        self.http_port = port_to_bind(self.host, self.http_port, "--http-port")
+        self.http_port = port_to_bind(self.http_host, self.http_port, "--http-port")
         self.metrics_port = port_to_bind(self.host, self.metrics_port, "--metrics-port")
+
+    def _warn_of_open_doors(self) -> None:
+        if not is_this_machine(self.http_host):
+            _LOGGER.warning(
+                "HTTP listens on %s: one request of very many chunks ends this Triton, so let nobody reach it whom you "
+                "do not trust, or put a proxy before it that limits requests (docs/how-to/close-the-doors.md)",
+                self.http_url,
+            )
+        if self.open_apis and not (is_this_machine(self.host) and is_this_machine(self.http_host)):
+            _LOGGER.warning(
+                "no admin key is asked for: whoever reaches %s or %s runs code here", self.grpc_url, self.http_url
+            )
 
     def _start_process(self) -> None:
         assemble_backends(self.environment, self._work_folder / "backends", self.backends)
@@ -273,7 +301,7 @@ class TritonServer:
             f"--backend-directory={self._work_folder / 'backends'}",
             f"--backend-config=python,shm-region-prefix-name={self._shared_memory_prefix}",
             f"--cache-directory={self.environment.caches}",
-            f"--http-address={self.host}",
+            f"--http-address={self.http_host}",
             f"--http-port={self.http_port}",
             f"--grpc-address={self.host}",
             f"--grpc-port={self.grpc_port}",
@@ -281,6 +309,8 @@ class TritonServer:
             "--metrics-config=summary_latencies=true",
             f"--metrics-port={self.metrics_port}",
             f"--log-verbose={self.log_verbose}",
+            *([] if self.open_apis else restricting_options(self.admin_key)),
+            *([] if self.tls is None else self.tls.options()),
             *self.extra_arguments,
         ]
 
@@ -300,7 +330,7 @@ class TritonServer:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.ready_timeout_s
-        while not health.is_live(self.host, self.http_port):
+        while not health.is_live(self.http_host, self.http_port):
             self._check_still_starting(deadline)
             time.sleep(POLL_S)
         self._check_models()
@@ -316,11 +346,13 @@ class TritonServer:
             )
 
     def _check_models(self) -> None:
-        failed = [model for model in self._wanted if not health.is_ready(self.host, self.http_port, model)]
+        failed = [model for model in self._wanted if not health.is_ready(self.http_host, self.http_port, model)]
         if not failed:
             return
         reasons = dict.fromkeys(failed, "see Triton's log")
-        reasons |= reasons_in(self.log()) | health.reasons_not_ready(self.host, self.http_port)
+        reasons |= reasons_in(self.log()) | health.reasons_not_ready(
+            self.http_host, self.http_port, {HEADER: self.admin_key}
+        )
         listed = "".join(f"\n  {model}: {reason}" for model, reason in sorted(reasons.items()))
         raise ModelsNotReady(
             f"{len(reasons)} of the models in {self.repository} could not be loaded:{listed}\nMend what the "

@@ -16,6 +16,7 @@ from builders.core.workspace import REPOSITORY_ROOT
 from builders.data.find import JudgedQueries, find_data, load_judged
 from perf.endpoints import published_endpoints
 from server import TritonServer
+from server.admin_key import KEY_FILE_VARIABLE
 from tests.support.kit import WORKSPACE, Untouched
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -43,6 +44,14 @@ def developers_folders() -> Iterator[Untouched]:
     folders = Untouched()
     yield folders
     assert not folders.touched(), "written while the tests ran; tests build in a folder of their own"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def admin_key_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`python -m server` of a test keeps its admin key elsewhere than in the developer's checkout."""
+    with pytest.MonkeyPatch.context() as variables:
+        variables.setenv(KEY_FILE_VARIABLE, str(tmp_path_factory.mktemp("admin") / "admin.key"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -174,6 +174,17 @@ def test_a_triton_publishes_the_ports_that_its_image_exposes(service: str, targe
     assert [port.split(":")[-1] for port in COMPOSE["services"][service]["ports"]] == exposed.split()
 
 
+def test_triton_and_grafana_share_no_network_and_metrics_are_reached_from_inside_only() -> None:
+    networks = {name: set(service["networks"]) for name, service in COMPOSE["services"].items()}
+
+    assert networks == {
+        **{name: {"callers", "metrics"} for name in TRITONS},
+        "prometheus": {"metrics", "dashboards"},
+        "grafana": {"dashboards"},
+    }
+    assert COMPOSE["networks"]["metrics"] == {"internal": True}
+
+
 def test_only_the_gpu_profile_asks_for_a_gpu() -> None:
     with_gpu = {name for name, service in COMPOSE["services"].items() if "gpu" in json.dumps(service.get("deploy"))}
 
@@ -200,10 +211,10 @@ def test_prometheus_scrapes_both_tritons_by_their_common_name() -> None:
     scraped = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"][0]["static_configs"][0][
         "targets"
     ]
-    names = {COMPOSE["services"][service]["networks"]["default"]["aliases"][0] for service in TRITONS}
+    names = {COMPOSE["services"][service]["networks"]["metrics"]["aliases"][0] for service in TRITONS}
     (exposed,) = stages()["server"].values("EXPOSE")
 
-    assert scraped == [f"{name}:{exposed.split()[2]}" for name in names]
+    assert scraped == [f"{name}:{exposed.split()[1]}" for name in names]
 
 
 def test_prometheus_reads_the_alerts_where_they_are_mounted() -> None:

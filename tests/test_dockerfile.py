@@ -22,7 +22,9 @@ from builders.core.versions import TRITON_RELEASE
 from deploy.serve import checked_repository
 from server import TritonServer, find_environment
 from server.__main__ import _parse as parse_server_options
+from server.admin_key import HEADER
 from server.backend_directory import assemble_backends
+from server.health import call
 from server.ports import port_to_bind
 from tests.support.repositories import ECHO, VECTOR_CONFIG, write_model
 from tests.support.waiting import wait_until
@@ -227,7 +229,9 @@ def test_no_argument_or_variable_of_an_image_is_a_secret() -> None:
     set_here = [one.value for one in instructions() if one.name in ("ARG", "ENV")]
     names = [word.partition("=")[0] for value in set_here for word in shlex.split(value)]
 
-    assert [name for name in names if re.search("PASSW|SECRET|TOKEN|CREDENTIAL|KEY", name, re.IGNORECASE)] == []
+    assert [
+        name for name in names if re.search("PASSW|SECRET|TOKEN|CREDENTIAL|KEY(?!_FILE$)", name, re.IGNORECASE)
+    ] == []
 
 
 def test_the_programs_that_run_inside_are_those_that_run_outside() -> None:
@@ -258,6 +262,15 @@ def test_the_cpu_servers_options_are_options_of_the_server() -> None:
         "server", ["rank"], "/models", "/item_store",
     )  # fmt: skip
     assert parsed.host == "0.0.0.0"  # a container's own address is what its published ports lead to
+    assert parsed.http_host == "127.0.0.1"  # for the container's own health check
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_keeps_its_admin_key_in_the_container_and_exposes_no_http(name: str) -> None:
+    (key_file,) = [one for one in stages()[name].values("ENV") if one.startswith("TRITONRANK_ADMIN_KEY_FILE")]
+
+    assert PurePosixPath(key_file.partition("=")[2]).parent == PurePosixPath("/tmp")  # each user may write there
+    assert stages()[name].values("EXPOSE") == ["8001 8002"]
 
 
 @pytest.mark.server
@@ -289,6 +302,7 @@ def test_the_gpu_servers_entry_point_guards_triton_with_its_arguments_and_ends_w
     variables = {
         **os.environ,
         "TRITONRANK_VERIFY": "off",  # of a repository written by hand
+        "TRITONRANK_ADMIN_KEY_FILE": str(tmp_path / "admin.key"),
         "TRITONRANK_DRAIN_S": "600",
         "PATH": os.pathsep.join([str(environment.bin), str(environment.tritonserver.parent), os.environ["PATH"]]),
         "LD_LIBRARY_PATH": str(environment.libraries),
@@ -300,6 +314,9 @@ def test_the_gpu_servers_entry_point_guards_triton_with_its_arguments_and_ends_w
         wait_until(lambda: subprocess.run(ready).returncode == 0 or server.poll() is not None)
         [triton] = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
         program = Path(f"/proc/{triton}/exe").resolve().name
+        key = (tmp_path / "admin.key").read_text().strip()
+        index = ("127.0.0.1", ports["http"], "POST", "/v2/repository/index")
+        assert [call(*index)[0], call(*index, {HEADER: key})[0]] == [403, 200]
         server.terminate()
         wait_until(lambda: subprocess.run(ready).returncode == 1)
         assert (models, program, server.poll()) == ("/models", "tritonserver", None)  # it drains

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import lmdb
 import pytest
 
 import builders
@@ -21,12 +24,13 @@ import perf.__main__
 import server
 import server.__main__
 from builders.core.contract import ContractError
-from builders.core.errors import BuilderError
+from builders.core.errors import TRACE_VARIABLE, BuilderError
 from builders.core.recipe import RecipeError
 from builders.engines.build import TensorRTMissing
 from builders.engines.gpu import GpuMissing
 from builders.evaluate.metrics import GateFailed
 from perf.errors import PerfError
+from perf.sweep import load_sweep
 from server.errors import EnvironmentUnfit, ServerError
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +158,100 @@ def test_perf_tells_its_own_errors_and_those_of_what_it_drives_alike(
         perf.__main__.main()
     assert ended.value.code == code
     assert capsys.readouterr().err == "error: a b\n"
+
+
+def refuse(*_: object) -> None:
+    """Stands for a disk that root cannot be refused by."""
+    raise PermissionError(errno.EACCES, "Permission denied", "/some/file")
+
+
+def open_what_is_no_store(folder: Path) -> None:
+    (folder / "data.mdb").write_bytes(b"no page of LMDB" * 1000)
+    lmdb.open(str(folder))
+
+
+def fill_a_small_map(folder: Path) -> None:
+    with lmdb.open(str(folder), map_size=2**16) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"key", b"x" * 2**17)
+
+
+def write_to_a_reader(folder: Path) -> None:
+    lmdb.open(str(folder)).close()
+    with lmdb.open(str(folder), readonly=True) as environment:
+        environment.begin(write=True)
+
+
+def write_under_a_file(folder: Path) -> None:
+    (folder / "file").touch()
+    (folder / "file" / "below").write_text("x")
+
+
+REFUSED_BY_THE_SYSTEM = [
+    (lambda folder: folder.read_text(), "it is a folder, expected a file"),
+    (write_under_a_file, "part of this path is a file, expected a folder"),
+    (lambda folder: (folder / "none").read_text(), "none: No such file or directory; check the path"),
+    (lambda folder: folder.mkdir(), "remove what lies there, or name another path"),
+    (lambda folder: Path("/dev/full").write_text("x" * 9), "no room on the disk"),
+    (lambda folder: (folder / ("x" * 300)).touch(), "name a shorter path"),
+    (refuse, "/some/file: Permission denied; give this user the right"),
+]
+REFUSED_BY_LMDB = [
+    (open_what_is_no_store, "what lies there is no item store: move it away and run 'make repository'"),
+    (fill_a_small_map, "run 'python -m builders prune'"),
+    (write_to_a_reader, "see that this user may write the item store's folder"),
+]
+
+
+@pytest.mark.parametrize("main", [builders.__main__, perf.__main__], ids=["builders", "perf"])
+@pytest.mark.parametrize(
+    ("cause", "told"), [*REFUSED_BY_THE_SYSTEM, *REFUSED_BY_LMDB], ids=lambda value: str(value)[:40]
+)
+def test_what_the_system_or_lmdb_refuses_is_told_in_one_line(
+    main: ModuleType,
+    cause: Callable[[Path], object],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(main, "app", lambda: cause(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert told in error
+
+
+def test_the_trace_of_what_the_system_refuses_is_there_when_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(TRACE_VARIABLE, "1")
+    monkeypatch.setattr(builders.__main__, "app", refuse)
+    with pytest.raises(SystemExit):
+        builders.__main__.main()
+    trace, _, last = capsys.readouterr().err.rpartition("error: ")
+    assert "in refuse" in trace
+    assert f"{TRACE_VARIABLE}=1 shows where" in last
+
+
+@pytest.mark.parametrize("cause", [cause for cause, _ in REFUSED_BY_THE_SYSTEM])
+def test_the_server_tells_what_the_system_refuses_in_one_line(
+    cause: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server.__main__, "_server", lambda _: cause(tmp_path))
+    assert server.__main__.main([]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert "see that this user may read the repository" in error
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"= ["], ids=["a folder", "not UTF-8", "not TOML"])
+def test_a_sweep_that_cannot_be_read_is_named(content: bytes | None, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.toml"
+    sweep.mkdir() if content is None else sweep.write_bytes(content)
+    with pytest.raises(PerfError, match=re.escape(str(sweep))):
+        load_sweep(sweep)
 
 
 def test_what_nobody_raises_on_purpose_keeps_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,11 +24,13 @@ from ._mock import MockTransport
 from ._privacy import hashed_id
 from ._response import RankedList, Reranked
 from ._rules import Boost, Rules
+from ._tls import TLS
 from ._transport import InferRequest, Transport
 from ._version import __version__
 
 __all__ = [
     "DEFAULT_TIMEOUT_S",
+    "TLS",
     "Boost",
     "ContractMismatch",
     "DeadlineExceeded",

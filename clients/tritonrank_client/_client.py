@@ -33,6 +33,7 @@ from ._request import (
 )
 from ._response import RankedList, Reranked, ranked_list_from_outputs, similar_items_from_outputs
 from ._rules import Rules, allowed, rule_inputs
+from ._tls import TLS
 from ._transport import GrpcTransport, Transport
 
 DEFAULT_TIMEOUT_S = 0.2
@@ -47,6 +48,7 @@ class RankClient:
         RankClient("localhost:8001")                            the published rankers, 0.2 s a request
         RankClient("localhost:8001", timeout_s=0.05)            another budget for every request
         RankClient("localhost:8001", model="rank_two_tower")    a variant
+        RankClient("ranker:8001", tls=TLS(ca="ca.pem"))         encrypted, and sure to be that server
         RankClient("localhost:8001", id_key=key)                user ids leave as keyed hashes
         RankClient("mock", transport=MockTransport(handler))    no server, for tests
 
@@ -55,7 +57,8 @@ class RankClient:
     timeout_s: seconds for one call, everything included; a call may bring its own.
     id_key: at least 16 secret bytes; `user_id` is sent as `hashed_id(user_id, id_key)`, so the ranker must be trained
         and the store filled with such ids. Item ids and histories are sent as they are.
-    Raises: InvalidRequest for such a url, timeout_s or id_key.
+    tls: for a server whose gRPC port has TLS; None = in the clear.
+    Raises: InvalidRequest for such a url, timeout_s, id_key or tls.
     """
 
     def __init__(
@@ -67,15 +70,20 @@ class RankClient:
         similar_model: str = "similar",
         timeout_s: float = DEFAULT_TIMEOUT_S,
         id_key: bytes | None = None,
+        tls: TLS | None = None,
         transport: Transport | None = None,
     ):
         _check_url(url)
         Deadline(timeout_s)  # for its check
         if id_key is not None:
             check_key(id_key)
+        if tls is not None and transport is not None:
+            raise InvalidRequest(
+                "tls: a transport of your own is given, which connects by itself; leave one out", "tls"
+            )
         self._timeout_s = timeout_s
         self._id_key = id_key
-        self._transport = transport if transport is not None else GrpcTransport(url)
+        self._transport = transport if transport is not None else GrpcTransport(url, tls)
         models = {"rank": model, "recommend": recommend_model, "similar": similar_model}
         self._endpoints = {
             name: Endpoint(self._transport, models[name], contract) for name, contract in ENDPOINTS.items()

@@ -11,6 +11,7 @@ from pathlib import Path
 from ._client import RankClient
 from ._errors import InvalidRequest, TritonRankError
 from ._response import RankedList, Reranked
+from ._tls import TLS
 
 # A person waits longer than a page, and each command pays for a new connection.
 COMMAND_TIMEOUT_S = 5.0
@@ -50,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     ranked.add_argument("--items", metavar="FILE", help="item ids, one a line; - reads standard input")
     ranked.add_argument("--documents", metavar="FILE", help="texts, one a line, in place of items of the store")
     parser.add_argument("--url", default="localhost:8001", help="Triton's gRPC service (default: %(default)s)")
+    parser.add_argument("--tls", action="store_true", help="encrypted, by the authorities that gRPC brings")
+    parser.add_argument(
+        "--tls-ca", metavar="FILE", help="encrypted, by this authority of the server's certificate (PEM)"
+    )
+    parser.add_argument("--tls-cert", metavar="FILE", help="this client's certificate, where the server asks for one")
+    parser.add_argument("--tls-key", metavar="FILE", help="its private key")
     parser.add_argument("--top-k", type=int, metavar="K", help="items to print (default: all)")
     parser.add_argument("--timeout-s", type=float, default=COMMAND_TIMEOUT_S, help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -58,9 +65,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ranked(options: argparse.Namespace) -> RankedList | Reranked:
     lines = _lines(options.items, "items") if options.documents is None else _lines(options.documents, "documents")
-    with RankClient(options.url, timeout_s=options.timeout_s) as client:
+    with RankClient(options.url, timeout_s=options.timeout_s, tls=_tls(options)) as client:
         rank = client.rank if options.documents is None else client.rerank
         return rank(options.query, lines, top_k=options.top_k)
+
+
+def _tls(options: argparse.Namespace) -> TLS | None:
+    asked = TLS(options.tls_ca, options.tls_cert, options.tls_key)
+    return asked if options.tls or asked != TLS() else None
 
 
 def _lines(source: str, argument: str) -> list[str]:

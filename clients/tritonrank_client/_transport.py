@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from ._contract import ModelSpec, TensorSpec, list_rules
 from ._deadline import Deadline
 from ._errors import DeadlineExceeded, InvalidRequest, Overloaded, ServerError, TritonRankError, Unavailable
+from ._tls import TLS
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,32 @@ class Transport(Protocol):
 _CHANNEL_OPTIONS = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
 
 
+def connection(url: str, tls: TLS | None = None) -> triton.InferenceServerClient:
+    """Triton's own client of `url`. Raises: InvalidRequest for such a `tls`."""
+    if tls is None:
+        return triton.InferenceServerClient(url, channel_args=_CHANNEL_OPTIONS)
+    tls.check()
+    return triton.InferenceServerClient(
+        url,
+        ssl=True,
+        root_certificates=tls.ca,
+        certificate_chain=tls.certificate,
+        private_key=tls.key,
+        channel_args=_CHANNEL_OPTIONS,
+    )
+
+
 class GrpcTransport:
     """A gRPC channel to one Triton; connects when first used, and again after a loss.
 
     url: host and gRPC port ("localhost:8001"), or another gRPC target ("unix:/run/triton.sock").
+    tls: None = in the clear.
+    Raises: InvalidRequest for such a tls.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, tls: TLS | None = None):
         self._url = url
-        self._client = triton.InferenceServerClient(url, channel_args=_CHANNEL_OPTIONS)
+        self._client = connection(url, tls)
         self._name = secrets.token_hex(4)  # of this process and its clock, of nobody's person
 
     def infer(self, request: InferRequest) -> dict[str, np.ndarray]:
@@ -171,6 +189,27 @@ _NEXT_STEP: dict[type[TritonRankError], str] = {
     ServerError: "see the server's log",
 }
 
+# How gRPC words a refused handshake; a server that refuses a client just closes the connection.
+_TLS_NEXT_STEPS = (
+    ("CERTIFICATE_VERIFY_FAILED", "TLS: is tls=TLS(ca=...) the authority that signed this server's certificate?"),
+    (
+        "Hostname Verification",
+        "TLS: the server's certificate is for another name; use a url with the name that it is for",
+    ),
+    ("handshake failed", "TLS: does this port speak TLS at all? Without, leave tls out"),
+    (
+        "Socket closed",
+        "is this Triton's gRPC port (8001 unless set)? It ended the connection at once: does it ask for TLS, "
+        "tls=TLS(ca=...), or for a client's certificate, tls=TLS(ca=..., certificate=..., key=...), that its authority "
+        "signed?",
+    ),
+)
+
+
+def _next_step(kind: type[TritonRankError], message: str) -> str:
+    steps = (step for text, step in _TLS_NEXT_STEPS if text in message and "failed to connect" in message)
+    return next(steps, _NEXT_STEP[kind])
+
 
 def translated(error: InferenceServerException, url: str, timeout_s: float) -> TritonRankError:
     """The error of this package that says what tritonclient's `error` means."""
@@ -180,7 +219,8 @@ def translated(error: InferenceServerException, url: str, timeout_s: float) -> T
         kind = Overloaded
     if kind is DeadlineExceeded:
         return kind(f"{url}: no answer within {timeout_s:.3f} s; {_NEXT_STEP[kind]}")
-    return kind(f"{url}: {str(error.message()).strip()} ({status}); {_NEXT_STEP[kind]}")
+    message = str(error.message()).strip()
+    return kind(f"{url}: {message} ({status}); {_next_step(kind, message)}")
 
 
 @contextlib.contextmanager

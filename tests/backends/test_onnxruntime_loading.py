@@ -12,6 +12,7 @@ from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
 from server import ModelsNotReady, ServerNotReady, TritonServer
+from tests.support.admin import admin_client
 from tests.support.onnx_models import (
     CONFIG,
     save_always_failing_model,
@@ -34,7 +35,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(repository: Path) -> Iterator[grpc.InferenceServerClient]:
     with TritonServer(repository, ["good"], grpc_port=0, http_port=0, metrics_port=0) as server:
-        yield grpc.InferenceServerClient(server.grpc_url)
+        yield admin_client(server)
         server.kill()  # quicker than a clean stop
 
 

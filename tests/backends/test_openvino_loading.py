@@ -12,6 +12,7 @@ from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
 from server import TritonServer
+from tests.support.admin import admin_client
 from tests.support.onnx_models import save_identity_model, save_summing_model, write_config
 from tests.support.openvino_models import ANY_ROWS, CONFIG, parameter, save_ir
 
@@ -28,7 +29,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(repository: Path) -> Iterator[grpc.InferenceServerClient]:
     with TritonServer(repository, ["good"], grpc_port=0, http_port=0, metrics_port=0) as server:
-        yield grpc.InferenceServerClient(server.grpc_url)
+        yield admin_client(server)
         server.kill()  # quicker than a clean stop
 
 

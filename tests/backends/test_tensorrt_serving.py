@@ -12,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from server import ModelsNotReady, TritonServer
 from server.environment import TENSORRT_VARIABLE
+from tests.support.admin import admin_client
 from tests.support.driving import waits_for
 from tests.support.fake_gpu import write_drop_ins
 from tests.support.onnx_models import write_config
@@ -64,7 +65,7 @@ def _unchecked(patches: pytest.MonkeyPatch, repository: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def client(server: TritonServer) -> grpc.InferenceServerClient:
-    return grpc.InferenceServerClient(server.grpc_url)
+    return admin_client(server)
 
 
 def tokens(rows: int, length: int = 8, first: int = 0) -> dict[str, np.ndarray]:
@@ -184,7 +185,7 @@ def test_the_drop_in_takes_tensorrt_from_the_folder_that_the_variable_names(
     monkeypatch.setenv(TENSORRT_VARIABLE, str(packages))
     _unchecked(monkeypatch, repository)
     with TritonServer(repository, ["scorer"], grpc_port=0, http_port=0, metrics_port=0, backends=drop_ins) as running:
-        client = grpc.InferenceServerClient(running.grpc_url)
+        client = admin_client(running)
         assert infer(client, "scorer", tokens=np.ones((2, 8), np.int32)).as_numpy("score").tolist() == [[8.0], [8.0]]
         running.kill()
 

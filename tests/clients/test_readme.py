@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trustme
 from tritonrank_client import MockTransport, RankClient, _command, _errors
 
 from builders.core.contract import ITEM_IDS, RANKED_IDS, SCORES
 
 README = (Path(__file__).parents[2] / "clients" / "README.md").read_text(encoding="utf-8")
-USAGES, FOR_A_USER, TEXTS, RULES, PRIVACY, FALLBACK, MOCKS = (
+USAGES, FOR_A_USER, TEXTS, RULES, ENCRYPTED, PRIVACY, FALLBACK, MOCKS = (
     block.partition("```")[0] for block in README.split("```python\n")[1:]
 )
 
@@ -57,6 +58,17 @@ def test_the_usages_for_a_user_with_rules_and_with_a_key_run():
         "recommend",
     ]
     assert requests[-1].inputs["user_id"].tolist() == [names["hashed_id"]("user 7", names["key"]).encode()]
+
+
+def test_clients_with_tls_are_made_of_the_files_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ca = trustme.CA()
+    shop = ca.issue_cert("shop.example")
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    shop.cert_chain_pems[0].write_to_path(tmp_path / "shop.pem")
+    shop.private_key_pem.write_to_path(tmp_path / "shop.key")
+    monkeypatch.chdir(tmp_path)
+
+    exec(ENCRYPTED, {"RankClient": RankClient})
 
 
 def test_the_errors_are_those_of_the_tree():

@@ -212,7 +212,10 @@ def test_closing_ends_a_request_of_another_thread(connect, gates):
 
 
 def test_another_service_than_triton_is_unavailable(server):
-    with RankClient(server.http_url, timeout_s=WAIT_S) as client, pytest.raises(Unavailable, match="its gRPC port"):
+    with (
+        RankClient(server.http_url, timeout_s=WAIT_S) as client,
+        pytest.raises(Unavailable, match="Triton's gRPC port"),
+    ):
         client.rank("shoes", ["1"])
 
 

@@ -24,6 +24,7 @@ from builders.publish.lifecycle import promote
 from builders.publish.manifest import PublishedVersion, read_manifest, write_manifest
 from server import TritonServer
 from tests.support import monitoring
+from tests.support.admin import admin_client
 from tests.support.endpoint import send, texts
 from tests.support.monitoring import Monitoring
 from tests.support.own_ranker import built_own_ranker, catalogue
@@ -195,7 +196,7 @@ def test_a_model_that_hangs(server: TritonServer, watched: Monitoring, gates: Ga
 @needs_prometheus
 @pytest.mark.server
 def test_rank_is_not_served(server: TritonServer, watched: Monitoring) -> None:
-    with grpc.InferenceServerClient(server.grpc_url) as client:
+    with admin_client(server) as client:
         client.unload_model("rank")
         fires(watched, "RankNotServed")
         client.load_model("rank")

@@ -287,4 +287,4 @@ def test_the_self_test_refuses_a_stub_that_loses_the_tensor(environment: Path) -
 def test_the_self_test_passes_in_the_server_environment(tmp_path: Path) -> None:
     self_test.write_repository(tmp_path)
     with TritonServer(tmp_path, [self_test.MODEL], run_self_test=False, **ANY_PORTS) as server:
-        self_test.check_tensor_returns(server.host, server.http_port, server.environment)
+        self_test.check_tensor_returns(server.http_host, server.http_port, server.environment)

@@ -18,6 +18,7 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from server import TritonServer
+from server.admin_key import GRPC_HEADER, key_file, read_or_make_key
 from server.environment import REPOSITORY_ROOT
 from server.guard import FAULT
 from server.ports import port_to_bind
@@ -158,7 +159,7 @@ def test_a_model_that_cannot_be_loaded_ends_nothing(served: Launched, models: Pa
     wait_until(served.answers)
     before = served.tritonserver
     with pytest.raises(InferenceServerException, match="no such tokenizer"):
-        served.client.load_model("broken")
+        served.client.load_model("broken", headers={GRPC_HEADER: read_or_make_key(key_file())})
     assert served.answers() and served.tritonserver == before
 
 

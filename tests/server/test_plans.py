@@ -18,6 +18,7 @@ import tritonclient.grpc as grpc
 from server import EnvironmentUnfit, RepositoryError, TritonServer, plans
 from server.environment import REPOSITORY_ROOT, TENSORRT_VARIABLE, find_environment
 from server.plans import Gpu, Machine, refusals, servable_repository, served_versions, write_view
+from tests.support.admin import admin_client
 from tests.support.onnx_models import save_summing_model, write_config
 from tests.support.repositories import infer
 
@@ -263,7 +264,7 @@ def test_the_log_says_what_was_found_and_what_to_run(repository: Path, caplog: p
 def test_publishing_and_rolling_back_by_rename_are_seen_through_the_view(
     repository: Path, server: TritonServer
 ) -> None:
-    client = grpc.InferenceServerClient(server.grpc_url)
+    client = admin_client(server)
     model = repository / "scorer_fp32_onnx"
     save_summing_model(model / ".new" / "model.onnx")
     (model / ".new").rename(model / "5")

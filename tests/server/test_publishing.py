@@ -11,6 +11,7 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from server import ModelsNotReady, ServerNotReady, TritonServer
+from tests.support.admin import admin_client
 from tests.support.repositories import VECTOR_CONFIG, infer, python_model, vector, write_model
 from tests.support.waiting import wait_until
 
@@ -74,7 +75,7 @@ def server(repository: Path, tmp_path: Path) -> Iterator[TritonServer]:
 
 @pytest.fixture
 def client(server: TritonServer) -> grpc.InferenceServerClient:
-    return grpc.InferenceServerClient(server.grpc_url)
+    return admin_client(server)
 
 
 def served_version(client: grpc.InferenceServerClient, wait: float = 0) -> int:
