@@ -20,7 +20,7 @@ NOTICES = (ROOT / "THIRD_PARTY.md").read_text(encoding="utf-8")
 
 def pin(environment: str, package: str) -> str:
     pins = (ROOT / "requirements" / f"{environment}.txt").read_text()
-    return re.search(rf"^{re.escape(package)}==(\S+)$", pins, re.MULTILINE)[1]
+    return re.search(rf"^{re.escape(package)}==(\S+)", pins, re.MULTILINE)[1]
 
 
 def in_changelog(row: str) -> str:
