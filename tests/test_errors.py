@@ -204,7 +204,8 @@ REFUSED_BY_LMDB = [
 
 @pytest.mark.parametrize("main", [builders.__main__, perf.__main__], ids=["builders", "perf"])
 @pytest.mark.parametrize(
-    ("cause", "told"), [*REFUSED_BY_THE_SYSTEM, *REFUSED_BY_LMDB], ids=lambda value: str(value)[:40]
+    ("cause", "told"),
+    [pytest.param(*each, id=each[1]) for each in [*REFUSED_BY_THE_SYSTEM, *REFUSED_BY_LMDB]],
 )
 def test_what_the_system_or_lmdb_refuses_is_told_in_one_line(
     main: ModuleType,
