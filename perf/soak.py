@@ -267,6 +267,8 @@ class Shop:
         self.workspace = Workspace(self.kit / "build", self.kit / "model_repository", self.kit / "item_store")
         self.products: dict[str, Product] = {}
         self.scale = 1.0
+        self.codes = {0, 3, -signal.SIGKILL}
+        """With which a job may end."""
         self.rankers: dict[tuple[str, float], Ranker] = {}
 
     def open(self) -> None:
@@ -315,7 +317,7 @@ class Shop:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             told, _ = process.communicate()
-        if "Traceback" in told or process.returncode not in (0, 3, -signal.SIGKILL):
+        if "Traceback" in told or process.returncode not in self.codes:
             raise PerfError(f"{' '.join(command)} ended with {process.returncode}: {told[-3000:]}")
         return process.returncode
 
