@@ -283,7 +283,7 @@ class OutageSoak(Soak):
                 _send_noise(draw, draw.choice(list(self.launched.ports.values())))
 
     def _full_disk(self) -> None:
-        """A refresh that finds no room, and one that does; from the start of the first on both contents may be served."""
+        """A refresh that finds no room, and one that does."""
         filler = self.shop.workspace.item_store / "filler"
         self.shop.codes.add(1)
         try:

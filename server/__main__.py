@@ -20,6 +20,7 @@ from server.verify import MODES
 RESTARTS = 10
 WINDOW_S = 600.0  # in which they are counted
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 30.0
+SERVED_S = 10.0  # a server that has been up for so long has recovered: its next restart comes at once
 DRAIN_S = 5.0
 ANSWER_WITHIN_S = 30.0
 
@@ -161,19 +162,23 @@ def _serve(server: TritonServer, restarts: int) -> int:
     """Serve until the server has ended once more than it may be started again."""
     _tell(server)
     ends: list[float] = []
+    in_a_row = 0
     while True:
+        started_s = time.monotonic()
         code = server.wait()
         print(f"error: tritonserver ended with code {code}; see its log above.", file=sys.stderr, flush=True)
-        ends = [*(end for end in ends if time.monotonic() - end < WINDOW_S), time.monotonic()]
+        now_s = time.monotonic()
+        ends = [*(end_s for end_s in ends if now_s - end_s < WINDOW_S), now_s]
         if len(ends) > restarts:
             print(f"error: not started again: --restarts {restarts} in {WINDOW_S / 60:g} minutes.", file=sys.stderr)
             return 1
-        _start_again(server, len(ends))
+        in_a_row = 1 if now_s - started_s > SERVED_S else in_a_row + 1
+        _start_again(server, len(ends), in_a_row)
 
 
-def _start_again(server: TritonServer, attempt: int) -> None:
-    """At once at the first end, after twice as long at each further one. A failed start is one more end."""
-    wait_s = 0.0 if attempt == 1 else min(FIRST_WAIT_S * 2 ** (attempt - 2), LONGEST_WAIT_S)
+def _start_again(server: TritonServer, attempt: int, in_a_row: int) -> None:
+    """At once at the first end in a row, after twice as long at each further one. A failed start is one more end."""
+    wait_s = 0.0 if in_a_row == 1 else min(FIRST_WAIT_S * 2 ** (in_a_row - 2), LONGEST_WAIT_S)
     print(f"restart {attempt}, in {wait_s:g} s", file=sys.stderr, flush=True)
     time.sleep(wait_s)
     try:
