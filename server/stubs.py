@@ -12,6 +12,7 @@ ENDED, STOPPED = "Z", "T"  # man 5 proc, the state in /proc/PID/stat
 WHAT_HAPPENED = {ENDED: "has ended", STOPPED: "is stopped by a signal"}
 LOOKS = {ENDED: 3, STOPPED: 2}  # in a row: one that Triton has ended itself is collected soon
 STARTED = 2  # looks at which it ran: one that ends before that belongs to a model that cannot be loaded
+LISTED = 5  # looks from one listing of the processes, which costs most, to the next
 INSTANCE = 8  # of a stub's command line: the instance of the model, "two_tower_preprocess_0_0"
 
 
@@ -20,14 +21,19 @@ class StubWatch:
 
     def __init__(self, server: int):
         self._server = server
+        self._looks = 0
+        self._children: list[int] = []
         self._names: dict[int, str] = {}
         self._ran: dict[int, int] = {}  # process id => looks at which it ran
         self._suspects: dict[int, int] = {}  # process id => looks in a row at which it did not
 
     def look(self) -> str | None:
         """Return what is wrong and with which process, after as many looks as LOOKS says; None where all run."""
-        states = {pid: _state(pid) for pid in (self._server, *_children(self._server))}
-        self._names = {pid: self._names.get(pid) or _instance(pid) for pid in states}
+        if self._looks % LISTED == 0:
+            self._children = _children(self._server)
+        self._looks += 1
+        states = {pid: state for pid in (self._server, *self._children) if (state := _stat(pid)[0])}
+        self._names = {pid: self._names.get(pid) or _instance(pid) for pid in states if pid != self._server}
         self._ran = {pid: self._ran.get(pid, 0) + (state not in LOOKS) for pid, state in states.items()}
         at_rest = {pid: state for pid, state in states.items() if self._is_fault(pid, state)}
         self._suspects = {pid: self._suspects.get(pid, 0) + 1 for pid in at_rest}
@@ -51,21 +57,18 @@ class StubWatch:
 
 
 def _children(server: int) -> list[int]:
-    """Of every thread: a child belongs to the one that started it."""
-    found = []
-    for path in Path(f"/proc/{server}/task").glob("*/children"):
-        try:
-            found += [int(pid) for pid in path.read_text().split()]
-        except OSError:  # the thread has ended
-            continue
-    return found
+    """By their parent: Triton's own list has a file for each of its threads, of which there are hundreds."""
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in pids if _stat(pid)[1] == str(server)]
 
 
-def _state(pid: int) -> str:
+def _stat(pid: int) -> tuple[str, str]:
+    """State and parent of a process; empty where there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
-    except OSError:
-        return ""
+        state, parent, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except (OSError, ValueError):
+        return "", ""
+    return state, parent
 
 
 def _instance(pid: int) -> str:

@@ -22,7 +22,7 @@ from server.admin_key import GRPC_HEADER, key_file, read_or_make_key
 from server.environment import REPOSITORY_ROOT
 from server.guard import FAULT
 from server.ports import port_to_bind
-from server.stubs import LOOKS, STARTED, StubWatch, _state
+from server.stubs import LISTED, LOOKS, STARTED, StubWatch, _stat
 from tests.support.endpoint import metric
 from tests.support.repositories import ECHO, VECTOR_CONFIG, infer, python_model, vector, write_model
 from tests.support.waiting import wait_until
@@ -189,6 +189,17 @@ def test_a_server_with_a_dead_stub_stops_without_waiting_for_it(models: Path) ->
         assert server._running().exit_code() in (signal.SIGKILL, FAULT)
 
 
+def test_a_stub_that_starts_later_is_listed_too() -> None:
+    watch = StubWatch(os.getpid())
+    assert watch.look() is None
+    with subprocess.Popen(["sleep", "60"]) as child:
+        child.send_signal(signal.SIGSTOP)
+        wait_until(lambda: _stat(child.pid)[0] == "T")
+        looks = [watch.look() for _ in range(LISTED + LOOKS["T"])]
+        child.kill()
+    assert any(f"(process {child.pid}) is stopped" in look for look in looks if look)
+
+
 def test_a_process_is_reported_after_so_many_looks_and_one_that_is_collected_is_not() -> None:
     children = [subprocess.Popen(["sleep", "60"]) for _ in range(3)]
     ended, stopped, collected = children
@@ -198,7 +209,7 @@ def test_a_process_is_reported_after_so_many_looks_and_one_that_is_collected_is_
         ended.kill()
         collected.kill()
         stopped.send_signal(signal.SIGSTOP)
-        wait_until(lambda: [_state(child.pid) for child in children] == ["Z", "T", "Z"])
+        wait_until(lambda: [_stat(child.pid)[0] for child in children] == ["Z", "T", "Z"])
         looks = [watch.look() for _ in range(LOOKS["T"])]
         collected.wait()
         assert looks == [None] * (LOOKS["T"] - 1) + [
