@@ -1,9 +1,10 @@
 """A real request to each endpoint that is served, and whether its answer is as the build expects.
 
-The request and the expected scores stand in the repository's manifest.json (builders/publish/canary.py). An answer must
-be complete, finite and, where the request leaves the order to the scores, in their order. While the store holds just
-what the build scored, the scores must be the build's, too, but for the tolerance; once a refresh has changed or removed
-one of the items they may be any, so that no price change makes a server unready.
+The request and the expected scores stand in the repository's manifest.json (builders/publish/canary.py), for each
+generation of an endpoint: what is loaded is asked its own, since what was published last may not be loaded yet. An
+answer must be complete, finite and, where the request leaves the order to the scores, in their order. While the store
+holds just what the build scored, the scores must be the build's, too, but for the tolerance; once a refresh has changed
+or removed one of the items they may be any, so that no price change makes a server unready.
 
 Imports no package but lmdb, and that only to compare stored items.
 """
@@ -23,17 +24,21 @@ RANKED, SCORES = "ranked_ids", "scores"
 BAD_REQUEST = 400
 
 
-def canaries(repository: Path) -> dict[str, dict[str, Any]]:
-    """Endpoint => its canary, of those that have one. Raises OSError or ValueError where the manifest cannot be read.
+def canaries(repository: Path) -> dict[str, list[dict[str, Any]]]:
+    """Endpoint => its generations that have a canary, the newest last, of those whose newest has one.
 
-    A repository without a manifest, or one of an earlier build, has none.
+    A repository without a manifest, or one of an earlier build, has none. Raises OSError or ValueError where the
+    manifest cannot be read.
     """
     path = repository / MANIFEST
     if not path.is_file():
         return {}
     endpoints = json.loads(path.read_text(encoding="utf-8")).get("endpoints", {})
-    found = {name: generations[-1].get("canary") for name, generations in endpoints.items()}
-    return {name: canary for name, canary in found.items() if canary}
+    return {
+        name: [generation for generation in generations if generation.get("canary")]
+        for name, generations in endpoints.items()
+        if generations[-1].get("canary")
+    }
 
 
 def faults(host: str, port: int, repository: Path, store: Path | None, timeout_s: float) -> Iterator[str]:
@@ -43,11 +48,12 @@ def faults(host: str, port: int, repository: Path, store: Path | None, timeout_s
         store: the item store's folder, to tell whether what the build scored is still stored; None = it is not asked.
         timeout_s: for each answer.
     """
-    for endpoint, canary in canaries(repository).items():
+    for endpoint, generations in canaries(repository).items():
         connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
         try:
             if _call(connection, "GET", f"/v2/models/{endpoint}/ready")[0] == http.client.OK:
-                stored = store is not None and holds(store, canary["stored"])
+                canary, is_served = _of_what_is_loaded(connection, endpoint, generations)
+                stored = is_served and store is not None and holds(store, canary["stored"])
                 fault = _fault(connection, endpoint, canary, stored)
                 if fault:
                     yield f"{endpoint}: {fault}"
@@ -60,11 +66,12 @@ def faults(host: str, port: int, repository: Path, store: Path | None, timeout_s
 def silent_endpoint(host: str, port: int, repository: Path, timeout_s: float) -> str | None:
     """The first endpoint that takes a request and does not answer it in time; None where each answers, be it an error,
     or is not loaded. Raises as `canaries`."""
-    for endpoint, canary in canaries(repository).items():
+    for endpoint, generations in canaries(repository).items():
+        inputs = generations[-1]["canary"]["inputs"]
         connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
         try:
             if _call(connection, "GET", f"/v2/models/{endpoint}/ready")[0] == http.client.OK:
-                _call(connection, "POST", f"/v2/models/{endpoint}/infer", json.dumps({"inputs": canary["inputs"]}))
+                _call(connection, "POST", f"/v2/models/{endpoint}/infer", json.dumps({"inputs": inputs}))
         except TimeoutError:
             return endpoint
         except (OSError, http.client.HTTPException):
@@ -93,6 +100,20 @@ def _stored_digest(environment: Any, table: str, item: str) -> str | None:
     with environment.begin(db=environment.open_db(table.encode(), create=False)) as transaction:
         value = transaction.get(item.encode())
     return None if value is None else hashlib.sha256(value).hexdigest()
+
+
+def _of_what_is_loaded(
+    connection: http.client.HTTPConnection, endpoint: str, generations: list[dict[str, Any]]
+) -> tuple[dict[str, Any], bool]:
+    """The canary to ask, and whether it is of what is loaded."""
+    newest: dict[str, Any] = generations[-1]["canary"]
+    status, body = _call(connection, "GET", f"/v2/models/{endpoint}/config")
+    scheduling = json.loads(body).get("ensemble_scheduling") if status == http.client.OK else None
+    if scheduling is None:  # no ensemble: a model of the endpoint's own name
+        return newest, True
+    loaded = {step["model_name"]: int(step["model_version"]) for step in scheduling["step"]}
+    same = [generation["canary"] for generation in generations if generation["steps"] == loaded]
+    return (same[-1], True) if same else (newest, False)
 
 
 def _fault(
