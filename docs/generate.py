@@ -52,6 +52,7 @@ LIMITS = {
     "MAX_SIMILAR": "items that `similar` returns at most",
     "DEFAULT_SIMILAR": "items that `similar` returns where `top_k` is absent or 0",
     "MAX_ROWS_PER_RUN": "rows that a scorer computes at once; larger requests are computed in parts",
+    "MAX_REQUESTS_PER_RUN": "requests of one row, such as queries of a query encoder, that are computed at once",
     "MAX_TOKENS_PER_RUN": "rows times padded length that a scorer of sequences computes at once, but one row at least",
     "UNSCORED": "score of an item that could not be scored: the lowest finite FP32",
 }

@@ -76,8 +76,9 @@ def answer_each(requests: Sequence[Any], answer: Callable[[Any], list[Any]], log
         except Exception as error:
             raised = traceback.extract_tb(error.__traceback__)[-1]  # its text may quote the request: not for a log
             kind = type(error).__name__
-            told = f": {error}" if isinstance(error, StoreError) else ""
-            log.log_error(f"request failed: {kind} at {Path(raised.filename).name}:{raised.lineno}{told}")
+            where = f"{Path(raised.filename).name}:{raised.lineno}"
+            store_fault = f": {error}" if isinstance(error, StoreError) else ""
+            log.log_error(f"request failed: {type(error).__name__} at {where}{store_fault}")
             answer_text = f"{kind}, a fault of the server and not of the request; its log says more"
             responses.append(_error(answer_text, pb_utils.TritonError.INTERNAL))
     return responses

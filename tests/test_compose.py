@@ -123,7 +123,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     step = write_model(
         repository, "step", 'backend: "python"' + VECTORS, COUNTS_UNKNOWN_ITEMS.replace("{name}", counter)
     )
-    shutil.copy(ROOT / "served" / "served.py", step / "1")
+    for source in ("served/served.py", "backends/common/deadlines.py"):
+        shutil.copy(ROOT / source, step / "1")
     write_model(repository, "rank", VECTORS + ENSEMBLE)
     options = [word for word in stages()["server"].command("ENTRYPOINT") if word.startswith("--metrics-")]
     with TritonServer(

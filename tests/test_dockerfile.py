@@ -165,7 +165,14 @@ def test_an_image_holds_all_of_the_kit_that_its_programs_import(name: str) -> No
 
 def test_the_gpu_server_installs_what_the_served_models_import_at_the_pip_only_servers_pins() -> None:
     imported = {name for path in programs_of("served") for name in imports_of(path)}
-    beside = {path.stem for path in programs_of("served")} | {"served", "features", "item_text", "prompts", "rules"}
+    beside = {path.stem for path in programs_of("served")} | {
+        "served",
+        "deadlines",
+        "features",
+        "item_text",
+        "prompts",
+        "rules",
+    }
     third_party = imported - sys.stdlib_module_names - beside
     signatures = {"cryptography", "cffi", "pycparser"}  # what server/verify.py imports, with its own dependencies
 

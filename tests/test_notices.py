@@ -42,7 +42,7 @@ def test_the_changelog_names_the_pinned_versions() -> None:
     assert in_changelog("ONNX Runtime") == pin("server", "onnxruntime") == pin("builders", "onnxruntime")
     assert in_changelog("OpenVINO") == pin("server", "openvino") == pin("builders", "openvino")
     assert in_changelog("ONNX opset") == str(OPSET)
-    assert in_changelog("PyTorch") == pin("builders", "torch")
+    assert in_changelog("PyTorch") == pin("torch", "torch")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])

@@ -33,7 +33,20 @@ PAGES = [
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
 VARIABLES = {*re.findall(r"\$\(([A-Z_]+)\)", MAKEFILE)}
-OTHERS = {"openssl", "cd", "curl", "docker", "ln", "mkdir", "pip", "perf_analyzer", "first_stage", "for"}
+OTHERS = {
+    "openssl",
+    "cd",
+    "curl",
+    "grep",
+    "sort",
+    "docker",
+    "ln",
+    "mkdir",
+    "pip",
+    "perf_analyzer",
+    "first_stage",
+    "for",
+}
 """Programs and words of the shell that are not the kit's."""
 GROUPS = {"builders": typer.main.get_command(builders_cli.app), "perf": typer.main.get_command(perf_cli.app)}
 SERVER_HELP = generate.PARTS["server"]()

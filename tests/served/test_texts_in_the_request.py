@@ -315,8 +315,5 @@ def test_the_builds_own_request_is_answered_with_and_without_a_store(
     asked = canary.canaries(built.workspace.repository)
     scored = {name: len(generations[-1]["canary"]["scores"]) for name, generations in asked.items()}
     assert scored == {endpoint(STORED): 3, endpoint(TEXTS_ONLY): 0}
-        endpoint(STORED): 3,
-        endpoint(TEXTS_ONLY): 0,
-    }
     for running, store in ((server, built.workspace.item_store), (storeless, None)):
         assert list(canary.faults(running.host, running.http_port, running.repository, store, 30)) == []

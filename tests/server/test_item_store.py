@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def test_a_reader_on_a_read_only_mount_is_not_registered_and_lmdb_does_not_say_s
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
 def test_another_user_needs_write_permission_on_the_lock_file_and_on_nothing_else(store: Path) -> None:
-    for folder in [store, *store.parents[:3]]:
+    for folder in (each for each in (store, *store.parents) if Path(tempfile.gettempdir()) in each.parents):
         folder.chmod(0o755)
     assert "Permission denied" in run(READ, str(store), NOBODY).stderr
     (store / "lock.mdb").chmod(0o666)
