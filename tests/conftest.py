@@ -29,15 +29,6 @@ READY_TIMEOUT_S = 600
 """A busy machine takes minutes for the whole kit."""
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist's own reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs a file's tests, and one all those that need the kit, so that it is built and served once."""
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group("kit" if "kit" in fixtures else str(item.path)))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def developers_folders() -> Iterator[Untouched]:
     """Fails the run at its end where tests wrote to what ``make`` built for whoever works here."""

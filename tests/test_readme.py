@@ -19,7 +19,6 @@ from builders.data.find import DATA_VARIABLE, find_data
 from tests.support.checkout import copy_of_checkout
 from tests.support.kit import DEMO, WORKSPACE
 
-pytestmark = pytest.mark.xdist_group("kit")  # after the tests that build it
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
 TIMEOUT_S = 900
