@@ -12,7 +12,8 @@ ENDED, STOPPED = "Z", "T"  # man 5 proc, the state in /proc/PID/stat
 WHAT_HAPPENED = {ENDED: "has ended", STOPPED: "is stopped by a signal"}
 LOOKS = {ENDED: 3, STOPPED: 2}  # in a row: one that Triton has ended itself is collected soon
 STARTED = 2  # looks at which it ran: one that ends before that belongs to a model that cannot be loaded
-LISTED = 5  # looks from one listing of the processes, which costs most, to the next
+LISTED = 5  # looks from one listing of the processes, which costs most, to the next ...
+LISTED_EACH_TIME = 50  # ... after so many, while models are loaded
 INSTANCE = 8  # of a stub's command line: the instance of the model, "two_tower_preprocess_0_0"
 
 
@@ -29,7 +30,7 @@ class StubWatch:
 
     def look(self) -> str | None:
         """Return what is wrong and with which process, after as many looks as LOOKS says; None where all run."""
-        if self._looks % LISTED == 0:
+        if self._looks < LISTED_EACH_TIME or self._looks % LISTED == 0:
             self._children = _children(self._server)
         self._looks += 1
         states = {pid: state for pid in (self._server, *self._children) if (state := _stat(pid)[0])}
