@@ -9,14 +9,14 @@ compared while the store ($TRITONRANK_ITEM_STORE, /item_store) holds what the bu
 
 from __future__ import annotations
 
-import http.client  # unlike urllib, reads no proxy variables
+import http.client
 import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from server import canary
+from server import canary, health
 
 DEFAULT_HTTP_PORT = 8000
 DEFAULT_REPOSITORY = "/models"
@@ -40,14 +40,11 @@ def main(port: int = DEFAULT_HTTP_PORT, repository: str = DEFAULT_REPOSITORY) ->
 
 def is_ready(port: int) -> bool:
     """Whether GET /v2/health/ready on this machine is answered with 200."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=TIMEOUT_S)
     try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == 200
+        status, _ = health.call(HOST, port, "GET", "/v2/health/ready", timeout_s=TIMEOUT_S)
     except (OSError, http.client.HTTPException):
         return False
-    finally:
-        connection.close()
+    return status == http.client.OK
 
 
 def item_store() -> Path | None:

@@ -10,9 +10,10 @@ import http.client
 from collections.abc import Sequence
 from pathlib import Path
 
+from server import health
+
 MODEL = "draining"
 CONFIG = 'backend: "draining"\nmax_batch_size: 0\n'  # of which there is none
-SECONDS_PER_CALL = 5.0
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -26,14 +27,11 @@ def report_unready(command: Sequence[str], repository: Path) -> str | None:
     (repository / MODEL / "1").mkdir(parents=True, exist_ok=True)
     (repository / MODEL / "config.pbtxt").write_text(CONFIG)
     host, port = http_address(command)
-    connection = http.client.HTTPConnection(host, port, timeout=SECONDS_PER_CALL)
     try:
-        _call(connection, "POST", f"/v2/repository/models/{MODEL}/load", _admin_header(command))
-        status = _call(connection, "GET", "/v2/health/ready", {})
+        health.call(host, port, "POST", f"/v2/repository/models/{MODEL}/load", _admin_header(command))
+        status, _ = health.call(host, port, "GET", "/v2/health/ready")
     except (OSError, http.client.HTTPException) as error:
         return f"no answer at {host}:{port} ({error})"
-    finally:
-        connection.close()
     return None if status != 200 else f"control of models is refused at {host}:{port}"
 
 
@@ -56,10 +54,3 @@ def _admin_header(command: Sequence[str]) -> dict[str, str]:
             name, _, key = header.partition("=")
             return {name: key}
     return {}
-
-
-def _call(connection: http.client.HTTPConnection, method: str, path: str, headers: dict[str, str]) -> int:
-    connection.request(method, path, headers=headers)
-    response = connection.getresponse()
-    response.read()
-    return response.status

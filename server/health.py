@@ -5,7 +5,7 @@ Source: https://github.com/triton-inference-server/server/blob/main/docs/protoco
 
 from __future__ import annotations
 
-import http.client
+import http.client  # unlike urllib, reads no proxy variables
 import json
 from collections.abc import Mapping
 

@@ -13,10 +13,10 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tritonclient.grpc as grpc
-import yaml
 from tritonclient.utils import InferenceServerException
 
 from builders.core.contract import ITEM_IDS, QUERY
@@ -30,9 +30,8 @@ from tests.support.monitoring import Monitoring
 from tests.support.own_ranker import built_own_ranker, catalogue
 from tests.support.small_model import Gates, write_model
 from tests.support.waiting import wait_until
-from tests.test_compose import panel_expressions
+from tests.test_compose import alerts, panel_expressions
 
-ROOT = Path(__file__).parents[2]
 CASES = Path(__file__).with_name("alerts_test.yml")
 GATED = "rank_gated"
 """An endpoint that answers when it is told to."""
@@ -40,11 +39,6 @@ KNOWN = list(catalogue().products)[:20]
 UNKNOWN = [f"unknown-{row}" for row in range(20)]
 WITHIN_S = 60.0
 needs_prometheus = pytest.mark.skipif(bool(monitoring.missing()), reason=monitoring.missing())
-
-
-def alerts() -> set[str]:
-    groups = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text(encoding="utf-8"))["groups"]
-    return {rule["alert"] for group in groups for rule in group["rules"]}
 
 
 # ---------------------------------------------------------------- true durations
@@ -56,7 +50,7 @@ def test_alerts_fire_and_clear_at_their_true_durations() -> None:
 
 def test_every_alert_has_a_case() -> None:
     cases = CASES.read_text(encoding="utf-8")
-    assert [name for name in sorted(alerts()) if f'alertname="{name}"' not in cases] == []
+    assert [name for name in sorted(rule["alert"] for rule in alerts()) if f'alertname="{name}"' not in cases] == []
 
 
 # ---------------------------------------------------------------- the real server
@@ -134,40 +128,26 @@ def test_nothing_fires_while_all_is_well(server: TritonServer, watched: Monitori
         assert watched.alerts() == set()
 
 
-@needs_prometheus
-@pytest.mark.server
-def test_requests_that_fail(server: TritonServer, watched: Monitoring) -> None:
-    with requests(server, KNOWN), requests(server, KNOWN, query=""):
-        fires(watched, "RequestsFail")
-    with requests(server, KNOWN):
-        clears(watched, "RequestsFail")
+REFUSED: dict[str, Any] = {"items": KNOWN, "query": ""}
+FAULTS: dict[str, list[dict[str, Any]]] = {
+    "RequestsFail": [{"items": KNOWN}, REFUSED],
+    "EndpointDown": [REFUSED],
+    "ManyUnknownItems": [{"items": KNOWN + UNKNOWN}],
+    "QueueTimeHigh": [{"items": KNOWN, "callers": 16}],
+}
+"""Alert => what is asked side by side until it fires."""
 
 
 @needs_prometheus
 @pytest.mark.server
-def test_an_endpoint_of_which_every_request_fails(server: TritonServer, watched: Monitoring) -> None:
-    with requests(server, KNOWN, query=""):
-        fires(watched, "EndpointDown")
+@pytest.mark.parametrize("alert", FAULTS)
+def test_what_is_asked_fires_and_clears(alert: str, server: TritonServer, watched: Monitoring) -> None:
+    with contextlib.ExitStack() as load:
+        for asked in FAULTS[alert]:
+            load.enter_context(requests(server, **asked))
+        fires(watched, alert)
     with requests(server, KNOWN):
-        clears(watched, "EndpointDown")
-
-
-@needs_prometheus
-@pytest.mark.server
-def test_items_that_the_store_does_not_know(server: TritonServer, watched: Monitoring) -> None:
-    with requests(server, KNOWN + UNKNOWN):
-        fires(watched, "ManyUnknownItems")
-    with requests(server, KNOWN):
-        clears(watched, "ManyUnknownItems")
-
-
-@needs_prometheus
-@pytest.mark.server
-def test_more_callers_than_the_server_holds(server: TritonServer, watched: Monitoring) -> None:
-    with requests(server, KNOWN, callers=16):
-        fires(watched, "QueueTimeHigh")
-    with requests(server, KNOWN):
-        clears(watched, "QueueTimeHigh")
+        clears(watched, alert)
 
 
 @needs_prometheus

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from builders.build import build_ranker
 from builders.core.recipe import load_recipe
@@ -22,17 +21,13 @@ from server.ports import port_to_bind
 from tests.support.checkout import copy_of_checkout
 from tests.support.own_ranker import catalogue, write_own_ranker
 from tests.support.waiting import wait_until
+from tests.test_compose import alerts
 from tests.test_readme import commands_in
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = ROOT / "docs" / "how-to" / "runbook"
 PAGES = sorted(path for path in RUNBOOK.glob("*.md") if path.stem != "index")
-ALERTS = [
-    rule
-    for group in yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text(encoding="utf-8"))["groups"]
-    for rule in group["rules"]
-    if "alert" in rule
-]
+ALERTS = alerts()
 SECTIONS = ("What it means.", "What a caller sees.", "What to type.", "How to know it is over.")
 TIMEOUT_S = 120.0
 
