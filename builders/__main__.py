@@ -373,6 +373,14 @@ def add_users(users: Path, recipes: Recipes = None) -> None:
 
 
 @app.command()
+def index() -> None:
+    """Make the index of `similar` anew, also while it is served. Writers of the item store do so where it is needed."""
+    from builders import commands
+
+    commands.index()
+
+
+@app.command()
 def tune(machine: str, instances: int = 2, threads: int = os.cpu_count() or 1) -> None:
     """Write configs/MACHINE.pbtxt beside every model; serve them with `make serve CONFIG=MACHINE`."""
     from builders import commands

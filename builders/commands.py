@@ -30,8 +30,8 @@ from builders.evaluate.judge import BuiltRanker, truncations
 from builders.evaluate.metrics import GateFailed
 from builders.evaluate.slices import slice_quality, slice_table
 from builders.feedback.settings import Bias
-from builders.publish import catalogue, endpoints, lifecycle
-from builders.publish.item_store import ItemStore
+from builders.publish import catalogue, endpoints, lifecycle, similar_index
+from builders.publish.item_store import ItemStore, ItemStoreError
 from builders.publish.manifest import MANIFEST, sign_manifest
 from builders.publish.prune import prune_tables, tables_read
 from builders.publish.repository import published_rankers, tune_machine
@@ -303,6 +303,8 @@ def status() -> None:
         size = filesize.decimal(lifecycle.size_bytes(PROJECT.item_store))
         with ItemStore(PROJECT.item_store) as store:
             say(f"{PROJECT.item_store}: {size}; items by table: {_counts(store.tables())}")
+            for compared in similar_index.planned_tables(store):
+                say(similar_index.told(store, compared))
     size = filesize.decimal(lifecycle.size_bytes(PROJECT.build))
     say(f"{PROJECT.build}: {size}; 'make clean' removes it, a build makes it anew")
 
@@ -348,6 +350,20 @@ def add_users(users: Path, recipes: list[Path] | None) -> None:
     rankers = _with_earlier(chosen, [load_ranker(recipe) for recipe in chosen], tables_read(PROJECT.repository))
     catalogue.add_users(rankers, found, PROJECT)
     console.print(f"{len(found)} users are known from the next request on")
+
+
+def index() -> None:
+    """Make the indexes of ``similar`` anew. Raises: ItemStoreError, SimilarIndexError."""
+    if not (PROJECT.item_store / "data.mdb").is_file():
+        raise ItemStoreError(f"no item store at {PROJECT.item_store}: run 'make repository'")
+    with ItemStore(PROJECT.item_store) as store:
+        tables = similar_index.planned_tables(store)
+        if not tables:
+            raise ItemStoreError(f"item store {PROJECT.item_store}: similar was published with none of its tables; "
+                                 "run 'make repository'")  # fmt: skip
+        similar_index.keep_indexes(store, tables, say, anew=True)
+        for table in tables:
+            say(similar_index.told(store, table))
 
 
 def tune(machine: str, instances: int, threads: int) -> None:

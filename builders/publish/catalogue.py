@@ -25,6 +25,7 @@ from builders.evaluate.judge import BuiltRanker
 from builders.features.batches import batched
 from builders.publish.item_store import ADDED, Entry, ItemStore, Kind, table_name
 from builders.publish.postprocessing import ATTRIBUTES_TABLE, ATTRIBUTES_VERSION, attribute_records
+from builders.publish.similar_index import keep_indexes
 from builders.rankers.base import Ranker
 
 T = TypeVar("T")
@@ -110,6 +111,7 @@ def fill_item_store(
             if id(built.data) not in records:
                 records[id(built.data)] = product_records(built.data.products.values())
             _fill(store, built, records[id(built.data)], say)
+        keep_indexes(store, store.tables(), say)
     if anew:
         say(f"item store {workspace.item_store} is a new one: start the servers that read it again")
 
@@ -159,6 +161,7 @@ def add_items(
     workspace: Workspace = PROJECT,
     *,
     generated: bool | None = None,
+    say: Say = print,
 ) -> Changes:
     """Add or replace products while the store is being served; the next request sees them.
 
@@ -171,7 +174,10 @@ def add_items(
     """
     with ItemStore(workspace.item_store) as store:
         _claim(store, generated)
-        return _added(store, _tables(rankers, frozenset({ADDED})), product_records(products))
+        tables = _tables(rankers, frozenset({ADDED}))
+        found = _added(store, tables, product_records(products))
+        keep_indexes(store, [table.name for table in tables], say)
+        return found
 
 
 def add_users(
@@ -290,6 +296,7 @@ def refresh(
                 store.set_whole(table.name)
         for table in tables[:-1]:
             say(f"{table.features}: {found[table.name]}")
+        keep_indexes(store, found, say)
         return found[tables[-1].name]
 
 
