@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class SearchIndex:
 
         try:
             _read_ahead(folder / VECTORS)
-            self._index: Any = faiss.read_index(str(folder / VECTORS), faiss.IO_FLAG_MMAP_IFC)
+            self._index = cast(Any, faiss.read_index(str(folder / VECTORS), faiss.IO_FLAG_MMAP_IFC))
             self._ids = np.load(folder / IDS, mmap_mode="r")
             self._ends = np.load(folder / ENDS, mmap_mode="r")
         except (OSError, RuntimeError, ValueError) as error:

@@ -1,10 +1,10 @@
 """A table's vectors => the index of ``similar``: made by whoever writes the table, read by the servers beside it.
 
-An index is a FAISS inverted file: vectors of 8 bits a dimension in lists of near ones, of which a search looks
-through some. It holds the table as of one change (its ``:changes`` number); what is written later is compared exactly beside
+An index is a FAISS inverted file: vectors of 8 bits a dimension in lists of near ones, some of which a search looks
+through. It holds the table as of one change (its ``:changes`` number); what is written later is compared exactly beside
 it, so that a new one is needed only when that has become much. How many lists a search looks through is chosen by
-measuring: the fewest that find the wanted share of the exact 10 nearest. A folder in the store's holds it, a note in the
-store names it, and the folder of the one before is removed: servers that read it keep their map.
+measuring: the fewest that find the wanted share of the exact 10 nearest. A folder in the store's holds it, a note in
+the store names it, and the folder of the one before is removed: servers that read it keep their map.
 
 A plan (:class:`SimilarPlan`), left in the store by the publication of ``similar``, says which tables have one, so that
 every writer keeps it, whatever recipe it knows.
