@@ -16,10 +16,11 @@ VARIANT   ?=
 MODEL     ?=
 REQUIRE_TENSORRT ?=
 MINUTES   ?=
+ITEMS     ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-gpu check check-supply-chain setup data train export build-engines quality recommend repository pareto publish serve reload \
-    perf bench soak outages report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
+    perf bench scale soak outages report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +109,9 @@ perf: setup ## perf_analyzer sweep with real requests against every endpoint
 
 bench: setup ## the figures to reach, each with its limit
 	@$(RUN) -m perf bench
+
+scale: setup ## what a request costs as candidates, catalogue, requests at once and servers grow (ITEMS="10000 2000000")
+	@$(RUN) -m perf scale $(foreach count,$(ITEMS),--items $(count))
 
 soak: setup ## ten minutes (MINUTES=30) of load beside refresh, retraining, publishing, rolling back and kills: no wrong answer
 	@$(RUN) -m perf soak $(if $(MINUTES),--minutes $(MINUTES))

@@ -143,6 +143,32 @@ def outages(
         raise PerfError("; ".join(found.missed))
 
 
+@app.command()
+def scale(
+    items: Annotated[
+        list[int] | None, typer.Option(min=1024, help="Of a catalogue; repeatable. None = 10,000 and 100,000.")
+    ] = None,
+    servers: Annotated[
+        list[int] | None, typer.Option(min=1, help="Processes on one store; repeatable. None = 1 and 2.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.2, help="Of each figure.")] = 3.0,
+    data: Data = None,
+) -> None:
+    """Measure what a request costs as candidates, catalogue, requests at once and servers grow; write a page.
+
+    Items are generated. Two million take 9 GB of disk and some ten minutes to write and to index.
+    """
+    from builders.data.find import find_data, load_judged
+    from perf.scale import bends, run_scale, write_scale
+
+    judged = load_judged(find_data(data).folder)
+    found = run_scale(items or [10_000, 100_000], servers or [1, 2], seconds, judged, console)
+    for sentence in bends(found):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    for path in write_scale(found):
+        console.print(f"written: {path}", soft_wrap=True)
+
+
 @app.command("gpu-report")
 def gpu_report() -> None:
     """Build every engine, run the GPU tests and sweeps, and write what came of it: on a machine with an NVIDIA GPU."""

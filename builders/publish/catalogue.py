@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -89,6 +90,33 @@ class Table(Generic[T]):
         return self.name.rpartition("@")[0]
 
 
+class Pace:
+    """Says from time to time how many items are computed, and how quickly: a catalogue can take hours.
+
+    What was told is stored: a run that ends early is gone on with by the next.
+    """
+
+    def __init__(self, what: str, items: int, say: Say, every_s: float = 30.0) -> None:
+        self._what, self._items, self._say, self._every_s = what, items, say, every_s
+        self._start_s = self._told_s = time.monotonic()
+
+    def tell(self, done: int) -> None:
+        """Of all items ``done`` are stored."""
+        now_s = time.monotonic()
+        if not done or now_s - self._told_s < self._every_s:
+            return
+        self._told_s = now_s
+        per_s = done / (now_s - self._start_s)
+        left_minutes = max(0, self._items - done) / per_s / 60
+        self._say(
+            f"{self._what}: {done:,} of {self._items:,} stored, {per_s:,.0f} items/s, {left_minutes:,.0f} minutes left"
+        )
+
+
+def _quiet(line: str) -> None:
+    """Takes a line and shows nothing."""
+
+
 # ---------------------------------------------------------------- builds
 def fill_item_store(
     rankers: Sequence[BuiltRanker], say: Say = print, workspace: Workspace = PROJECT, *, anew: bool = False
@@ -133,9 +161,14 @@ def _synchronised(store: ItemStore, table: Table[T], records: Sequence[Record[T]
     """The table holds just these, besides what others know."""
     store.create(table.name)
     present = {record.key for record in records}
-    if say and (stale := sum(map(len, (_stale(store, table, some) for some in batched(records))))):
+    stale = sum(map(len, (_stale(store, table, some) for some in batched(records)))) if say else 0
+    if say and stale:
         say(f"item store: features of {stale:,} items for {table.features}")
-    found = sum((_bring_up(store, table, some) for some in batched(records)), Changes())
+    pace = Pace(f"item store: {table.features}", stale, say or _quiet)
+    found = Changes()
+    for some in batched(records):
+        found += _bring_up(store, table, some)
+        pace.tell(found.added + found.changed)
     absent, _ = store.gone(table.name, present, table.sources, unmarked=not table.shared)
     removed = _forget(store, table, absent, table.sources)
     store.set_whole(table.name)

@@ -31,15 +31,18 @@ from builders.features.text import (
     FORM_TEXT,
     KIT_FORM,
     TextForm,
+    cut_texts,
     encode_texts,
     form_of_queries,
     load_tokenizer,
+    padded,
     truncated_apart,
 )
 from builders.rankers.backbone import MASKED, check_positions, load_backbone, packaged_backbone, weight_files
 from builders.rankers.base import Graph, Ranker, Sample, folders_of
 
-BATCH = 64
+BATCH = 32
+"""Texts encoded at once: enough for the processor's kernels, few enough to be of one length."""
 
 
 class TwoTower(nn.Module):
@@ -67,13 +70,14 @@ class TwoTower(nn.Module):
     def encode_texts(
         self, tokenizer: Tokenizer, texts: Sequence[str], batch: int = BATCH, form: TextForm = KIT_FORM
     ) -> np.ndarray:
-        """float32 [texts, width], in their order; encoded shortest first, so that little is padding."""
-        order = sorted(range(len(texts)), key=lambda position: len(texts[position]))
+        """float32 [texts, width], in their order; encoded shortest first by tokens, so that little is padding."""
+        rows = cut_texts(tokenizer, texts, form)
+        order = sorted(range(len(rows)), key=lambda position: len(rows[position].ids))
         vectors = np.zeros((len(texts), self.width), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(order), batch):
                 chosen = order[start : start + batch]
-                tokens = encode_texts(tokenizer, [texts[position] for position in chosen], form)
+                tokens = padded(tokenizer, [rows[position] for position in chosen], form)
                 vectors[chosen] = self(*_inputs(tokens)).numpy()
         return vectors
 
