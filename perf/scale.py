@@ -24,7 +24,7 @@ import tritonclient.grpc as triton
 from rich.console import Console
 from tritonrank_client import RankClient, TritonRankError
 
-from perf.endpoints import RANK
+from perf.endpoints import RANK, first_queries
 from perf.errors import PerfError
 from perf.kit.data import (
     ITEM_IDS,
@@ -52,6 +52,7 @@ CANDIDATES = (1, 16, USUAL_CANDIDATES, 128, 512, MAX_CANDIDATES)
 CONCURRENCY = (1, 4, 16, 64)
 WRITTEN_PER_S = 100
 TIMEOUT_S = 30.0
+BUILT_WITH = 8
 WARM_UP = 10
 DRAWN = 500
 """Requests that are asked in turn."""
@@ -174,7 +175,7 @@ def write_scale(report: ScaleReport, folder: Path = PROJECT.build / "scale") -> 
 
 
 def bends(report: ScaleReport) -> list[str]:
-    """A sentence for each thing that grows: what it does to the median, from the least to the most that was measured."""
+    """A sentence for each thing that grows: what it does to the median, from the least to the most of it."""
     said = []
     for what, name in ((PREPROCESS, "pre-processing"), (SIMILAR, "`similar`"), (BESIDE_WRITER, f"`{BESIDE_WRITER}`")):
         alone = [one for one in report.of(what) if one.load == Load(what)]
@@ -194,8 +195,9 @@ def bends(report: ScaleReport) -> list[str]:
                 most = max(busy, key=lambda one: one.load.concurrency)
                 said.append(
                     f"`{what}` of {best.items:,} items by {processes} server{'s' * (processes > 1)}: most answers, "
-                    f"{best.per_s:,.0f} a second, with {best.load.concurrency} at once; with {most.load.concurrency} at "
-                    f"once {most.per_s:,.0f} a second, p99 {most.p99_ms:,.0f} ms of n {most.answered:,}, "
+                    f"{best.per_s:,.0f} a second, with {best.load.concurrency} at once; with "
+                    f"{most.load.concurrency} at once {most.per_s:,.0f} a second, p99 {most.p99_ms:,.0f} ms of n "
+                    f"{most.answered:,}, "
                     f"{sum(most.failed.values()):,} refused."
                 )
     return said
@@ -220,13 +222,20 @@ def _scratch() -> Path:
 
 def _publish(repository: Path, judged: JudgedQueries, console: Console) -> dict[str, object]:
     """The two-tower and ``similar``; what they say of the table that they read."""
-    workspace = Workspace(PROJECT.build, repository, repository.with_name("published_with"))
+    workspace = Workspace(_scratch() / "build", repository, repository.with_name("published_with"))
     recipe = load_recipe(RECIPE)
     recipe = recipe.model_copy(update={"variants": recipe.variants[:1]})
     console.print(f"{VARIANT}: building, unless it is kept", style="dim")
-    built = build_ranker(recipe, judged, lambda _: None, workspace)
+    built = build_ranker(recipe, few_queries(judged), lambda _: None, workspace)
     publish([built], "generated items", lambda _: None, workspace, serves={RANK: VARIANT})
     return dict(load_ranker(recipe).preprocess.parameters)
+
+
+def few_queries(judged: JudgedQueries) -> JudgedQueries:
+    """The first test queries with their own candidates: as many as a build needs, since no quality is told."""
+    few = first_queries(judged, BUILT_WITH)
+    own = {item_id: judged.products[item_id] for grades in few.judgements.values() for item_id in grades}
+    return dataclasses.replace(few, products=own)
 
 
 @contextlib.contextmanager

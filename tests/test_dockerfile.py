@@ -170,13 +170,16 @@ def test_the_gpu_server_installs_what_the_served_models_import_at_the_pip_only_s
         "deadlines",
         "features",
         "item_text",
+        "index_search",
         "prompts",
         "rules",
     }
     third_party = imported - sys.stdlib_module_names - beside
     signatures = {"cryptography", "cffi", "pycparser"}  # what server/verify.py imports, with its own dependencies
 
-    assert installed_into_the_container() == (third_party - OF_THE_CONTAINER) | signatures
+    index = {"faiss-cpu", "packaging"}  # what index_search.py imports, with its own dependency
+
+    assert installed_into_the_container() == (third_party - OF_THE_CONTAINER) | signatures | index
     assert pins("requirements/container.txt").items() <= pins("requirements/server.txt").items()
 
 
