@@ -159,13 +159,14 @@ def scale(
     Items are generated. Two million take 9 GB of disk and some ten minutes to write and to index.
     """
     from builders.data.find import find_data, load_judged
-    from perf.scale import bends, run_scale, write_scale
+    from perf.scale import SCALE_FOLDER, bends, run_scale
+    from perf.scale_page import write_scale
 
     judged = load_judged(find_data(data).folder)
     found = run_scale(items or [10_000, 100_000], servers or [1, 2], seconds, judged, console)
     for sentence in bends(found):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-    for path in write_scale(found):
+    for path in write_scale(found, SCALE_FOLDER):
         console.print(f"written: {path}", soft_wrap=True)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import random
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -24,7 +24,7 @@ import tritonclient.grpc as triton
 from rich.console import Console
 from tritonrank_client import RankClient, TritonRankError
 
-from perf.endpoints import RANK, first_queries
+from perf.endpoints import RANK, first_queries, serving
 from perf.errors import PerfError
 from perf.kit.data import (
     ITEM_IDS,
@@ -36,7 +36,6 @@ from perf.kit.data import (
     JudgedQueries,
     Workspace,
     load_recipe,
-    write_atomically,
 )
 from perf.kit.rankers import build_ranker, load_ranker, publish
 from perf.kit.stores import generated_ids, index_line, steady_writer, write_generated_store
@@ -45,6 +44,7 @@ from perf.process_memory import tree_memory
 from perf.progress import track
 from server import TritonServer
 
+SCALE_FOLDER = PROJECT.build / "scale"
 RECIPE = REPOSITORY_ROOT / "recipes" / "two_tower.toml"
 VARIANT, PREPROCESS, SIMILAR = "two_tower_fp32_onnx", "two_tower_preprocess", "similar"
 BESIDE_WRITER = "similar beside a writer"
@@ -157,21 +157,8 @@ def run_scale(
                     ]
                     if count == processes[0]:
                         catalogues.append(_catalogue(items, fill_s, ready_s, store, servers[0].pid, parameters))
-            _remove(store)
+            shutil.rmtree(store)
     return ScaleReport(this_machine(), seconds, catalogues, points)
-
-
-def write_scale(report: ScaleReport, folder: Path = PROJECT.build / "scale") -> list[Path]:
-    """``scale.json`` and the page ``scale.html``."""
-    from perf.scale_page import render_scale
-
-    written = {
-        "scale.json": json.dumps(dataclasses.asdict(report), indent=1) + "\n",
-        "scale.html": render_scale(report),
-    }
-    for name, content in written.items():
-        write_atomically(folder / name, content)
-    return [folder / name for name in written]
 
 
 def bends(report: ScaleReport) -> list[str]:
@@ -215,9 +202,8 @@ def _bend(what: str, points: Sequence[ScalePoint], labels: Sequence[str]) -> str
 # ---------------------------------------------------------------- what is served
 def _scratch() -> Path:
     """On the disk of the project: two million items take 9 GB."""
-    folder = PROJECT.build / "scale"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    SCALE_FOLDER.mkdir(parents=True, exist_ok=True)
+    return SCALE_FOLDER
 
 
 def _publish(repository: Path, judged: JudgedQueries, console: Console) -> dict[str, object]:
@@ -245,10 +231,8 @@ def _servers(repository: Path, store: Path, count: int) -> Iterator[tuple[list[T
         servers, ready_s = [], []
         for _ in range(count):
             start_s = time.monotonic()
-            ports = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
-            servers.append(
-                stack.enter_context(TritonServer(repository, [RANK, SIMILAR], store=store, verify="hash", **ports))
-            )
+            served = Workspace(repository=repository, item_store=store)
+            servers.append(stack.enter_context(serving([RANK, SIMILAR], served)))
             ready_s.append(time.monotonic() - start_s)
         yield servers, ready_s[0]
 
@@ -259,12 +243,6 @@ def _catalogue(
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     memory = tree_memory(pid).pss_bytes
     return Catalogue(items, fill_s, start_s, size / 1e6, memory / 1e6, index_line(store, parameters))
-
-
-def _remove(store: Path) -> None:
-    import shutil
-
-    shutil.rmtree(store)
 
 
 # ---------------------------------------------------------------- load

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jinja2
 import plotly.graph_objects as go
 import plotly.io
 import plotly.offline
 
+from perf.kit.data import write_atomically
 from perf.report import COLORS, GRID_COLOR, PLOT_CONFIG, TEMPLATES, TEXT_COLOR
 from perf.scale import BESIDE_WRITER, PREPROCESS, RANK, SIMILAR, ScalePoint, ScaleReport, bends
+
+
+def write_scale(report: ScaleReport, folder: Path) -> list[Path]:
+    """``scale.json`` and the page ``scale.html``."""
+    figures = json.dumps(dataclasses.asdict(report), indent=1) + "\n"
+    written = {"scale.json": figures, "scale.html": render_scale(report)}
+    for name, content in written.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in written]
 
 
 def render_scale(report: ScaleReport) -> str:

@@ -62,12 +62,14 @@ def quick_encoder(
         encoder = QuickEncoder(network, inputs)
         encoder.encode([(list(range(len(places))), tokens)], found)
     except Exception as error:  # of any kind, by what the network holds
-        return _warned(f"OpenVINO cannot convert the network ({type(error).__name__}: {error!s:.200})")
+        _warn(f"OpenVINO cannot convert the network ({type(error).__name__}: {error!s:.200})")
+        return None
     difference = float(np.abs(found - wanted).max(initial=0))
     if not difference <= SAME_VECTOR:
-        return _warned(f"OpenVINO's vectors differ by {difference:.1e}, wanted {SAME_VECTOR:g} at most")
+        _warn(f"OpenVINO's vectors differ by {difference:.1e}, wanted {SAME_VECTOR:g} at most")
+        return None
     return encoder
 
 
-def _warned(fault: str) -> None:
+def _warn(fault: str) -> None:
     warnings.warn(f"items' vectors are computed by torch, at half the speed: {fault}", RuntimeWarning, stacklevel=3)

@@ -27,8 +27,8 @@ from perf.scale import (
     ScaleReport,
     bends,
     timed,
-    write_scale,
 )
+from perf.scale_page import write_scale
 
 PARAMETERS = {"item_features": "two_tower", "item_features_version": "1", "vector_width": 8}
 
