@@ -40,7 +40,7 @@ from perf.kit.data import (
 from perf.kit.rankers import build_ranker, load_ranker, publish
 from perf.kit.stores import generated_ids, index_line, steady_writer, write_generated_store
 from perf.machine import Machine, this_machine
-from perf.process_memory import tree_memory
+from perf.process_memory import tree_anonymous_bytes, tree_memory
 from perf.progress import track
 from server import TritonServer
 
@@ -103,7 +103,9 @@ class Catalogue:
     Attributes:
         fill_s: to write the store and its index.
         start_s: until the first server was ready.
-        server_mb: memory of all processes of the first server, shared pages shared out (PSS).
+        server_mb: memory of all processes of the first server, shared pages shared out (PSS), what they looked at of
+            the mapped store and index included.
+        own_mb: of it what no file stands behind.
         index: how ``similar`` compares.
     """
 
@@ -112,6 +114,7 @@ class Catalogue:
     start_s: float
     store_mb: float
     server_mb: float
+    own_mb: float
     index: str
 
 
@@ -242,7 +245,8 @@ def _catalogue(
 ) -> Catalogue:
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     memory = tree_memory(pid).pss_bytes
-    return Catalogue(items, fill_s, start_s, size / 1e6, memory / 1e6, index_line(store, parameters))
+    own = tree_anonymous_bytes(pid)
+    return Catalogue(items, fill_s, start_s, size / 1e6, memory / 1e6, own / 1e6, index_line(store, parameters))
 
 
 # ---------------------------------------------------------------- load

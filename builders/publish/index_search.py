@@ -26,6 +26,10 @@ class IndexFault(RuntimeError):
     """An index that cannot be read; the message says what was found and what to run."""
 
 
+class StoredVectorFault(RuntimeError):
+    """A stored value that is no vector of the table's width."""
+
+
 class IndexNote(NamedTuple):
     """What the store says of a table's index.
 
@@ -121,10 +125,10 @@ def asked_for(count: int) -> int:
 
 
 def unit_vectors(values: Sequence[bytes], width: int) -> np.ndarray:
-    """FP32 [items, width] of length 1, from little-endian FP32; zeros stay zeros. Raises: RuntimeError."""
+    """FP32 [items, width] of length 1, from little-endian FP32; zeros stay zeros. Raises: StoredVectorFault."""
     wrong = next((len(value) for value in values if len(value) != 4 * width), None)
     if wrong is not None:
-        raise RuntimeError(f"a stored vector has {wrong} bytes, wanted {4 * width}: fill the item store anew")
+        raise StoredVectorFault(f"a stored vector has {wrong} bytes, wanted {4 * width}: fill the item store anew")
     vectors: Any = np.frombuffer(bytearray().join(values), dtype="<f4").reshape(len(values), width)  # writable, 1 copy
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     vectors /= np.where(lengths > 0, lengths, 1)[:, None]

@@ -38,6 +38,7 @@ from builders.publish.index_search import (
     IndexFault,
     IndexNote,
     SearchIndex,
+    StoredVectorFault,
     asked_for,
     unit_vectors,
 )
@@ -92,7 +93,7 @@ def keep_indexes(store: ItemStore, tables: Iterable[str], say: Say, *, anew: boo
         anew: make it although the one that is there would do.
 
     Raises:
-        SimilarIndexError: a stored vector holds NaN or infinities.
+        SimilarIndexError: a stored vector holds NaN or infinities, or has another width.
     """
     for table in tables:
         if (planned := store.note(table, PLAN)) and store.has(table):
@@ -159,8 +160,11 @@ def _make(store: ItemStore, table: str, plan: SimilarPlan, say: Say) -> None:
     start_s = time.monotonic()
     name = f"{store.sequence(table)}-{secrets.token_hex(4)}"
     say(f"item store: {table}: making the index of {store.tables()[table]:,} items for similar")
-    with folder_beside(_folder(store, table) / name) as folder, store.snapshot(table) as snapshot:
-        note = _written(snapshot, plan, folder, name)
+    try:
+        with folder_beside(_folder(store, table) / name) as folder, store.snapshot(table) as snapshot:
+            note = _written(snapshot, plan, folder, name)
+    except (IndexFault, StoredVectorFault) as fault:
+        raise SimilarIndexError(f"item store {store.folder}: {table}: {fault}") from fault
     if note.recall < plan.recall:
         shutil.rmtree(_folder(store, table) / name)
         note = note._replace(folder="")

@@ -322,6 +322,9 @@ def test_a_vector_of_nan_is_refused_by_its_item(store: Path, small: None) -> Non
         with pytest.raises(SimilarIndexError, match="item 'broken' has a vector with NaN or infinities"):
             keep_indexes(opened, [TABLE], print, anew=True)
         assert "an index of 3,000 items" in told(opened, TABLE)  # the one before
+        opened.put("two_tower", "1", [("broken", VECTORS["item 1"][1:].tobytes())])
+        with pytest.raises(SimilarIndexError, match="a stored vector has 60 bytes, wanted 64"):
+            keep_indexes(opened, [TABLE], print, anew=True)
 
 
 def test_a_dropped_table_takes_its_index_along(store: Path) -> None:
