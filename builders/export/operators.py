@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import onnxscript
 import torch
 from onnxscript import ir
-from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib.ops import nn as torchlib
 from onnxscript.rewriter import MatchResult, RewriteRuleClassBase, rewrite
+
+op: Any = onnxscript.opset18  # typed for scripts, whose values are tensors
 
 
 def gelu(self: ir.Value, approximate: str = "none") -> ir.Value:
@@ -49,7 +51,7 @@ def attention(
     Torch's exporter reshapes the keys twice, to shapes that each run computes, and looks for NaN behind a boolean mask,
     though what it adds is finite. What transformers' encoders do not ask for is left to it.
     """
-    width = query.shape[-1]
+    width = query.shape[-1] if query.shape else None
     if is_causal or enable_gqa or dropout_p or not isinstance(width, int):
         return torchlib.aten_scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa

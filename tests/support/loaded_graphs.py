@@ -3,19 +3,14 @@ uses and ONNX Runtime's fusions were written for."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
 from collections import Counter
 from pathlib import Path
 
 import onnx
 import onnxruntime
-import torch
-from torch import nn
 
-from builders.core.versions import OPSET
 from builders.rankers.base import Graph, Sample
+from perf.bench_graphs import export_plainly
 
 KINDS = {
     "products": "MatMul FusedMatMul Gemm FusedGemm",
@@ -37,27 +32,11 @@ def operators_as_loaded(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
-def plain_export(module: nn.Module, sample: Sample, path: Path) -> Path:
-    """By the older exporter; dimensions 0 and 1 are free."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.inference_mode():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module,
-            tuple(torch.from_numpy(array) for array in sample.values()),
-            path,
-            dynamo=False,
-            input_names=list(sample),
-            dynamic_axes={name: {0: "rows", 1: "length"} for name in sample},
-            opset_version=OPSET,
-        )
-    return path
-
-
 def check_costs_no_more(exported: Path, graph: Graph, sample: Sample) -> None:
     """Of no kind of operator more than the plain export of the same module, and nothing of ONNX Runtime's own."""
     assert {node.domain for node in onnx.load(exported).graph.node} == {""}
     inputs = {tensor.name: sample[tensor.name] for tensor in graph.contract.inputs}
-    plain = operators_as_loaded(plain_export(graph.module, inputs, exported.with_suffix(".plain")))
+    plain = operators_as_loaded(export_plainly(graph.module, inputs, exported.with_suffix(".plain")))
     check_no_more(operators_as_loaded(exported), plain)
 
 

@@ -17,7 +17,8 @@ from builders.core.steps import Int8
 from builders.export.onnx import check_onnx, onnx_from_ranker
 from builders.export.operators import simplify
 from builders.rankers.base import Graph, Sample
-from tests.support.loaded_graphs import check_no_more, operators_as_loaded, plain_export
+from perf.bench_graphs import FirstToken, export_plainly
+from tests.support.loaded_graphs import check_no_more, operators_as_loaded
 from tests.support.small_rankers import REQUEST, cross_encoder, some_products
 
 WIDTH, HEADS = 16, 2
@@ -87,21 +88,11 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Sample
     [graph] = ranker.graphs
     request = ranker.sample(REQUEST, some_products())[graph.name]
     onnx_from_ranker(graph, request, folder / "ours.onnx")
-    return folder / "ours.onnx", plain_export(Encoder(ranker.network.backbone), request, folder / "plain.onnx"), request
-
-
-class Encoder(nn.Module):
-    """Scores by a layer on the first token."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.score = nn.Linear(backbone.config.hidden_size, 1)
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
-        """int32 [rows, length] each => float32 [rows, 1]."""
-        states = self.backbone(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
-        return self.score(states[:, 0])
+    return (
+        folder / "ours.onnx",
+        export_plainly(FirstToken(ranker.network.backbone), request, folder / "plain.onnx"),
+        request,
+    )
 
 
 HEAD = {"MatMul": 3, "FusedMatMul": 1, "Gemm": 1, "Gelu": 1, "Softmax": 1, "Add": 4, "Sub": 4, "Mul": 12, "Div": 3}
