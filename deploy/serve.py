@@ -27,20 +27,23 @@ LOAD, CONFIG_NAME = "--load-model=", "--model-config-name="
 def main(repository: str, options: Sequence[str]) -> None:
     """Become the guard of ``tritonserver OPTIONS --model-repository=<what can be served>``; end with a check's code if
     it fails."""
-    verify(repository, options)
+    mode = os.environ.get("TRITONRANK_VERIFY") or "hash"
+    verify(repository, mode, options)
     checked = checked_repository(repository)
     drain = f"--drain-s={os.environ.get(DRAIN_VARIABLE) or DRAIN_S}"
     guard = [
         sys.executable, "-IS", str(SERVER / "guard.py"), drain, f"--answer-within-s={ANSWER_WITHIN_S}", "--",
     ]  # fmt: skip
-    triton = ["tritonserver", *options, *admin_options(), f"--model-repository={checked}"]
+    # Published configurations lack nothing, and to complete one Triton would first start each Python model once more.
+    complete = [] if mode == "off" else ["--disable-auto-complete-config"]
+    triton = ["tritonserver", *options, *complete, *admin_options(), f"--model-repository={checked}"]
     os.execv(sys.executable, [*guard, *triton])
 
 
-def verify(repository: str, options: Sequence[str]) -> None:
+def verify(repository: str, mode: str, options: Sequence[str]) -> None:
     """End this program where what tritonserver would load is not as it was published."""
     command = [sys.executable, str(SERVER / "verify.py"), "--repository", repository]
-    command += ["--verify", os.environ.get("TRITONRANK_VERIFY") or "hash"]
+    command += ["--verify", mode]
     if key := os.environ.get("TRITONRANK_PUBLIC_KEY"):
         command += ["--public-key", key]
     for option in options:

@@ -40,6 +40,11 @@ def published_names(repository: Path) -> tuple[list[str], list[str]]:
     return [name for name in names if name in published], [name for name in names if name not in published]
 
 
+def all_published(repository: Path, wanted: Sequence[str]) -> bool:
+    """Whether our builders published each of these models, so that none of their configurations lacks anything."""
+    return (repository / MANIFEST).is_file() and set(wanted) <= set(published_names(repository)[0])
+
+
 def check_models_exist(repository: Path, wanted: Sequence[str]) -> None:
     """Raise RepositoryError where a wanted model is not in the repository, or was not published in it."""
     present, unpublished = published_names(repository)

@@ -19,7 +19,7 @@ from server.errors import ModelsNotReady, RepositoryError, ServerNotReady
 from server.plans import servable_repository
 from server.ports import is_this_machine, port_to_bind
 from server.process import GuardedProcess
-from server.repository import check_models_exist, published_names
+from server.repository import all_published, check_models_exist, published_names
 from server.tls import ServerTls
 from server.triton_log import reasons_in
 from server.verify import NotAsPublished, check_as_published
@@ -30,6 +30,7 @@ DEFAULT_MODEL = "rank"
 LOOPBACK = "127.0.0.1"
 STORE_VARIABLE = "TRITONRANK_ITEM_STORE"
 POLL_S = 0.05
+LOAD_THREADS = max(16, 2 * (os.cpu_count() or 1))  # a thread waits while a model's process starts
 EXIT_TIMEOUT_S = 10  # for requests that run when the server is stopped
 EXIT_MARGIN_S = 5  # for Triton itself after that
 LOG_LINES_IN_ERRORS = 30
@@ -295,6 +296,9 @@ class TritonServer:
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in self._wanted),
             *([f"--model-config-name={self.config_name}"] if self.config_name else []),
+            f"--model-load-thread-count={LOAD_THREADS}",
+            # To complete a configuration, Triton first starts each Python model once more, and ends it.
+            *(["--disable-auto-complete-config"] if all_published(self._served, self._wanted) else []),
             # Stays up when a model fails, so that the repository index can be asked which one and why.
             "--exit-on-error=false",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",

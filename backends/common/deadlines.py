@@ -26,6 +26,9 @@ RELEARNED_AFTER_S, RELEARNED_AFTER = 1.0, 20
 """So long and so many refusals without a request in time: a clock was set anew, and delays are learned again."""
 CALLS_NEEDED = 2.0
 """What a request must have left, in recent calls' durations: its own, and as much for the steps behind."""
+LEAST_NEEDED = 0.25
+"""At least that share of its time: for the way back, and for calls that take longer. Without it every fourth answer of
+a flooded server came just too late."""
 MOST_NEEDED = 0.75
 """At most that share of its time: one that has waited for less than a quarter of it is computed."""
 EXPIRED = "Request timeout expired"
@@ -89,7 +92,7 @@ class Deadlines:
     def _needed_s(self, timeout_s: float) -> float:
         if self._needed is not None:
             return timeout_s * self._needed
-        return min(self._usual_s * CALLS_NEEDED, timeout_s * MOST_NEEDED)
+        return min(max(self._usual_s * CALLS_NEEDED, timeout_s * LEAST_NEEDED), timeout_s * MOST_NEEDED)
 
     def _clock_was_set(self) -> bool:
         """Whether this refusal would be one too many; then delays are learned anew."""

@@ -113,6 +113,13 @@ def test_a_request_is_late_by_what_it_waited_whatever_the_clients_clock_says(
     assert not deadlines.refusal(clock.sent(5.0, -ahead_s, client="another"))  # its first
 
 
+def test_a_quick_step_keeps_a_quarter_of_the_time_for_the_way_back(code: Any, clock: Clock) -> None:
+    deadlines = code.Deadlines(now=clock)  # no call yet, so it takes none to be slow
+    assert not deadlines.refusal(clock.sent(0.0))
+    assert not deadlines.refusal(clock.sent(0.149))
+    assert deadlines.refusal(clock.sent(0.151))
+
+
 @pytest.mark.parametrize(
     "parameters",
     [

@@ -288,3 +288,28 @@ def test_the_self_test_passes_in_the_server_environment(tmp_path: Path) -> None:
     self_test.write_repository(tmp_path)
     with TritonServer(tmp_path, [self_test.MODEL], run_self_test=False, **ANY_PORTS) as server:
         self_test.check_tensor_returns(server.http_host, server.http_port, server.environment)
+
+
+COUNTED = """
+from pathlib import Path
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        (Path({folder!r}) / "completed").touch()
+        return config
+
+    def execute(self, requests):
+        return []
+"""
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("published", [False, True])
+def test_a_configuration_is_completed_only_where_our_builders_did_not_write_it(tmp_path: Path, published: bool) -> None:
+    """Completing one starts the model's process once more: half of the time that a restart takes."""
+    write_model(tmp_path / "models", "echo", VECTOR_CONFIG, COUNTED.format(folder=str(tmp_path)))
+    if published:
+        (tmp_path / "models" / "manifest.json").write_text(json.dumps({"models": {"echo": {}}, "endpoints": {}}))
+    with TritonServer(tmp_path / "models", ["echo"], **ANY_PORTS):
+        assert (tmp_path / "completed").exists() is not published
