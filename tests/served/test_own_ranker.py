@@ -168,6 +168,21 @@ def test_an_empty_history_is_a_history(own: tuple[BuiltRanker, Workspace], clien
     assert served(client, ids, history=empty) == served(client, ids)
 
 
+def test_a_long_history_is_cut_to_what_the_network_reads_checked_whole_and_counted(
+    own: tuple[BuiltRanker, Workspace], client: grpc.InferenceServerClient, server: TritonServer
+) -> None:
+    ids = list(own[0].data.products)[:4]
+    latest = [f"item {number}" for number in range(5)]  # as many as the network reads
+    counted = ("tritonrank_truncated_histories_total", "every_kind_preprocess")
+    before = metric(server, *counted)
+    read = served(client, ids, history=texts(*latest))
+    assert metric(server, *counted) == before
+    assert served(client, ids, history=texts("older", *latest)) == read
+    assert metric(server, *counted) == before + 1
+    with pytest.raises(InferenceServerException, match=r"history\[0\]: not UTF-8"):
+        served(client, ids, history=texts(b"\xff", *latest))
+
+
 def test_a_store_filled_for_other_weights_is_refused_at_load_with_both_versions(
     own: tuple[BuiltRanker, Workspace], tmp_path: Any
 ) -> None:
