@@ -19,7 +19,6 @@ from builders.core.contract import (
     LENGTH_BUCKET,
     MAX_REQUESTS_PER_RUN,
     MAX_ROWS_PER_RUN,
-    MAX_TOKENS_PER_RUN,
     USUAL_CANDIDATES,
     Contract,
     ContractError,
@@ -89,11 +88,14 @@ def _scorer(graph: Graph, name: str, serving: Serving, backend: str, *, joins: b
 
 def _add_limits(config: triton.ModelConfig, graph: Graph) -> None:
     """What one run may take; ``row_inputs`` where a request is parted although some inputs are not of rows."""
+    limits = graph.limits
     add_parameters(config, max_rows_per_run=MAX_ROWS_PER_RUN)
-    if graph.lengths:
-        add_parameters(config, max_tokens_per_run=MAX_TOKENS_PER_RUN)
+    if limits.tokens:
+        add_parameters(config, max_tokens_per_run=limits.tokens)
     if not graph.batches:
         add_parameters(config, row_inputs=",".join(graph.row_inputs))
+    if limits.mask:
+        add_parameters(config, padding_mask=limits.mask, lengths=",".join(map(str, limits.lengths)))
 
 
 def python_config(contract: Contract) -> triton.ModelConfig:
