@@ -183,7 +183,7 @@ build/lock/bin/pip install --quiet uv
 endef
 
 HASHED       := build/lock/bin/uv pip compile --quiet --no-deps --generate-hashes --no-header --no-annotate
-OF_CONTAINER := lmdb tokenizers cryptography cffi pycparser faiss-cpu packaging
+OF_CONTAINER := lmdb onnxruntime tokenizers cryptography cffi pycparser faiss-cpu packaging
 
 clean: ## remove everything that make made
 	rm -rf $(VENV) $(SERVER_VENV) build item_store admin.key model_repository/manifest.json model_repository/manifest.json.sig model_repository/.lock .pytest_cache .ruff_cache .mypy_cache

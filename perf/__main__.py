@@ -222,6 +222,24 @@ def pareto(
 
 
 @app.command()
+def forms(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes whose variants are published.")],
+    rounds: Annotated[int | None, typer.Option(min=1, help="Each drives both forms.")] = None,
+    window_ms: Annotated[int | None, typer.Option(min=100, help="Of each of three windows a measurement.")] = None,
+    data: Data = None,
+) -> None:
+    """Measure each published variant as an ensemble and as one fused model; 'make repository' publishes what wins."""
+    from builders.core.recipe import load_each
+    from perf.forms import ROUNDS, WINDOW_MS, run_forms
+
+    for recipe in load_each(recipes).values():
+        _, path = run_forms(
+            recipe, rounds=rounds or ROUNDS, window_ms=window_ms or WINDOW_MS, data=data, console=console
+        )
+        console.print(f"written: {path}; 'make repository' publishes what wins", soft_wrap=True)
+
+
+@app.command()
 def report(data: Data = None) -> None:
     """Write the HTML report anew from the figures kept last."""
     from builders.data.find import find_data, load_judged

@@ -122,11 +122,16 @@ class Serving(Settings):
         max_queue_size: requests that wait before a scorer; one more is refused at once. From measured capacity: what
             the scorer answers within the longest wait that is still of use. Absent = no bound but the clients'
             deadlines; needs two instances, see ``model_config._add_queue``.
+        form: "ensemble" = a process each for pre-processing, scorer and post-processing; "fused" = one process for all
+            three, in each instance, where the runtime can (onnx); "measured" = fused where ``python -m perf forms``
+            has measured that it answers more than 5 % more requests on this machine, an ensemble else, or with a
+            ``max_queue_size``.
     """
 
     instances: int = pydantic.Field(1, ge=1)
     threads: int = pydantic.Field(2, ge=1)
     max_queue_size: int | None = pydantic.Field(None, ge=1)
+    form: Literal["measured", "ensemble", "fused"] = "measured"
 
     @pydantic.model_validator(mode="after")
     def _bound_needs_two_instances(self) -> Serving:
@@ -134,6 +139,15 @@ class Serving(Settings):
             raise ValueError(
                 f"max_queue_size {self.max_queue_size} with 1 instance, wanted 2 instances or no bound: "
                 "with one, Triton's batcher leaves some requests waiting 0.5 s beside an idle instance"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _fused_has_no_queue(self) -> Serving:
+        if self.max_queue_size is not None and self.form == "fused":
+            raise ValueError(
+                f"max_queue_size {self.max_queue_size} with form 'fused', wanted no bound or form 'ensemble': Triton "
+                "bounds the queue of models that join requests alone"
             )
         return self
 

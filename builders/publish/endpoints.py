@@ -22,6 +22,7 @@ from builders.export.onnx import OPSET
 from builders.publish import model_config
 from builders.publish.canary import endpoint_canary, similar_canary
 from builders.publish.catalogue import items_table, stores_items
+from builders.publish.fused import form_of, fused_model
 from builders.publish.item_store import ItemStore
 from builders.publish.manifest import RepositoryError
 from builders.publish.postprocessing import postprocess_contract, similar_contract
@@ -74,6 +75,11 @@ def publish_rankers(
         for variant in built.variants:
             if variant.passed or not gated or built.recipe.model_name(variant.variant) in forced:
                 steps = _served_steps(built, variant, data_note)
+                form, why = form_of(built.recipe, variant.variant, workspace)
+                if why:
+                    say(why)
+                if form == "fused":
+                    steps = [fused_model(steps, built.ranker.endpoint, built.recipe.serving.instances)]
                 models.update({model.name: model for model in steps})
                 name = f"{built.ranker.endpoint.name}_{built.recipe.model_name(variant.variant)}"
                 forced_now = not variant.passed and built.recipe.model_name(variant.variant) in forced
@@ -88,7 +94,7 @@ def publish_rankers(
     versions = publish_models(
         workspace.repository, [*models.values(), *similar], [*ensembles.values(), *aliases], libraries(), say
     )
-    said = ", ".join(f"{alias.name} = {alias.steps[-2]}" for alias in aliases)
+    said = ", ".join(f"{alias.name} = {alias.variant}" for alias in aliases)
     say(f"published {len(models) + len(similar)} models and {len(ensembles) + len(aliases)} endpoints; {said}")
     if (pruned := prune_tables(workspace.repository, workspace.item_store)).tables:
         say(str(pruned))
