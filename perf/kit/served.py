@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from builders.core.runtimes import RUNTIMES
 from builders.publish import pbtxt
 from builders.publish.manifest import CONFIG, MANIFEST, Manifest, read_manifest
-from builders.publish.repository import left_out, published_names, served_variant
+from builders.publish.repository import left_out, published_names, served_variant, tune_machine
 
 __all__ = [
     "CONFIG",
@@ -25,6 +25,7 @@ __all__ = [
     "scorer_files",
     "served_variant",
     "steps_of",
+    "tune_machine",
 ]
 
 
