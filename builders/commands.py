@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import joblib
 from rich import filesize
 from rich.console import Console
 from rich.progress import track
@@ -366,8 +367,9 @@ def index() -> None:
             say(similar_index.told(store, table))
 
 
-def tune(machine: str, instances: int, threads: int) -> None:
-    """Write a machine's configurations."""
+def tune(machine: str, instances: int, threads: int | None) -> None:
+    """Write a machine's configurations. threads: None = an equal share of the CPUs that this process may use."""
+    threads = threads or max(joblib.cpu_count() // instances, 1)
     written = tune_machine(PROJECT.repository, machine, instances, threads)
     console.print(f"{len(written)} configurations for '{machine}': {instances} instances of {threads} threads")
 

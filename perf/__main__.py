@@ -113,6 +113,31 @@ def bench(
 
 
 @app.command()
+def tune(
+    machine: Annotated[
+        str, typer.Argument(help="Name of the configurations; serve them with `make serve CONFIG=...`.")
+    ],
+    variant: Annotated[
+        str | None, typer.Option(help="Measured; what `rank` serves unless told, such as dcn_v2_fp32_onnx.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Each goes through all splits.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Of each measurement.")] = 5.0,
+    data: Data = None,
+) -> None:
+    """Choose this machine's instances and threads by measuring, and write them to configs/MACHINE.pbtxt."""
+    from builders.core.recipe import load_recipes
+    from builders.data.find import find_data
+    from perf.endpoints import published_endpoints, published_model
+    from perf.tune import run_tune
+
+    name = variant or published_model()
+    endpoints = [one for one in published_endpoints(load_recipes(), data=None, say=lambda _: None) if one.model == name]
+    if not endpoints:
+        raise PerfError(f"no endpoint of '{name}' is published; 'python -m builders status' lists what is")
+    run_tune(machine, endpoints[0], find_data(data).folder, console, rounds=rounds, seconds=seconds)
+
+
+@app.command()
 def soak(
     minutes: Annotated[float, typer.Option(min=0.5, help="Of load; building and comparing come on top.")] = 10.0,
     seed: Annotated[int, typer.Option(help="Of the jobs and of the moments at which some are killed.")] = 0,

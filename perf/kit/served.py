@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 from builders.core.runtimes import RUNTIMES
 from builders.publish import pbtxt
 from builders.publish.manifest import CONFIG, CONTRACT, FUSED, MANIFEST, Manifest, read_manifest
-from builders.publish.repository import left_out, published_names, served_variant
+from builders.publish.repository import left_out, published_names, served_variant, tune_machine
 
 __all__ = [
     "CONFIG",
@@ -28,6 +28,7 @@ __all__ = [
     "scorer_files",
     "served_variant",
     "steps_of",
+    "tune_machine",
 ]
 
 
