@@ -5,6 +5,7 @@ latency     a served request over the same model in this process: ONNX Runtime, 
 int8        requests/s of a variant over its fp32 reference, both as served, rounds in turn; and what NDCG@10 it keeps
 broadcast   the part of a request that has no candidate in it, computed once, over repeating it for each candidate
 texts       tokenising 100 documents of 128 tokens, as the pre-processing does with texts that a request brings
+graphs      exported graphs of the text rankers over a plain export of the same networks, CPU time in this process
 prefix      a causal reranker whose prompts' common start is encoded once, over whole prompts; random weights
 dcn         a dcn_v2 of 26 sparse and 13 dense fields with 512 candidates, served over in-process; random weights
 late        late interaction with 1,000 candidates, token vectors stored in FP32, FP16 and INT8; a random projection
@@ -28,6 +29,7 @@ from rich.console import Console
 
 from perf.bench_base import Bench, Figure, figures_table, paired_ms
 from perf.bench_dcn import bench_dcn
+from perf.bench_graphs import bench_graphs
 from perf.bench_late import bench_late
 from perf.bench_overload import bench_overload
 from perf.bench_prefix import bench_prefix
@@ -47,6 +49,7 @@ from perf.kit.data import (
     load_recipes,
 )
 from perf.kit.rankers import Ranker
+from perf.kit.served import is_fused
 from perf.process_memory import TreeMemory, tree_memory
 from perf.served_quality import in_process_sessions, offline_ndcg
 from perf.server_statistics import ServerStatistics
@@ -67,7 +70,7 @@ SETTLE_S = 0.05
 INT8_SWEEP = Sweep(concurrencies=(2,), window_ms=2000, rounds=5)
 GROWTH_REQUESTS, GROWTH_FROM, GROWTH_CANDIDATES = 5000, 1000, 8
 SAMPLE_EVERY_S = 0.05
-ON_ITS_OWN = frozenset({"prefix", "dcn", "late"})
+ON_ITS_OWN = frozenset({"graphs", "prefix", "dcn", "late"})
 """Parts that make what they measure, and ask for nothing that is published."""
 
 
@@ -97,6 +100,7 @@ def run_bench(
         "int8": bench_int8,
         "broadcast": bench_broadcast,
         "texts": bench_texts,
+        "graphs": bench_graphs,
         "prefix": bench_prefix,
         "dcn": bench_dcn,
         "late": bench_late,
@@ -116,8 +120,13 @@ def run_bench(
 
 # ---------------------------------------------------------------- pre-processing
 def bench_preprocess(bench: Bench) -> list[Figure]:
-    """Each ranker's pre-processing within whole requests to its quickest endpoint."""
-    quickest = {endpoint.recipe.ranker: endpoint for endpoint in bench.endpoints}  # its last variant
+    """Each ranker's pre-processing within whole requests to its quickest endpoint that is an ensemble: of a fused one
+    the server counts no step."""
+    fused = [endpoint.name for endpoint in bench.endpoints if is_fused(bench.workspace.repository, endpoint.name)]
+    if fused:
+        bench.console.print(f"pre-processing is not measured of {', '.join(fused)}: one process runs all of it")
+    ensembles = [endpoint for endpoint in bench.endpoints if endpoint.name not in fused]
+    quickest = {endpoint.recipe.ranker: endpoint for endpoint in ensembles}  # its last variant
     figures = []
     with serving([endpoint.name for endpoint in quickest.values()], bench.workspace) as server:
         for ranker, endpoint in quickest.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from perf.kit.rankers import Ranker
 from perf.progress import track
 
 T = TypeVar("T")
+Clock = Callable[[], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,23 +81,42 @@ def figures_table(figures: Sequence[Figure]) -> Table:
 
 
 def paired_ms(
-    first: Callable[[], object], second: Callable[[], object], *, swap: bool, settle_s: float = 0.0
+    first: Callable[[], object],
+    second: Callable[[], object],
+    *,
+    swap: bool,
+    settle_s: float = 0.0,
+    clock: Clock = time.perf_counter,
 ) -> tuple[float, float]:
     """Milliseconds of each.
 
     Args:
         swap: run the second one first, so that neither always follows the other.
         settle_s: wait so long before each.
+        clock: gives seconds.
     """
     if swap:
-        second_ms, first_ms = _timed_ms(second, settle_s), _timed_ms(first, settle_s)
+        second_ms, first_ms = _timed_ms(second, settle_s, clock), _timed_ms(first, settle_s, clock)
     else:
-        first_ms, second_ms = _timed_ms(first, settle_s), _timed_ms(second, settle_s)
+        first_ms, second_ms = _timed_ms(first, settle_s, clock), _timed_ms(second, settle_s, clock)
     return first_ms, second_ms
 
 
-def _timed_ms(call: Callable[[], object], settle_s: float) -> float:
+def in_turn_ms(calls: Sequence[Callable[[], object]], *, first: int) -> list[float]:
+    """Milliseconds of each, in the order of ``calls``, as :func:`in_turn`."""
+    return in_turn([functools.partial(_timed_ms, call, 0.0, time.perf_counter) for call in calls], first=first)
+
+
+def in_turn(calls: Sequence[Callable[[], T]], *, first: int) -> list[T]:
+    """What each returns, in the order of ``calls``. first: place of the one that is called first, modulo their number,
+    so that none always follows the same other."""
+    places = [(first + place) % len(calls) for place in range(len(calls))]
+    found = {place: calls[place]() for place in places}
+    return [found[place] for place in range(len(calls))]
+
+
+def _timed_ms(call: Callable[[], object], settle_s: float, clock: Clock) -> float:
     time.sleep(settle_s)
-    start_s = time.perf_counter()
+    start_s = clock()
     call()
-    return (time.perf_counter() - start_s) * 1e3
+    return (clock() - start_s) * 1e3

@@ -1,5 +1,5 @@
-"""Joins the rows of several requests into runs, parts what is too large for one, and hands each request its own rows
-back. numpy only.
+"""Joins the rows of several requests into runs, parts what is too large for one or has rows of several lengths, and
+hands each request its own rows back. numpy only.
 
 Arrays are keyed by tensor name; in a batching model each has the rows as its first dimension.
 """
@@ -32,11 +32,16 @@ class RunLimits:
 
     rows: None for any number. tokens: rows times the longest second dimension, None for any; one row always runs.
     row_inputs: whose first dimension is the rows; the others are whole in every run. Empty for all of them.
+    mask, lengths: the input [rows, length] whose zeros behind a row's last token are padding, and the lengths that a
+    run may have, shortest first: rows of alike lengths are then run together, without the padding that none of them
+    needs. "" where every run has the length that the request brings.
     """
 
     rows: int | None = None
     tokens: int | None = None
     row_inputs: frozenset[str] = frozenset()
+    mask: str = ""
+    lengths: tuple[int, ...] = ()
 
     def of_rows(self, inputs: Arrays) -> Arrays:
         """Return the inputs whose first dimension is the rows."""
@@ -44,7 +49,12 @@ class RunLimits:
 
     def rows_of_a_run(self, inputs: Arrays) -> int | None:
         """Return how many rows of such inputs one run may have; None for any number."""
-        length = max((array.shape[1] for array in self.of_rows(inputs).values() if array.ndim > 1), default=1)
+        return self.rows_of_length(
+            max((array.shape[1] for array in self.of_rows(inputs).values() if array.ndim > 1), default=1)
+        )
+
+    def rows_of_length(self, length: int) -> int | None:
+        """Return how many rows of that length one run may have; None for any number."""
         by_tokens = None if self.tokens is None else max(self.tokens // max(length, 1), 1)
         return min((cap for cap in (self.rows, by_tokens) if cap is not None), default=None)
 
@@ -91,11 +101,47 @@ def run_rows(run: Run, requests: Sequence[Arrays], limits: RunLimits) -> Iterato
 
 
 def run_parts(run: Run, inputs: Arrays, limits: RunLimits) -> Arrays:
-    """Run one request in as few parts as `limits` allow, each with what is not of rows. Raises as run_rows."""
+    """Run one request in the parts that `limits` ask for, each with what is not of rows. Raises as run_rows."""
+    parts = [(rows, _run_checked(run, part, limits)) for rows, part in parts_of(inputs, limits)]
+    outputs = _concatenate([part for _, part in parts])
+    if limits.mask not in inputs:
+        return outputs
+    as_asked = np.argsort(np.concatenate([rows for rows, _ in parts]))
+    return {name: array[as_asked] for name, array in outputs.items()}
+
+
+def parts_of(inputs: Arrays, limits: RunLimits) -> Iterator[tuple[NDArray[np.intp], Arrays]]:
+    """Which rows each run of a request has, and its inputs: one run at least, and every row once."""
     of_rows = limits.of_rows(inputs)
+    rows = np.arange(_rows(of_rows))
     shared = {name: array for name, array in inputs.items() if name not in of_rows}
-    step = limits.rows_of_a_run(inputs)
-    return _concatenate([_run_checked(run, part, shared) for part in _parts(of_rows, step)])
+    if limits.mask in of_rows:
+        mask = of_rows[limits.mask]
+        for chosen, length in _alike(mask, limits):
+            yield chosen, {**{name: _cut(array[chosen], mask, length) for name, array in of_rows.items()}, **shared}
+        return
+    step = limits.rows_of_a_run(inputs) or max(len(rows), 1)
+    for start in range(0, max(len(rows), 1), step):
+        part = slice(start, start + step)
+        yield rows[part], {**{name: array[part] for name, array in of_rows.items()}, **shared}
+
+
+def _alike(mask: NDArray[Any], limits: RunLimits) -> Iterator[tuple[NDArray[np.intp], int]]:
+    """The rows of each run with its length, the longest first: the least that fits them of what a run may have."""
+    whole = mask.shape[1]
+    used = whole - np.argmax(mask[:, ::-1] != 0, axis=1)  # a row without a token counts as a full one
+    fits = np.array([*(length for length in limits.lengths if length < whole), whole])
+    lengths = fits[np.searchsorted(fits, used)]
+    for length in np.unique(lengths)[::-1] if len(lengths) else (whole,):
+        rows = np.flatnonzero(lengths == length)
+        step = limits.rows_of_length(int(length)) or max(len(rows), 1)
+        for start in range(0, max(len(rows), 1), step):
+            yield rows[start : start + step], int(length)
+
+
+def _cut(array: NDArray[Any], mask: NDArray[Any], length: int) -> NDArray[Any]:
+    """Without the padding behind `length`, where the array has a value a token."""
+    return np.ascontiguousarray(array[:, :length]) if array.shape[1:2] == mask.shape[1:2] else array
 
 
 def run_whole(run: Run, inputs: Arrays, scalars: Collection[str], scalar_shapes: Mapping[str, Sequence[int]]) -> Arrays:
@@ -112,21 +158,15 @@ def _rows(inputs: Arrays) -> int:
     return rows.pop()
 
 
-def _parts(of_rows: Arrays, step: int | None) -> Iterator[Arrays]:
-    rows = _rows(of_rows)
-    step = step or max(rows, 1)
-    for start in range(0, max(rows, 1), step):
-        yield {name: array[start : start + step] for name, array in of_rows.items()}
-
-
-def _run_checked(run: Run, of_rows: Arrays, shared: Arrays) -> Arrays:
-    outputs = run({**of_rows, **shared})
+def _run_checked(run: Run, inputs: Arrays, limits: RunLimits) -> Arrays:
+    expected = _rows(limits.of_rows(inputs))
+    outputs = run(inputs)
     for name, array in outputs.items():
         rows = len(array) if array.ndim else 0
-        if rows != _rows(of_rows):
+        if rows != expected:
             raise BatchFailed(
                 f"failed to split the output tensor '{name}' in responses: expected batch size of "
-                f"{_rows(of_rows)} in model output, got {rows}"
+                f"{expected} in model output, got {rows}"
             )
     return outputs
 

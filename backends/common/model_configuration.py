@@ -14,6 +14,7 @@ from batching import RunLimits
 ROW_CAP = "max_rows_per_run"
 TOKEN_CAP = "max_tokens_per_run"
 ROW_INPUTS = "row_inputs"
+PADDING_MASK, LENGTHS = "padding_mask", "lengths"
 
 
 class Unsupported(ValueError):
@@ -34,7 +35,7 @@ def run_limits(config: dict[str, Any], takes_any_rows: bool) -> RunLimits:
     """Return what one run may take, from the drop-ins' own parameters.
 
     max_rows_per_run, max_tokens_per_run: 0 or missing for no limit. row_inputs: names, separated by commas, of a model
-    that does not batch: the inputs that a request is parted by.
+    that does not batch: the inputs that a request is parted by. padding_mask, lengths: see RunLimits.
     takes_any_rows: the first dimension of every tensor is the rows, and the model takes any number of them.
     """
     caps = {name: _cap(config, name) for name in (ROW_CAP, TOKEN_CAP)}
@@ -47,7 +48,8 @@ def run_limits(config: dict[str, Any], takes_any_rows: bool) -> RunLimits:
             )
     if row_inputs and not any(caps.values()):
         raise Unsupported(f"parameter {ROW_INPUTS} is set without {ROW_CAP} or {TOKEN_CAP}; leave it out, or set one")
-    return RunLimits(caps[ROW_CAP], caps[TOKEN_CAP], row_inputs)
+    mask, lengths = _padding(config, may_part=takes_any_rows or bool(row_inputs))
+    return RunLimits(caps[ROW_CAP], caps[TOKEN_CAP], row_inputs, mask, lengths)
 
 
 def _cap(config: dict[str, Any], name: str) -> int | None:
@@ -59,6 +61,28 @@ def _cap(config: dict[str, Any], name: str) -> int | None:
     if cap < 0:
         raise Unsupported(f"parameter {name} is {cap}, wanted 0 (no limit) or more")
     return cap or None
+
+
+def _padding(config: dict[str, Any], *, may_part: bool) -> tuple[str, tuple[int, ...]]:
+    """The mask and the lengths that a run may be cut to. Raises Unsupported."""
+    mask, text = parameter(config, PADDING_MASK) or "", parameter(config, LENGTHS) or ""
+    try:
+        lengths = tuple(int(length) for length in filter(None, (one.strip() for one in text.split(","))))
+    except ValueError as error:
+        raise Unsupported(f"parameter {LENGTHS}: failed to convert '{text}' to integral numbers") from error
+    if bool(mask) != bool(lengths) or any(length <= 0 for length in lengths) or sorted(set(lengths)) != list(lengths):
+        raise Unsupported(
+            f"parameter {PADDING_MASK} is '{mask}' and {LENGTHS} is '{text}', wanted both or none: an input, and the "
+            "lengths that a run may be cut to, shortest first, separated by commas"
+        )
+    two_dimensions = 1 if config["max_batch_size"] > 0 else 2
+    if mask and mask not in {io["name"] for io in config["input"] if len(io["dims"]) == two_dimensions}:
+        raise Unsupported(f"parameter {PADDING_MASK} is {mask}, wanted the name of an input of rows and lengths")
+    if mask and not may_part:
+        raise Unsupported(
+            f"parameter {PADDING_MASK} is set, but the rows of this model cannot be run apart; leave it out"
+        )
+    return mask, lengths
 
 
 def _row_inputs(config: dict[str, Any]) -> frozenset[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class TritonPythonModel:
     def _run(self, inputs: Arrays) -> Arrays:
         """Run rows in as few enqueues as the profiles and the limits of a run allow."""
         rows = most_rows(self.profiles, _shapes(inputs), self.limits.rows_of_a_run(inputs))
-        return run_parts(self._enqueue, inputs, RunLimits(rows))
+        return run_parts(self._enqueue, inputs, replace(self.limits, rows=rows, tokens=None))
 
     def _run_alone(self, inputs: Arrays) -> Arrays | RunFailed:
         try:

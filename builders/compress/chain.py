@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from builders import export
 from builders.compress.apply import GRAPH_STEPS, NETWORK_STEPS, performed
 from builders.compress.context import BuildContext, calibration_samples, parity_samples, ranker_inputs
 from builders.compress.fp16 import converter
@@ -28,6 +29,8 @@ from builders.core.steps import CompressionStep, GraphStep, Int8, NetworkStep
 from builders.core.versions import check_onnx_versions, libraries
 from builders.export.onnx import check_onnx, onnx_from_ranker
 from builders.rankers.base import Graph, Ranker
+
+_EXPORT_CODE = sorted(Path(export.__file__).parent.glob("*.py"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +148,12 @@ def _performed(context: BuildContext, source: Compressed, step: NetworkStep) -> 
 
 
 def _export(context: BuildContext, steps: Sequence[NetworkStep], graph: Graph, model: str, target: Path) -> Artifact:
-    inputs = {**network_inputs(context, steps), "graph": graph.name, "contract": graph.contract.to_json()}
+    inputs = {
+        **network_inputs(context, steps),
+        "graph": graph.name,
+        "contract": graph.contract.to_json(),
+        "export's code": _EXPORT_CODE,
+    }
 
     def make(target: Path, source: Compressed) -> None:
         mine = next(each for each in source.ranker.graphs if each.name == graph.name)

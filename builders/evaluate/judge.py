@@ -375,7 +375,7 @@ def open_sessions(
 
 def _as_limited(session: Session, graph: Graph, variant: Variant) -> Session:
     splits = (graph.batches or graph.splits) and variant.rows_independent and not variant.runtime.needs_gpu
-    return PartedSession(session, graph.row_inputs, sequences=bool(graph.lengths)) if splits else session
+    return PartedSession(session, graph.limits) if splits else session
 
 
 def score_in_process(

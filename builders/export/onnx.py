@@ -23,6 +23,7 @@ from builders.core import onnx_files
 from builders.core.contract import Contract, ContractError, Tensor
 from builders.core.files import write_atomically
 from builders.core.versions import OPSET
+from builders.export.operators import TRANSLATIONS, simplify
 from builders.export.parity import ParityReport, check_parity
 from builders.rankers.base import Graph, Sample
 
@@ -64,11 +65,13 @@ def onnx_from_ranker(graph: Graph, example: Sample, path: Path) -> None:
             output_names=[tensor.name for tensor in graph.contract.outputs],
             dynamic_shapes=_as_arguments(graph, [_free_dimensions(tensor) for tensor in tensors]),
             opset_version=OPSET,
+            custom_translation_table=TRANSLATIONS,
             external_data=False,
             verbose=False,
         )
     if program is None:
         raise ContractError(f"{graph.name}: torch.onnx.export returned nothing; wanted an ONNX program")
+    simplify(program.model)
     if _weight_bytes(program) > onnx_files.ONE_FILE_BYTES:
         _save_large(program, graph.contract, path)
         return

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from builders.core.contract import RANK, Contract
+from backends.common.batching import RunLimits, parts_of
+from builders.core.contract import MAX_ROWS_PER_RUN, MAX_TOKENS_PER_RUN, RANK, Contract
 from builders.core.recipe import Recipe
-from builders.core.runtimes.parts import parts_of
 from builders.data.beir import Product, Request
 
 Sample = dict[str, np.ndarray]
@@ -40,6 +40,8 @@ class Graph:
         splits: whether a request may be run in parts although it is not joined with others: its rows do not look at
             each other, and what is not of rows (a prefix's keys and values) is whole in every part. What batches
             splits in any case.
+        padding_mask: input whose zeros behind a row's last token are padding that may be cut off; "" where there is
+            none, or where padding shows in an output.
     """
 
     name: str
@@ -51,17 +53,29 @@ class Graph:
     keep_fp32: bool = False
     write_onnx: Callable[[Path], None] | None = None
     splits: bool = False
+    padding_mask: str = ""
 
     @property
     def row_inputs(self) -> tuple[str, ...]:
         """Names of the inputs whose first dimension is the rows."""
         return tuple(one.name for one in self.contract.inputs if one.dims and one.dims[0] in ("rows", "candidates"))
 
+    @property
+    def limits(self) -> RunLimits:
+        """What one run of it takes, where its rows may be run apart; of the served model and in this process."""
+        return RunLimits(
+            MAX_ROWS_PER_RUN,
+            MAX_TOKENS_PER_RUN if self.lengths else None,
+            frozenset(self.row_inputs),
+            self.padding_mask,
+            tuple(self.lengths) if self.padding_mask else (),
+        )
+
     def parts(self, sample: Sample) -> Iterator[Sample]:
-        """The sample as the server runs it: in parts of at most ``rows_per_run`` rows, whole where rows may look at
-        each other."""
+        """The sample as the server runs it: in the parts that the limits ask for, whole where rows may look at each
+        other."""
         if self.batches or self.splits:
-            yield from parts_of(sample, self.row_inputs, sequences=bool(self.lengths))
+            yield from (part for _, part in parts_of(sample, self.limits))
         else:
             yield sample
 

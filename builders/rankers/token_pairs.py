@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from torch import nn
 
-from builders.core.contract import MAX_CANDIDATES, Contract, Tensor, length_buckets
+from builders.core.contract import ATTENTION_MASK, MAX_CANDIDATES, Contract, Tensor, length_buckets
 from builders.data.beir import Product, Request
 from builders.features.batches import batched
 from builders.features.preprocessing import TEXT_CODE, preprocess_contract, tokens_version
@@ -37,7 +37,15 @@ class TokenPairs:
     def graph(self, network: nn.Module, contract: Contract) -> Graph:
         """The network that scores rows of sequences; rows of requests of equal padded length may be joined."""
         lengths = length_buckets(self.form.max_length)
-        return Graph(contract.name, network, contract, batches=True, max_batch_size=MAX_CANDIDATES, lengths=lengths)
+        return Graph(
+            contract.name,
+            network,
+            contract,
+            batches=True,
+            max_batch_size=MAX_CANDIDATES,
+            lengths=lengths,
+            padding_mask=ATTENTION_MASK.name,
+        )
 
     def preprocess(self, ranker: str, outputs: Sequence[Tensor]) -> Contract:
         """Contract of ``<ranker>_preprocess``."""

@@ -11,6 +11,7 @@ from builders.build import build_ranker, build_variants
 from builders.core.contract import Contract, Tensor
 from builders.core.recipe import Recipe, Variant
 from builders.core.runtimes import Session
+from builders.core.versions import OPSET
 from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries, Product, Request
 from builders.data.evaluation import judging_queries
@@ -29,6 +30,7 @@ from builders.rankers.imported.causal_network import CausalScorer
 from builders.rankers.load import load_ranker
 
 __all__ = [
+    "OPSET",
     "REQUEST_VECTOR",
     "BuiltRanker",
     "BuiltVariant",

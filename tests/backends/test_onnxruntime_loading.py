@@ -129,6 +129,22 @@ REFUSALS = {
         "parameter max_rows_per_run is 8, wanted 0 (no limit) or more, and with it a model that takes any number of "
         "rows, or parameter row_inputs",
     ),
+    "padding mask without lengths": (
+        with_parameter("padding_mask", "tokens"),
+        "parameter padding_mask is 'tokens' and lengths is '', wanted both or none",
+    ),
+    "lengths that are not in order": (
+        with_parameter("padding_mask", "tokens") + parameter("lengths", "8,4"),
+        "lengths is '8,4', wanted both or none: an input, and the lengths that a run may be cut to, shortest first",
+    ),
+    "padding mask that there is not": (
+        with_parameter("padding_mask", "mask") + parameter("lengths", "8"),
+        "parameter padding_mask is mask, wanted the name of an input of rows and lengths",
+    ),
+    "padding mask of rows that are not run apart": (
+        UNBATCHED + parameter("padding_mask", "tokens") + parameter("lengths", "8"),
+        "parameter padding_mask is",
+    ),
     "row inputs without a cap": (
         UNBATCHED + parameter("row_inputs", "tokens"),
         "parameter row_inputs is set without max_rows_per_run or max_tokens_per_run",

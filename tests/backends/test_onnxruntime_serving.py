@@ -79,6 +79,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     add("capped", COUNTING + waits_for(6) + parameter("max_rows_per_run", 4), save_row_counting_model)
     budget = parameter("max_rows_per_run", 4) + parameter("max_tokens_per_run", 12)
     add("budgeted", COUNTING + budget, save_row_counting_model)
+    add("trimming", COUNTING + parameter("padding_mask", "x") + parameter("lengths", "2,4,8"), save_row_counting_model)
     add("sharing", SHARING + budget + parameter("row_inputs", "x"), save_sharing_model)
     add("one_thread", CONFIG + parameter("intra_op_thread_count", 1), save_summing_model)
     add("three_threads", CONFIG + parameter("intra_op_thread_count", 3), save_summing_model)
@@ -136,6 +137,13 @@ def test_joined_requests_above_the_row_cap_are_split_and_each_gets_its_own_rows(
 def test_a_run_has_no_more_tokens_than_the_budget(client: grpc.InferenceServerClient) -> None:
     runs = rows_in_runs(infer_together(client, "budgeted", [zeros(7, length) for length in (3, 5, 8, 20)]))
     assert runs == [[4] * 4 + [3] * 3, [2] * 6 + [1], [1] * 7, [1] * 7]
+
+
+def test_rows_of_equal_padded_lengths_are_one_run(client: grpc.InferenceServerClient) -> None:
+    tokens = np.zeros((5, 8), np.float32)
+    for row, length in enumerate((7, 2, 3, 1, 4)):
+        tokens[row, :length] = 1
+    assert rows_in_runs(infer_together(client, "trimming", [{"x": tokens}])) == [[1, 2, 2, 2, 2]]
 
 
 def test_inputs_that_are_not_of_rows_are_whole_in_every_part(client: grpc.InferenceServerClient) -> None:

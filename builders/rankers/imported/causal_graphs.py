@@ -43,6 +43,7 @@ def prefix_graphs(name: str, scorer: CausalScorer, max_length: int) -> list[Grap
             batches=False,
             lengths=length_buckets(max_length),
             splits=True,
+            padding_mask=ATTENTION_MASK.name,
         ),
     ]
 
@@ -50,7 +51,8 @@ def prefix_graphs(name: str, scorer: CausalScorer, max_length: int) -> list[Grap
 def whole_graph(name: str, scorer: CausalScorer, max_length: int) -> Graph:
     """A row a candidate; rows of requests of equal padded length may be joined."""
     lengths = length_buckets(max_length)
-    return Graph(name, scorer, _scoring(name, WHOLE, "rows"), True, MAX_CANDIDATES, lengths)
+    contract = _scoring(name, WHOLE, "rows")
+    return Graph(name, scorer, contract, True, MAX_CANDIDATES, lengths, padding_mask=ATTENTION_MASK.name)
 
 
 def _scoring(name: str, inputs: tuple[Tensor, ...], rows: str) -> Contract:

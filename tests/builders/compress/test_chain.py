@@ -196,6 +196,16 @@ def test_other_code_of_the_network_makes_everything_anew(folder: Folder, monkeyp
     assert before[1] != after[1]
 
 
+def test_other_code_of_the_export_makes_the_graph_anew_and_not_its_network(
+    folder: Folder, count: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.made(variant("small_onnx", HALVED))
+    (tmp_path / "onnx.py").write_text("another exporter")
+    monkeypatch.setattr(variants, "_EXPORT_CODE", [tmp_path / "onnx.py"])
+    folder.made(variant("small_onnx", HALVED))
+    assert count == ["PruneChannels", "export", "export"]
+
+
 def test_a_distilled_network_is_the_same_when_it_is_made_anew(tmp_path: Path) -> None:
     networks = [compressed(Folder(tmp_path / name).chain(), [TUNED]).ranker.network for name in ("a", "b")]
     first, second = (network.state_dict() for network in networks)

@@ -110,6 +110,13 @@ def test_a_batching_scorer_never_runs_more_rows_than_the_cap() -> None:
     assert "row_inputs" not in config.parameters
 
 
+def test_rows_of_equal_padded_lengths_run_together_where_padding_may_be_cut_off() -> None:
+    config = reparsed(model_config.runtime_config(dataclasses.replace(SCORER, padding_mask="m"), "scorer", SERVING))
+    assert config.parameters["padding_mask"].string_value == "m"
+    assert config.parameters["lengths"].string_value == ",".join(map(str, SCORER.lengths))
+    assert "padding_mask" not in reparsed(model_config.runtime_config(SCORER, "scorer", SERVING)).parameters
+
+
 def test_few_requests_of_one_row_are_joined() -> None:
     encoder = dataclasses.replace(SCORER, max_batch_size=MAX_ROWS_PER_RUN)
     config = reparsed(model_config.runtime_config(encoder, "encoder", SERVING))

@@ -26,6 +26,7 @@ from tests.support.library_checkpoints import (
     write_cross_encoder,
     write_modular_cross_encoder,
 )
+from tests.support.loaded_graphs import check_costs_no_more
 
 TEMPLATE = "{title}. {brand}. {text}"
 LONG_QUERY = "waterproof camping tent for kids, " * 30
@@ -70,7 +71,9 @@ def test_scores_are_the_librarys_own(name: str, tmp_path: Path, judged: JudgedQu
     library = CrossEncoder(str(folder), device="cpu")
     products = list(judged.products.values())
     [graph] = ranker.graphs
-    onnx_from_ranker(graph, ranker.sample(Request("mug"), products[:3])[graph.name], tmp_path / "model.onnx")
+    example = ranker.sample(Request("mug"), products[:3])[graph.name]
+    onnx_from_ranker(graph, example, tmp_path / "model.onnx")
+    check_costs_no_more(tmp_path / "model.onnx", graph, example)
     for query, count in (("red running shoe", 1), ("!", 40), (LONG_QUERY, 40), ("mug", 1024)):
         pairs = [(query, one) for one in map(written_out, products[:count])]
         wanted = library.predict(pairs)  # the folder alone says how
