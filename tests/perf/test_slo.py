@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from builders.core.workspace import Workspace
-from perf import analyzer, foreign_load, slo
+from perf import analyzer, slo
 from perf.analyzer import Measurement, RequestsFailed, Step
 from perf.errors import PerfError
 from perf.machine import Machine
@@ -163,7 +163,7 @@ QUICK = Limit(ms=60.0, percentile=50.0)
 @pytest.mark.server
 def test_a_real_search_is_kept_under_all_that_it_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
-        (foreign_load, "RUNS", 1), (slo, "RESOLUTION", 0.6), (slo, "CAPACITY_WINDOW_MS", 300),
+        (slo, "RESOLUTION", 0.6), (slo, "CAPACITY_WINDOW_MS", 300),
         (analyzer, "WARM_UP_REQUESTS", 10),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from builders.core.workspace import Workspace
-from perf import foreign_load
 from perf.analyzer import Measurement, Step
 from perf.endpoints import serving
 from perf.errors import PerfError
@@ -178,9 +177,8 @@ def test_an_endpoint_that_fails_is_left_out_with_the_reason(server: TritonServer
 
 
 @pytest.mark.server
-def test_an_open_loop_is_measured_over_every_transport(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_loop_is_measured_over_every_transport(workspace: Workspace) -> None:
     """TLS on a second server, shared memory on the first."""
-    monkeypatch.setattr(foreign_load, "RUNS", 1)
     sweep = Sweep(
         endpoints=("rank",), concurrencies=(), rates=(400.0,), requests=60, rounds=1,
         transports=("grpc", "http", "grpc+tls", "grpc+shared_memory", "http+shared_memory"),
@@ -200,8 +198,7 @@ def test_an_open_loop_is_measured_over_every_transport(workspace: Workspace, mon
 
 
 @pytest.mark.server
-def test_endpoints_are_asked_together(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign_load, "RUNS", 1)
+def test_endpoints_are_asked_together(workspace: Workspace, tmp_path: Path) -> None:
     write_requests(requests_json(asked({"q1": "red"}), {"q1": ["a", "b"]}), tmp_path / "requests.json")
     sweep = Sweep(together=True, concurrencies=(1,), window_ms=300, rounds=1)
     names = ["rank", "rank_small_int8_onnx"]
