@@ -271,6 +271,10 @@ def search_all(
     while asked := {path: rate for path, one in kept.items() if (rate := one.search.next_rate()) is not None}:
         for path, rate in asked.items():
             report = kept[path]
+            seconds = (report.limit.requests + WARM_UP_REQUESTS) / rate
+            console.print(
+                f"{report.endpoint}: {rate:g}/s, {report.limit.requests:,} requests, {seconds:.0f} s", style="dim"
+            )
             trial = _tried(url, report, rate, requests_file)
             report.trials.append(trial)
             write_atomically(path, report.model_dump_json(indent=2) + "\n")
