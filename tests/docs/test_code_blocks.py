@@ -40,10 +40,8 @@ OTHERS = {
     "grep",
     "sort",
     "docker",
-    "ln",
-    "mkdir",
+    "cp",
     "pip",
-    "perf_analyzer",
     "first_stage",
     "for",
 }
