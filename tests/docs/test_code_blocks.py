@@ -41,6 +41,7 @@ OTHERS = {
     "sort",
     "docker",
     "cp",
+    "fuser",
     "pip",
     "first_stage",
     "for",
