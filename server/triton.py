@@ -30,7 +30,6 @@ DEFAULT_MODEL = "rank"
 LOOPBACK = "127.0.0.1"
 STORE_VARIABLE = "TRITONRANK_ITEM_STORE"
 POLL_S = 0.05
-LOAD_THREADS = max(16, 2 * (os.cpu_count() or 1))  # a thread waits while a model's process starts
 EXIT_TIMEOUT_S = 10  # for requests that run when the server is stopped
 EXIT_MARGIN_S = 5  # for Triton itself after that
 LOG_LINES_IN_ERRORS = 30
@@ -296,7 +295,6 @@ class TritonServer:
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in self._wanted),
             *([f"--model-config-name={self.config_name}"] if self.config_name else []),
-            f"--model-load-thread-count={LOAD_THREADS}",
             # To complete a configuration, Triton first starts each Python model once more, and ends it.
             *(["--disable-auto-complete-config"] if all_published(self._served, self._wanted) else []),
             # Stays up when a model fails, so that the repository index can be asked which one and why.

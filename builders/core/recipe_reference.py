@@ -33,6 +33,7 @@ TABLES: Sequence[tuple[str, type[pydantic.BaseModel]]] = (
     ("`[[variants]]`, `gate`", recipe.OwnLimits),
     ("`[gate]`", recipe.Gate),
     ("`[serving]`", recipe.Serving),
+    ("`[similar]`", recipe.Similar),
     ("`[postprocess]`", recipe.Postprocess),
     ("`[postprocess.rules]`", recipe.RuleDefaults),
     ("`[machine]`", recipe.Machine),
