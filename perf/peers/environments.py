@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from perf.errors import PerfError
-from perf.kit.data import write_atomically
+from perf.kit.data import REPOSITORY_ROOT, write_atomically
 from perf.peers.peer import Environment
 from server.environment import find_environment
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
+TORCH = REPOSITORY_ROOT / "requirements" / "torch.txt"
+"""With what it needs besides: a CUDA build of a package index brings its libraries."""
 MADE, FAILED = ".made", ".failed"
 """Files that say of which requirements an environment was made, and why not."""
 REASON_LINES = 5
@@ -71,8 +73,14 @@ def _make(environment: Environment, target: Path, requirements: Path) -> None:
     if environment.base == "kit":  # behind its own packages
         [own] = target.glob("lib/python3.*/site-packages")
         (own / "kit.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
+    if environment.torch:
+        _install(target, "--requirement", TORCH)
+    _install(target, "--no-deps", "--requirement", requirements)
+
+
+def _install(target: Path, *what: str | Path) -> None:
     command = [sys.executable, "-m", "pip", "--python", target / "bin" / "python", "install", "--ignore-installed"]
-    command += ["--quiet", "--disable-pip-version-check", "--requirement", requirements]
+    command += ["--quiet", "--disable-pip-version-check", *what]
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 

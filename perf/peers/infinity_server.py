@@ -20,7 +20,7 @@ PEERS = tuple(
     Peer(
         f"infinity-emb {engine}",
         "perf.peers.infinity_server",
-        Environment("infinity"),
+        Environment("infinity", torch=True),
         posts_json("/rerank", lambda body: {"model": "checkpoint", **body}, _in_order),
         (engine,),
         note=note,

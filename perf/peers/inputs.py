@@ -93,7 +93,7 @@ def prepare(kind: str, console: Console, *, data: Path | None = None, workspace:
     source = find_data(data)
     folder = workspace.build / "peers" / kind
     folder.mkdir(parents=True, exist_ok=True)
-    own = dataclasses.replace(workspace, repository=folder / "model_repository", item_store=folder / "item_store")
+    own = Workspace(folder / "build", folder / "model_repository", folder / "item_store")  # few requests judge it
     lists = requests_of(kind, judging_queries(recipe, evaluation_data(recipe.data, source.folder)))
     say = functools.partial(console.print, style="dim", markup=False, highlight=False, soft_wrap=True)
     built = build_ranker(recipe, lists, say, own, fidelity_lists=FIDELITY_LISTS, wanted=SHOWN[kind])
@@ -122,7 +122,7 @@ def requests_of(kind: str, judging: JudgedQueries) -> JudgedQueries:
         query_id: {item_id: chosen.judgements[query_id].get(item_id, 0) for item_id in item_ids}
         for query_id, item_ids in lists.items()
     }
-    return dataclasses.replace(chosen, judgements=judgements)
+    return dataclasses.replace(chosen, judgements=judgements, sampled="")
 
 
 def _shown(recipe: Recipe, names: Sequence[str]) -> Recipe:

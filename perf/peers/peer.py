@@ -28,10 +28,12 @@ class Environment:
     Attributes:
         name: of ``requirements/<name>.txt``; "" = nothing is installed.
         base: whose packages it sees: "" none, "kit" those of this process, "server" those of Triton's environment.
+        torch: whether it has torch, the kit's version.
     """
 
     name: str = ""
     base: str = ""
+    torch: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,12 @@ def _peer(kind: str, note: str) -> Peer:
 
 
 PEERS = (_peer("cross_encoder", "@batch, its default dynamic batcher, a row a candidate; gRPC"),)
-PEERS_OF_ITEMS = (_peer("interactions", "two bound functions, batching=False, a session of one thread each; gRPC"),)
+PEERS_OF_ITEMS = (
+    _peer(
+        "interactions",
+        "batching=False, a session of one thread, one instance: a second waits a second for the first at most; gRPC",
+    ),
+)
 
 
 def main(folder: str, port: str, kind: str) -> None:
@@ -89,8 +94,7 @@ def main(folder: str, port: str, kind: str) -> None:
             server.bind(MODEL, rank, inputs, outputs, config=ModelConfig(max_batch_size=MAX_ROWS))
         else:
             inputs = [Tensor(name=name, dtype=bytes, shape=(1,)) for name in ("item_ids", "request")]
-            functions = [_of_items(ItemScorer(Path(folder))) for _ in range(2)]
-            server.bind(MODEL, functions, inputs, outputs, config=ModelConfig(batching=False))
+            server.bind(MODEL, _of_items(ItemScorer(Path(folder))), inputs, outputs, config=ModelConfig(batching=False))
         server.run()
         stopped = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stopped.set())

@@ -35,7 +35,7 @@ from perf.peers import (
 )
 from perf.peers.environments import python_of
 from perf.peers.figures import Bout, PeersReport, Row, row_of
-from perf.peers.inputs import RECIPES, Inputs, prepare
+from perf.peers.inputs import RECIPES, REQUESTS, Inputs, prepare
 from perf.peers.peer import Answers, Peer
 from perf.peers.running import CLIENTS, PeerFailed, Running, running, running_ours
 from perf.progress import track
@@ -84,6 +84,7 @@ def run_peers(
     kinds: Sequence[str] = (),
     *,
     rounds: int = ROUNDS,
+    requests: int = REQUESTS,
     data: Path | None = None,
     workspace: Workspace = PROJECT,
     console: Console | None = None,
@@ -92,6 +93,7 @@ def run_peers(
 
     Args:
         kinds: of :data:`RECIPES`; none = all.
+        requests: only the first so many.
 
     Raises:
         PerfError: a kind is not known, or the reference cannot be measured.
@@ -103,7 +105,7 @@ def run_peers(
     reports = []
     for kind in kinds or RECIPES:
         inputs = prepare(kind, console, data=data, workspace=workspace)
-        numbers = list(range(len(inputs.requests))) * PASSES[kind]
+        numbers = list(range(len(inputs.requests)))[:requests] * PASSES[kind]
         environments = workspace.build / "peers"
         report = compare(
             kind, RECIPES[kind].name, contenders_of(inputs, environments, console), numbers, inputs.candidates, rounds,

@@ -14,7 +14,7 @@ from typing import Any
 
 from perf.peers.peer import Environment, Peer, bodies_in, posts_json
 
-INT8_FILES = {"onnx": "onnx/model_qint8_avx2.onnx", "openvino": "openvino/openvino_model_qint8_quantized.xml"}
+INT8_FILES = {"onnx": "onnx/model_quint8_avx2.onnx", "openvino": "openvino/openvino_model_qint8_quantized.xml"}
 CALIBRATION_PAIRS = 300
 
 _CONNECT = posts_json("/rerank", dict, lambda answer: answer["scores"])
@@ -31,7 +31,7 @@ PEERS = (
     Peer(
         "sentence-transformers ONNX INT8, FastAPI",
         _MODULE,
-        Environment("sentence_transformers_onnx"),
+        Environment("sentence_transformers_onnx", torch=True),
         _CONNECT,
         ("onnx",),
         exact=False,
@@ -40,7 +40,7 @@ PEERS = (
     Peer(
         "sentence-transformers OpenVINO INT8, FastAPI",
         _MODULE,
-        Environment("sentence_transformers_openvino"),
+        Environment("sentence_transformers_openvino", torch=True),
         _CONNECT,
         ("openvino",),
         exact=False,
