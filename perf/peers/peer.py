@@ -106,6 +106,7 @@ def posts_json(path: str, to_body: Callable[[Mapping[str, Any]], object], to_sco
     def connect(port: int, bodies: Sequence[Mapping[str, Any]]) -> Iterator[Score]:
         wanted = [to_body(body) for body in bodies]
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        connection.connect()
 
         def score(number: int) -> Sequence[float]:
             connection.request("POST", path, json.dumps(wanted[number]), {"Content-Type": "application/json"})

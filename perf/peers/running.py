@@ -81,8 +81,9 @@ def running(peer: Peer, python: Path, folder: Path, bodies: Sequence[Mapping[str
             ask([0])
             yield Running(peer.name, process.pid, ask)
         else:
-            with _clients(peer.connect, process, peer, port, bodies, log) as clients:
-                yield Running(peer.name, process.pid, lambda numbers: _driven(clients, numbers, peer, log))
+            connect = peer.connect
+            _wait_until_it_answers(connect, process, peer, port, bodies, log)
+            yield Running(peer.name, process.pid, lambda numbers: _driven(connect, port, bodies, numbers, peer, log))
     finally:
         _end(process)
 
@@ -123,20 +124,6 @@ def _by_lines(process: subprocess.Popen[str], peer: Peer, log: Path) -> Ask:
     return ask
 
 
-@contextlib.contextmanager
-def _clients(
-    connect: Connect,
-    process: subprocess.Popen[str],
-    peer: Peer,
-    port: int,
-    bodies: Sequence[Mapping[str, Any]],
-    log: Path,
-) -> Iterator[list[Score]]:
-    _wait_until_it_answers(connect, process, peer, port, bodies, log)
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(connect(port, bodies)) for _ in range(CLIENTS)]
-
-
 def _wait_until_it_answers(
     connect: Connect,
     process: subprocess.Popen[str],
@@ -161,9 +148,13 @@ def _wait_until_it_answers(
         time.sleep(TRY_EVERY_S)
 
 
-def _driven(clients: Sequence[Score], numbers: Sequence[int], peer: Peer, log: Path) -> Answers:
+def _driven(
+    connect: Connect, port: int, bodies: Sequence[Mapping[str, Any]], numbers: Sequence[int], peer: Peer, log: Path
+) -> Answers:
+    """By clients that connect anew: servers close what was idle while the others were asked."""
     try:
-        return drive(clients, numbers)
+        with contextlib.ExitStack() as stack:
+            return drive([stack.enter_context(connect(port, bodies)) for _ in range(CLIENTS)], numbers)
     except Exception as error:  # whatever its client raises
         raise PeerFailed(f"{peer.name}: {error}; {_end_of(log)}") from error
 

@@ -12,9 +12,11 @@ import pytest
 from rich.console import Console
 
 from perf.errors import PerfError
-from perf.kit.data import REPOSITORY_ROOT, Workspace
+from perf.kit.data import REPOSITORY_ROOT, JudgedQueries, Product, Workspace
 from perf.peers.environments import REQUIREMENTS, NotInstalled, python_of
 from perf.peers.figures import compared_scores
+from perf.peers.inputs import CANDIDATES as CANDIDATES_OF_ITEMS
+from perf.peers.inputs import REQUESTS, requests_of
 from perf.peers.peer import Answers, Environment, drive
 from perf.peers.run import PEERS, Contender, compare, write_report
 from perf.peers.running import CLIENTS, PeerFailed, Running, running
@@ -22,6 +24,7 @@ from tests.support.small_peers import peer
 
 BODIES = [{"query": str(number), "documents": ["a" * count for count in range(1, 4)]} for number in range(4)]
 NUMBERS, CANDIDATES, ROUNDS = [0, 1, 2, 3], [3, 3, 3, 3], 2
+LAST = "hangs up between turns"
 MISSING = "./no_such_package-1.0-py3-none-any.whl\n"
 
 
@@ -57,6 +60,7 @@ def report(folder, requirements):
         peer("other weights", "twice"),
         peer("quantized", "twice", served=False, exact=False),
         peer("cut", "short", served=False),
+        peer("hangs up between turns", "hangs up"),
         peer("not to be installed", environment="not_there"),
         peer("not to be started", "dies"),
         peer("fails when asked", "fails"),
@@ -72,7 +76,7 @@ def row(report, name):
 
 
 def test_each_peer_answers_every_request_of_every_round_and_is_set_against_the_reference(report):
-    assert [each.name for each in report.rows] == ["served", "in process", "other weights", "quantized", "cut"]
+    assert [each.name for each in report.rows] == ["served", "in process", "other weights", "quantized", "cut", LAST]
     for each in report.rows:
         assert each.requests == ROUNDS * len(NUMBERS)
         assert each.p50_ms > 0
@@ -174,6 +178,18 @@ def test_what_cannot_be_installed_is_tried_once_until_its_requirements_change(tm
     assert python == python_of(Environment("other", base="kit"), tmp_path, said.append, wanted.parent)
     assert len(said) == 2
     subprocess.run([python, "-c", "import numpy"], check=True)  # the kit's own packages are seen
+
+
+@pytest.mark.parametrize("kind", ["cross_encoder", "interactions"])
+def test_requests_bring_their_own_candidates_and_those_of_interactions_are_filled_up(kind):
+    products = {str(number): Product(str(number), f"title {number}") for number in range(CANDIDATES_OF_ITEMS + 5)}
+    queries = {f"q{number}": f"title {number}" for number in range(REQUESTS + 1)}
+    judged = JudgedQueries(queries, products, {query_id: {"514": 3, "1": 0} for query_id in queries})
+    lists = requests_of(kind, judged).judgements
+    assert list(lists) == list(queries)[:REQUESTS]
+    for grades in lists.values():
+        assert len(grades) == (2 if kind == "cross_encoder" else CANDIDATES_OF_ITEMS)
+        assert {item_id: grade for item_id, grade in grades.items() if grade} == {"514": 3}
 
 
 def test_every_environment_has_its_requirements_pinned():

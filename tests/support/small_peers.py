@@ -15,7 +15,8 @@ MODULE = "tests.support.small_peers"
 
 
 def peer(name: str, how: str = "", *, served: bool = True, exact: bool = True, environment: str = "") -> Peer:
-    """how: "", "twice" (other scores), "short" (a score too few), "dies" (at its start), "fails" (at request 2)."""
+    """how: "", "twice" (other scores), "short" (a score too few), "dies" (at its start), "fails" (at request 2),
+    "hangs up" (a connection may ask each request once)."""
     connect = posts_json("/", dict, lambda answer: answer["scores"]) if served else None
     base = "" if environment else "kit"
     return Peer(name, MODULE, Environment(environment, base), connect, (how,) if how else (), exact)
@@ -43,8 +44,16 @@ def main(folder: str, port: str, how: str = "") -> None:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def setup(self) -> None:
+            super().setup()
+            self.asked: set[str] = set()
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if how == "hangs up" and body["query"] in self.asked:
+                self.close_connection = True
+                return
+            self.asked.add(body["query"])
             try:
                 status, answer = 200, {"scores": scores(body, how)}
             except ValueError as error:
