@@ -106,9 +106,13 @@ def prepare(kind: str, console: Console, *, data: Path | None = None, workspace:
 
 
 def requests_of(kind: str, judging: JudgedQueries) -> JudgedQueries:
-    """The first :data:`REQUESTS` with their own candidates, those of interactions filled up to :data:`CANDIDATES`;
-    no other items."""
-    chosen = judging.only(list(judging.queries)[:REQUESTS])
+    """The first :data:`REQUESTS` that the network answers, with their own candidates, those of interactions filled up to
+    :data:`CANDIDATES`.
+
+    A customer without a history is left out: the kit's endpoint answers with popularity, its network unasked.
+    """
+    asking = [query_id for query_id in judging.queries if kind == "cross_encoder" or judging.request(query_id).history]
+    chosen = judging.only(asking[:REQUESTS])
     if kind == "cross_encoder":
         order = first_stage(chosen)
         lists = {query_id: list(order[query_id]) for query_id in chosen.queries}

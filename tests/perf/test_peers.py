@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from perf.errors import PerfError
-from perf.kit.data import REPOSITORY_ROOT, JudgedQueries, Product, Workspace
+from perf.kit.data import REPOSITORY_ROOT, JudgedQueries, Product, Request, Workspace
 from perf.peers.environments import REQUIREMENTS, NotInstalled, python_of
 from perf.peers.figures import compared_scores
 from perf.peers.inputs import CANDIDATES as CANDIDATES_OF_ITEMS
@@ -184,7 +184,9 @@ def test_what_cannot_be_installed_is_tried_once_until_its_requirements_change(tm
 def test_requests_bring_their_own_candidates_and_those_of_interactions_are_filled_up(kind):
     products = {str(number): Product(str(number), f"title {number}") for number in range(CANDIDATES_OF_ITEMS + 5)}
     queries = {f"q{number}": f"title {number}" for number in range(REQUESTS + 1)}
-    judged = JudgedQueries(queries, products, {query_id: {"514": 3, "1": 0} for query_id in queries})
+    requests = {query_id: Request(text, history=("2",)) for query_id, text in queries.items()}
+    judgements = {query_id: {"514": 3, "1": 0} for query_id in queries}
+    judged = JudgedQueries(queries, products, judgements, requests)
     lists = requests_of(kind, judged).judgements
     assert list(lists) == list(queries)[:REQUESTS]
     for grades in lists.values():
