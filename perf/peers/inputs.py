@@ -106,8 +106,8 @@ def prepare(kind: str, console: Console, *, data: Path | None = None, workspace:
 
 
 def requests_of(kind: str, judging: JudgedQueries) -> JudgedQueries:
-    """The first :data:`REQUESTS` that the network answers, with their own candidates, those of interactions filled up to
-    :data:`CANDIDATES`.
+    """The first :data:`REQUESTS` that the network answers, with their own candidates; those of interactions filled up
+    to :data:`CANDIDATES`.
 
     A customer without a history is left out: the kit's endpoint answers with popularity, its network unasked.
     """
