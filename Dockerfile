@@ -75,7 +75,7 @@ FROM ${TRITON_IMAGE} AS server
 COPY requirements/container.txt /opt/tritonrank/requirements/container.txt
 RUN pip3 install --no-cache-dir --require-hashes --no-deps --only-binary=:all: --break-system-packages \
         --requirement /opt/tritonrank/requirements/container.txt \
-    && python3 -c "import cryptography.hazmat.primitives.asymmetric.ed25519, lmdb, numpy, tokenizers"
+    && python3 -c "import cryptography.hazmat.primitives.asymmetric.ed25519, faiss, lmdb, numpy, onnxruntime, tokenizers"
 
 # Mounted writable, because LMDB's readers write its lock file. LMDB knows its readers by process id: containers that
 # share a store must share a PID namespace too (--pid=host), else the second one is refused with a LockError.

@@ -16,11 +16,12 @@ VARIANT   ?=
 MODEL     ?=
 REQUIRE_TENSORRT ?=
 MINUTES   ?=
+ITEMS     ?=
 ROUNDS    ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-gpu check check-supply-chain setup data train export build-engines quality recommend repository pareto publish serve reload \
-    perf bench soak outages peers report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
+    perf bench scale soak outages peers report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +111,9 @@ perf: setup ## perf_analyzer sweep with real requests against every endpoint
 bench: setup ## the figures to reach, each with its limit
 	@$(RUN) -m perf bench
 
+scale: setup ## what a request costs as candidates, catalogue, requests at once and servers grow (ITEMS="10000 2000000")
+	@$(RUN) -m perf scale $(foreach count,$(ITEMS),--items $(count))
+
 soak: setup ## ten minutes (MINUTES=30) of load beside refresh, retraining, publishing, rolling back and kills: no wrong answer
 	@$(RUN) -m perf soak $(if $(MINUTES),--minutes $(MINUTES))
 
@@ -183,7 +187,7 @@ build/lock/bin/pip install --quiet uv
 endef
 
 HASHED       := build/lock/bin/uv pip compile --quiet --no-deps --generate-hashes --no-header --no-annotate
-OF_CONTAINER := lmdb tokenizers cryptography cffi pycparser
+OF_CONTAINER := lmdb onnxruntime tokenizers cryptography cffi pycparser faiss-cpu packaging
 
 clean: ## remove everything that make made
 	rm -rf $(VENV) $(SERVER_VENV) build item_store admin.key model_repository/manifest.json model_repository/manifest.json.sig model_repository/.lock .pytest_cache .ruff_cache .mypy_cache

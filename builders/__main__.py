@@ -373,8 +373,19 @@ def add_users(users: Path, recipes: Recipes = None) -> None:
 
 
 @app.command()
-def tune(machine: str, instances: int = 2, threads: int = os.cpu_count() or 1) -> None:
-    """Write configs/MACHINE.pbtxt beside every model; serve them with `make serve CONFIG=MACHINE`."""
+def index() -> None:
+    """Make the index of `similar` anew, also while it is served. Writers of the item store do so where it is needed."""
+    from builders import commands
+
+    commands.index()
+
+
+@app.command()
+def tune(machine: str, instances: int = 2, threads: int | None = None) -> None:
+    """Write configs/MACHINE.pbtxt beside every model; serve them with `make serve CONFIG=MACHINE`.
+
+    Unless told, instances share the CPUs that this process may use; `python -m perf tune` measures which split is best.
+    """
     from builders import commands
 
     commands.tune(machine=machine, instances=instances, threads=threads)

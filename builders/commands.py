@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import joblib
 from rich import filesize
 from rich.console import Console
 from rich.progress import track
@@ -30,8 +31,8 @@ from builders.evaluate.judge import BuiltRanker, truncations
 from builders.evaluate.metrics import GateFailed
 from builders.evaluate.slices import slice_quality, slice_table
 from builders.feedback.settings import Bias
-from builders.publish import catalogue, endpoints, lifecycle
-from builders.publish.item_store import ItemStore
+from builders.publish import catalogue, endpoints, lifecycle, similar_index
+from builders.publish.item_store import ItemStore, ItemStoreError
 from builders.publish.manifest import MANIFEST, sign_manifest
 from builders.publish.prune import prune_tables, tables_read
 from builders.publish.repository import published_rankers, tune_machine
@@ -303,6 +304,8 @@ def status() -> None:
         size = filesize.decimal(lifecycle.size_bytes(PROJECT.item_store))
         with ItemStore(PROJECT.item_store) as store:
             say(f"{PROJECT.item_store}: {size}; items by table: {_counts(store.tables())}")
+            for compared in similar_index.planned_tables(store):
+                say(similar_index.told(store, compared))
     size = filesize.decimal(lifecycle.size_bytes(PROJECT.build))
     say(f"{PROJECT.build}: {size}; 'make clean' removes it, a build makes it anew")
 
@@ -350,8 +353,23 @@ def add_users(users: Path, recipes: list[Path] | None) -> None:
     console.print(f"{len(found)} users are known from the next request on")
 
 
-def tune(machine: str, instances: int, threads: int) -> None:
-    """Write a machine's configurations."""
+def index() -> None:
+    """Make the indexes of ``similar`` anew. Raises: ItemStoreError, SimilarIndexError."""
+    if not (PROJECT.item_store / "data.mdb").is_file():
+        raise ItemStoreError(f"no item store at {PROJECT.item_store}: run 'make repository'")
+    with ItemStore(PROJECT.item_store) as store:
+        tables = similar_index.planned_tables(store)
+        if not tables:
+            raise ItemStoreError(f"item store {PROJECT.item_store}: similar was published with none of its tables; "
+                                 "run 'make repository'")  # fmt: skip
+        similar_index.keep_indexes(store, tables, say, anew=True)
+        for table in tables:
+            say(similar_index.told(store, table))
+
+
+def tune(machine: str, instances: int, threads: int | None) -> None:
+    """Write a machine's configurations. threads: None = an equal share of the CPUs that this process may use."""
+    threads = threads or max(joblib.cpu_count() // instances, 1)
     written = tune_machine(PROJECT.repository, machine, instances, threads)
     console.print(f"{len(written)} configurations for '{machine}': {instances} instances of {threads} threads")
 

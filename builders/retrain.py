@@ -167,7 +167,7 @@ class _Retraining:
     # ------------------------------------------------------------ steps
     def _is_published(self, built: BuiltRanker) -> bool:
         models = {built.recipe.model_name(each.variant) for each in built.variants}
-        return not models.isdisjoint(read_manifest(self.workspace.repository).models)
+        return not models.isdisjoint(read_manifest(self.workspace.repository).scorers)
 
     def _fill_item_store(self, built: BuiltRanker) -> None:
         """Of this network, and of those before it that may still be served."""

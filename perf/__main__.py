@@ -113,6 +113,31 @@ def bench(
 
 
 @app.command()
+def tune(
+    machine: Annotated[
+        str, typer.Argument(help="Name of the configurations; serve them with `make serve CONFIG=...`.")
+    ],
+    variant: Annotated[
+        str | None, typer.Option(help="Measured; what `rank` serves unless told, such as dcn_v2_fp32_onnx.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Each goes through all splits.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Of each measurement.")] = 5.0,
+    data: Data = None,
+) -> None:
+    """Choose this machine's instances and threads by measuring, and write them to configs/MACHINE.pbtxt."""
+    from builders.core.recipe import load_recipes
+    from builders.data.find import find_data
+    from perf.endpoints import published_endpoints, published_model
+    from perf.tune import run_tune
+
+    name = variant or published_model()
+    endpoints = [one for one in published_endpoints(load_recipes(), data=None, say=lambda _: None) if one.model == name]
+    if not endpoints:
+        raise PerfError(f"no endpoint of '{name}' is published; 'python -m builders status' lists what is")
+    run_tune(machine, endpoints[0], find_data(data).folder, console, rounds=rounds, seconds=seconds)
+
+
+@app.command()
 def soak(
     minutes: Annotated[float, typer.Option(min=0.5, help="Of load; building and comparing come on top.")] = 10.0,
     seed: Annotated[int, typer.Option(help="Of the jobs and of the moments at which some are killed.")] = 0,
@@ -141,6 +166,33 @@ def outages(
     print(found.to_json())
     if found.missed:
         raise PerfError("; ".join(found.missed))
+
+
+@app.command()
+def scale(
+    items: Annotated[
+        list[int] | None, typer.Option(min=1024, help="Of a catalogue; repeatable. None = 10,000 and 100,000.")
+    ] = None,
+    servers: Annotated[
+        list[int] | None, typer.Option(min=1, help="Processes on one store; repeatable. None = 1 and 2.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.2, help="Of each figure.")] = 3.0,
+    data: Data = None,
+) -> None:
+    """Measure what a request costs as candidates, catalogue, requests at once and servers grow; write a page.
+
+    Items are generated. Two million take 9 GB of disk and some ten minutes to write and to index.
+    """
+    from builders.data.find import find_data, load_judged
+    from perf.scale import SCALE_FOLDER, bends, run_scale
+    from perf.scale_page import write_scale
+
+    judged = load_judged(find_data(data).folder)
+    found = run_scale(items or [10_000, 100_000], servers or [1, 2], seconds, judged, console)
+    for sentence in bends(found):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    for path in write_scale(found, SCALE_FOLDER):
+        console.print(f"written: {path}", soft_wrap=True)
 
 
 @app.command("gpu-report")
@@ -192,6 +244,24 @@ def pareto(
     )
     if not reports:
         raise PerfError("nothing could be measured; the reasons stand above")
+
+
+@app.command()
+def forms(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes whose variants are published.")],
+    rounds: Annotated[int | None, typer.Option(min=1, help="Each drives both forms.")] = None,
+    window_ms: Annotated[int | None, typer.Option(min=100, help="Of each of three windows a measurement.")] = None,
+    data: Data = None,
+) -> None:
+    """Measure each published variant as an ensemble and as one fused model; 'make repository' publishes what wins."""
+    from builders.core.recipe import load_each
+    from perf.forms import ROUNDS, WINDOW_MS, run_forms
+
+    for recipe in load_each(recipes).values():
+        _, path = run_forms(
+            recipe, rounds=rounds or ROUNDS, window_ms=window_ms or WINDOW_MS, data=data, console=console
+        )
+        console.print(f"written: {path}; 'make repository' publishes what wins", soft_wrap=True)
 
 
 @app.command()

@@ -49,6 +49,7 @@ from perf.kit.data import (
     load_recipes,
 )
 from perf.kit.rankers import Ranker
+from perf.kit.served import is_fused
 from perf.process_memory import TreeMemory, tree_memory
 from perf.served_quality import in_process_sessions, offline_ndcg
 from perf.server_statistics import ServerStatistics
@@ -119,8 +120,13 @@ def run_bench(
 
 # ---------------------------------------------------------------- pre-processing
 def bench_preprocess(bench: Bench) -> list[Figure]:
-    """Each ranker's pre-processing within whole requests to its quickest endpoint."""
-    quickest = {endpoint.recipe.ranker: endpoint for endpoint in bench.endpoints}  # its last variant
+    """Each ranker's pre-processing within whole requests to its quickest endpoint that is an ensemble: of a fused one
+    the server counts no step."""
+    fused = [endpoint.name for endpoint in bench.endpoints if is_fused(bench.workspace.repository, endpoint.name)]
+    if fused:
+        bench.console.print(f"pre-processing is not measured of {', '.join(fused)}: one process runs all of it")
+    ensembles = [endpoint for endpoint in bench.endpoints if endpoint.name not in fused]
+    quickest = {endpoint.recipe.ranker: endpoint for endpoint in ensembles}  # its last variant
     figures = []
     with serving([endpoint.name for endpoint in quickest.values()], bench.workspace) as server:
         for ranker, endpoint in quickest.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,6 +100,19 @@ def paired_ms(
     else:
         first_ms, second_ms = _timed_ms(first, settle_s, clock), _timed_ms(second, settle_s, clock)
     return first_ms, second_ms
+
+
+def in_turn_ms(calls: Sequence[Callable[[], object]], *, first: int) -> list[float]:
+    """Milliseconds of each, in the order of ``calls``, as :func:`in_turn`."""
+    return in_turn([functools.partial(_timed_ms, call, 0.0, time.perf_counter) for call in calls], first=first)
+
+
+def in_turn(calls: Sequence[Callable[[], T]], *, first: int) -> list[T]:
+    """What each returns, in the order of ``calls``. first: place of the one that is called first, modulo their number,
+    so that none always follows the same other."""
+    places = [(first + place) % len(calls) for place in range(len(calls))]
+    found = {place: calls[place]() for place in places}
+    return [found[place] for place in range(len(calls))]
 
 
 def _timed_ms(call: Callable[[], object], settle_s: float, clock: Clock) -> float:

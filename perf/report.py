@@ -19,6 +19,7 @@ import plotly.offline
 from perf.examples import telling_queries
 from perf.kit.data import GRADES, PROJECT, JudgedQueries, Workspace, write_atomically
 from perf.kit.figures import slices_of_search, worst_text
+from perf.kit.served import FUSED
 from perf.machine import this_machine
 from perf.served_quality import FIRST_STAGE, Difference, RankerQuality, ServedQuality
 from perf.sweep import PerfReport, Point, read_perf
@@ -165,12 +166,14 @@ def steps_figure(points: Sequence[Point]) -> go.Figure:
     return _styled(figure, height=150 + 40 * len(chosen), legend=True)
 
 
-ROLES = ("pre-processing", "scoring", "post-processing")
+ROLES = ("pre-processing", "scoring", "post-processing", "all in one process")
 
 
 def _role_of(model: str) -> str:
     if model.endswith("_preprocess"):
         return ROLES[0]
+    if model.endswith(FUSED):
+        return ROLES[3]
     return ROLES[2] if model == "postprocess" else ROLES[1]
 
 

@@ -40,6 +40,18 @@ def published_names(repository: Path) -> tuple[list[str], list[str]]:
     return [name for name in names if name in published], [name for name in names if name not in published]
 
 
+def served_names(repository: Path) -> tuple[list[str], list[str]]:
+    """As `published_names`, without the models that an endpoint can only be rolled back to: they take no memory."""
+    names, unpublished = published_names(repository)
+    path = repository / MANIFEST
+    if not path.is_file():
+        return names, unpublished
+    endpoints = json.loads(path.read_text(encoding="utf-8"))["endpoints"]
+    earlier = {step for generations in endpoints.values() for each in generations[:-1] for step in each["steps"]}
+    now = {step for generations in endpoints.values() for step in generations[-1]["steps"]}
+    return [name for name in names if name not in earlier - now], unpublished
+
+
 def all_published(repository: Path, wanted: Sequence[str]) -> bool:
     """Whether our builders published each of these models, so that none of their configurations lacks anything."""
     return (repository / MANIFEST).is_file() and set(wanted) <= set(published_names(repository)[0])

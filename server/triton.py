@@ -19,7 +19,7 @@ from server.errors import ModelsNotReady, RepositoryError, ServerNotReady
 from server.plans import servable_repository
 from server.ports import is_this_machine, port_to_bind
 from server.process import GuardedProcess
-from server.repository import all_published, check_models_exist, published_names
+from server.repository import all_published, check_models_exist, served_names
 from server.tls import ServerTls
 from server.triton_log import reasons_in
 from server.verify import NotAsPublished, check_as_published
@@ -233,7 +233,7 @@ class TritonServer:
             check_models_exist(self._served, self.models)
             self._wanted = self.models
             return
-        self._wanted, unpublished = published_names(self._served)
+        self._wanted, unpublished = served_names(self._served)
         if unpublished:
             _LOGGER.warning(
                 "left out, not published on this machine: %s (failed the gate here, or not built; "

@@ -20,6 +20,7 @@ import pytest
 import tritonclient.grpc as grpc
 import yaml
 
+from builders.core.workspace import SHARED_CODE
 from server import TritonServer
 from tests.support.repositories import inputs_of, python_model, vector, write_model
 from tests.test_dockerfile import stages
@@ -43,10 +44,13 @@ PANELS = {"stat", "timeseries"}  # https://grafana.com/docs/grafana/latest/panel
 GRID_WIDTH = 24
 GRAFANA_VARIABLES = {"$__rate_interval": "1m", "$instance": ".*", "$model": ".*"}
 
-COUNTS_UNKNOWN_ITEMS = python_model(
+COUNTS = python_model(
     {"y": "tensor('x')"},
-    "self.unknown.add(1)",
-    "from served import Counter; self.unknown = Counter('{name}', 'as served models do', args['model_name'])",
+    "[counter.add(1) for counter in self.counters]; self.gauges.update()",
+    "from types import SimpleNamespace; from served import Counter, StoreGauges; "
+    "self.counters = [Counter(name, 'as served models do', args['model_name']) for name in {names}]; "
+    "store = SimpleNamespace(size_bytes=1, free_readers=lambda: 1, age_s=1.0); "
+    "self.gauges = StoreGauges(store, args['model_name'])",
 )
 VECTORS = """
 max_batch_size: 0
@@ -118,13 +122,11 @@ def mounts(service: str) -> dict[str, tuple[str, str]]:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """Name => labels of what the real server exports after one request, started with the container's options."""
-    (counter,) = set(re.findall(r'"(tritonrank_unknown_\w+)"', (ROOT / "served" / "served.py").read_text()))
+    counters = sorted(set(re.findall(r'"(tritonrank_\w+_total)"', (ROOT / "served" / "served.py").read_text())))
     repository = tmp_path_factory.mktemp("models")
-    step = write_model(
-        repository, "step", 'backend: "python"' + VECTORS, COUNTS_UNKNOWN_ITEMS.replace("{name}", counter)
-    )
-    for source in ("served/served.py", "backends/common/deadlines.py"):
-        shutil.copy(ROOT / source, step / "1")
+    step = write_model(repository, "step", 'backend: "python"' + VECTORS, COUNTS.replace("{names}", str(counters)))
+    for source in SHARED_CODE:
+        shutil.copy(source, step / "1")
     write_model(repository, "rank", VECTORS + ENSEMBLE)
     options = [word for word in stages()["server"].command("ENTRYPOINT") if word.startswith("--metrics-")]
     with TritonServer(

@@ -164,19 +164,23 @@ def test_an_image_holds_all_of_the_kit_that_its_programs_import(name: str) -> No
 
 
 def test_the_gpu_server_installs_what_the_served_models_import_at_the_pip_only_servers_pins() -> None:
-    imported = {name for path in programs_of("served") for name in imports_of(path)}
-    beside = {path.stem for path in programs_of("served")} | {
+    fused = [*programs_of("served"), *programs_of("backends/common"), *programs_of("backends/onnxruntime")]
+    imported = {name for path in fused for name in imports_of(path)}
+    beside = {path.stem for path in fused} | {
         "served",
         "deadlines",
         "features",
         "item_text",
+        "index_search",
         "prompts",
         "rules",
     }
     third_party = imported - sys.stdlib_module_names - beside
     signatures = {"cryptography", "cffi", "pycparser"}  # what server/verify.py imports, with its own dependencies
 
-    assert installed_into_the_container() == (third_party - OF_THE_CONTAINER) | signatures
+    index = {"faiss-cpu", "packaging"}  # what index_search.py imports, with its own dependency
+
+    assert installed_into_the_container() == (third_party - OF_THE_CONTAINER) | signatures | index
     assert pins("requirements/container.txt").items() <= pins("requirements/server.txt").items()
 
 

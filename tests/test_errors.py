@@ -39,6 +39,8 @@ SERVED_TOO = {
     "server.verify.NotAsPublished",
     "builders.features.encoder.FeatureError",
     "builders.features.item_text.TemplateError",
+    "builders.publish.index_search.IndexFault",
+    "builders.publish.index_search.StoredVectorFault",
 }
 """Their files are copied beside served models and cannot import the builders; they translate it where they call it."""
 CAUGHT_WITHIN = {ROOT / "builders/features/encoder.py", ROOT / "server/plans.py"}

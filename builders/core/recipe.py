@@ -21,6 +21,8 @@ from builders.core.training_settings import TrainerSettings, settings_of
 from builders.core.workspace import REPOSITORY_ROOT
 
 M = TypeVar("M", bound=pydantic.BaseModel)
+SIMILAR_BY = "two_tower"
+"""The ranker whose stored vectors ``similar`` compares."""
 SLICES_OF_DATA = {
     "judged": ("query_length", "brand_popularity"),
     "purchases": ("country", "history"),
@@ -120,11 +122,16 @@ class Serving(Settings):
         max_queue_size: requests that wait before a scorer; one more is refused at once. From measured capacity: what
             the scorer answers within the longest wait that is still of use. Absent = no bound but the clients'
             deadlines; needs two instances, see ``model_config._add_queue``.
+        form: "ensemble" = a process each for pre-processing, scorer and post-processing; "fused" = one process for all
+            three, in each instance, where the runtime can (onnx); "measured" = fused where ``python -m perf forms``
+            has measured that it answers more than 5 % more requests on this machine, an ensemble else, or with a
+            ``max_queue_size``.
     """
 
     instances: int = pydantic.Field(1, ge=1)
     threads: int = pydantic.Field(2, ge=1)
     max_queue_size: int | None = pydantic.Field(None, ge=1)
+    form: Literal["measured", "ensemble", "fused"] = "measured"
 
     @pydantic.model_validator(mode="after")
     def _bound_needs_two_instances(self) -> Serving:
@@ -132,6 +139,15 @@ class Serving(Settings):
             raise ValueError(
                 f"max_queue_size {self.max_queue_size} with 1 instance, wanted 2 instances or no bound: "
                 "with one, Triton's batcher leaves some requests waiting 0.5 s beside an idle instance"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _fused_has_no_queue(self) -> Serving:
+        if self.max_queue_size is not None and self.form == "fused":
+            raise ValueError(
+                f"max_queue_size {self.max_queue_size} with form 'fused', wanted no bound or form 'ensemble': Triton "
+                "bounds the queue of models that join requests alone"
             )
         return self
 
@@ -230,6 +246,19 @@ class Text(Settings):
     dimensions: int | None = pydantic.Field(None, ge=1)
 
 
+class Similar(Settings):
+    """How ``similar`` finds the nearest items of a catalogue above 50,000; below, every item is compared.
+
+    Attributes:
+        exact: compare every item whatever the catalogue's size: a million take 0.2 s and 2 GB.
+        recall: least share of the exact 10 nearest that an index finds, measured when it is made; one that finds less
+            is not kept, and every item is compared.
+    """
+
+    exact: bool = False
+    recall: float = pydantic.Field(0.95, gt=0, le=1)
+
+
 class Reference(Settings):
     """Scores from outside, which the reference variant must give; the build fails where it does not.
 
@@ -312,6 +341,7 @@ class Recipe(Settings):
         gate: what each variant must keep of the first one's quality.
         machine: what serving costs.
         postprocess: how heads are combined, and the business rules.
+        similar: of ``two_tower``, by whose vectors ``similar`` compares.
         slices: groups by which the quality report slices NDCG, see ``builders/evaluate/slices.py``; absent =
             those of ``data``.
         trained_on_judgements: whether it learned from judged training queries; then only the test queries judge it.
@@ -338,6 +368,7 @@ class Recipe(Settings):
     gate: Gate = Gate()
     machine: Machine = Machine()
     postprocess: Postprocess = Postprocess()
+    similar: Similar = Similar()
     trainer: str | None = pydantic.Field(None, pattern=r"^.+\.py:\w+$")
     training: dict[str, Any] | TrainerSettings = pydantic.Field({})
     root: Path = REPOSITORY_ROOT
@@ -349,6 +380,13 @@ class Recipe(Settings):
             raise ValueError(f"{found}, wanted one: your own class, or a library's checkpoint ('builders init FOLDER')")
         if self.format is not None and self.checkpoint is None:
             raise ValueError(f"format '{self.format}' without 'checkpoint', wanted the folder or file that it is in")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _similar_has_a_reader(self) -> Recipe:
+        if self.similar != Similar() and self.ranker != SIMILAR_BY:
+            raise ValueError(f"[similar] of ranker '{self.ranker}': nothing reads it, similar compares by the vectors "
+                             f"of '{SIMILAR_BY}'; leave it out")  # fmt: skip
         return self
 
     @pydantic.model_validator(mode="after")

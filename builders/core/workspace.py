@@ -7,7 +7,12 @@ from pathlib import Path
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 SERVED_CODE = REPOSITORY_ROOT / "served"
-SHARED_CODE = (SERVED_CODE / "served.py", REPOSITORY_ROOT / "backends" / "common" / "deadlines.py")
+DROP_INS = REPOSITORY_ROOT / "backends"
+SHARED_CODE = (
+    SERVED_CODE / "served.py",
+    SERVED_CODE / "byte_tensors.py",
+    DROP_INS / "common" / "deadlines.py",
+)
 """Beside every served model."""
 """The code that Triton runs, written by hand; publishing copies it."""
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import warnings
@@ -196,9 +197,17 @@ class Feature:
     def kept(self, value: Any) -> Sequence[Any]:
         """Of a multi_hot: the last ``size`` of the listed values; without ``oov_buckets``, of those it knows."""
         listed = _listed(value)
-        if not self.oov_buckets:
-            listed = [each for each in listed if self.id_of(each) != ABSENT]
-        return listed[-self.size :]
+        if self.oov_buckets:
+            return listed[-self.size :]
+        read = self.values_read(reversed(listed), len(listed))
+        return [each for each in listed[len(listed) - read :] if self.id_of(each) != ABSENT]
+
+    def values_read(self, from_last: Iterable[Any], count: int) -> int:
+        """Of a multi_hot: how many of ``count`` listed values, the last first, are looked at until it is full."""
+        if self.oov_buckets or count <= self.size:
+            return min(count, self.size)
+        known = (place for place, each in enumerate(from_last, 1) if self.id_of(each) != ABSENT)
+        return next(itertools.islice(known, self.size - 1, None), count)
 
     def _number(self, fields: Fields, column: int) -> float:
         value = fields.get(self.fields[column])
@@ -318,6 +327,7 @@ class FeatureEncoder:
         self.length_bucket = length_bucket
         self.padding_id = padding_id
         self._records = {source: self._record_dtype(source) for source in STORED}
+        self._absent = {source: self._absent_record(source) for source in STORED}
         self._history = next((feature for feature in features if feature.source == "history"), None)
 
     def to_json(self) -> str:
@@ -418,6 +428,14 @@ class FeatureEncoder:
                 tensors[feature.name] = self._cut(row) if feature.kind == "tokens" else row
         return tensors
 
+    def events_read(self, events: Sequence[bytes]) -> list[str]:
+        """The latest events of a history, oldest first: as many as its features look at. events: ids in UTF-8."""
+        read = 0
+        for feature in self.of("history"):
+            from_last = (event.decode() for event in reversed(events))
+            read = max(read, feature.values_read(from_last, len(events)))
+        return [event.decode() for event in events[len(events) - read :]]
+
     def fallback_scores(self, records: Sequence[bytes | None], history: Sequence[str]) -> np.ndarray:
         """FP32 [candidates]: each item's fallback field where the history holds no known item; else NaN.
 
@@ -436,13 +454,13 @@ class FeatureEncoder:
         dtype = self._records[source]
         if dtype.itemsize == 0:
             return np.zeros(len(records), dtype=dtype)
-        absent = self._absent(source)
+        absent = self._absent[source]
         joined = b"".join([absent if record is None else record for record in records])
         if len(joined) != len(records) * dtype.itemsize:
             raise FeatureError(f"a stored {source} is not of {dtype.itemsize} bytes; fill the item store anew")
         return np.frombuffer(joined, dtype=dtype)
 
-    def _absent(self, source: Source) -> bytes:
+    def _absent_record(self, source: Source) -> bytes:
         """A record of padding alone: zeros, and the tokenizer's padding id in texts."""
         record = np.zeros(1, dtype=self._records[source])
         for feature in self.of(source):

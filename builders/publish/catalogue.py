@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -25,6 +26,7 @@ from builders.evaluate.judge import BuiltRanker
 from builders.features.batches import batched
 from builders.publish.item_store import ADDED, Entry, ItemStore, Kind, table_name
 from builders.publish.postprocessing import ATTRIBUTES_TABLE, ATTRIBUTES_VERSION, attribute_records
+from builders.publish.similar_index import keep_indexes
 from builders.rankers.base import Ranker
 
 T = TypeVar("T")
@@ -88,6 +90,33 @@ class Table(Generic[T]):
         return self.name.rpartition("@")[0]
 
 
+class Pace:
+    """Says from time to time how many items are computed, and how quickly: a catalogue can take hours.
+
+    What was told is stored: a run that ends early is gone on with by the next.
+    """
+
+    def __init__(self, what: str, items: int, say: Say, every_s: float = 30.0) -> None:
+        self._what, self._items, self._say, self._every_s = what, items, say, every_s
+        self._start_s = self._told_s = time.monotonic()
+
+    def tell(self, done: int) -> None:
+        """Of all items ``done`` are stored."""
+        now_s = time.monotonic()
+        if not done or now_s - self._told_s < self._every_s:
+            return
+        self._told_s = now_s
+        per_s = done / (now_s - self._start_s)
+        left_minutes = max(0, self._items - done) / per_s / 60
+        self._say(
+            f"{self._what}: {done:,} of {self._items:,} stored, {per_s:,.0f} items/s, {left_minutes:,.0f} minutes left"
+        )
+
+
+def _quiet(line: str) -> None:
+    """Takes a line and shows nothing."""
+
+
 # ---------------------------------------------------------------- builds
 def fill_item_store(
     rankers: Sequence[BuiltRanker], say: Say = print, workspace: Workspace = PROJECT, *, anew: bool = False
@@ -110,6 +139,7 @@ def fill_item_store(
             if id(built.data) not in records:
                 records[id(built.data)] = product_records(built.data.products.values())
             _fill(store, built, records[id(built.data)], say)
+        keep_indexes(store, store.tables(), say)
     if anew:
         say(f"item store {workspace.item_store} is a new one: start the servers that read it again")
 
@@ -131,9 +161,14 @@ def _synchronised(store: ItemStore, table: Table[T], records: Sequence[Record[T]
     """The table holds just these, besides what others know."""
     store.create(table.name)
     present = {record.key for record in records}
-    if say and (stale := sum(map(len, (_stale(store, table, some) for some in batched(records))))):
+    stale = sum(map(len, (_stale(store, table, some) for some in batched(records)))) if say else 0
+    if say and stale:
         say(f"item store: features of {stale:,} items for {table.features}")
-    found = sum((_bring_up(store, table, some) for some in batched(records)), Changes())
+    pace = Pace(f"item store: {table.features}", stale, say or _quiet)
+    found = Changes()
+    for some in batched(records):
+        found += _bring_up(store, table, some)
+        pace.tell(found.added + found.changed)
     absent, _ = store.gone(table.name, present, table.sources, unmarked=not table.shared)
     removed = _forget(store, table, absent, table.sources)
     store.set_whole(table.name)
@@ -159,6 +194,7 @@ def add_items(
     workspace: Workspace = PROJECT,
     *,
     generated: bool | None = None,
+    say: Say = print,
 ) -> Changes:
     """Add or replace products while the store is being served; the next request sees them.
 
@@ -171,7 +207,10 @@ def add_items(
     """
     with ItemStore(workspace.item_store) as store:
         _claim(store, generated)
-        return _added(store, _tables(rankers, frozenset({ADDED})), product_records(products))
+        tables = _tables(rankers, frozenset({ADDED}))
+        found = _added(store, tables, product_records(products))
+        keep_indexes(store, [table.name for table in tables], say)
+        return found
 
 
 def add_users(
@@ -290,6 +329,7 @@ def refresh(
                 store.set_whole(table.name)
         for table in tables[:-1]:
             say(f"{table.features}: {found[table.name]}")
+        keep_indexes(store, found, say)
         return found[tables[-1].name]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from builders.compress.context import Say
 from builders.core.contract import ENDPOINTS, Contract
 from builders.core.files import sha256
-from builders.core.recipe import Recipe, RecipeError
+from builders.core.recipe import SIMILAR_BY, Recipe, RecipeError
 from builders.core.runtimes import runtime_of
 from builders.core.versions import libraries
 from builders.core.workspace import PROJECT, SERVED_CODE, SHARED_CODE, Workspace
@@ -21,7 +21,9 @@ from builders.evaluate.judge import BuiltRanker, BuiltVariant
 from builders.export.onnx import OPSET
 from builders.publish import model_config
 from builders.publish.canary import endpoint_canary, similar_canary
-from builders.publish.catalogue import stores_items
+from builders.publish.catalogue import items_table, stores_items
+from builders.publish.fused import form_of, fused_model
+from builders.publish.item_store import ItemStore
 from builders.publish.manifest import RepositoryError
 from builders.publish.postprocessing import postprocess_contract, similar_contract
 from builders.publish.prune import prune_tables
@@ -32,13 +34,12 @@ from builders.publish.repository import (
     published_names,
     served_variant,
 )
+from builders.publish.similar_index import SEARCH_CODE, SimilarPlan, plan_index
 from builders.rankers.base import Ranker
 from builders.rankers.feature_ranker import FeatureRanker
 
 DEFAULT_PUBLISHED = {"rank": "two_tower_fp32_onnx", "recommend": "sasrec_fp32_onnx"}
 """Of the kit's own rankers the best on what may judge them; the quicker one where there is no telling."""
-SIMILAR_BY = "two_tower"
-"""The ranker whose stored vectors ``similar`` compares."""
 
 
 def publish_rankers(
@@ -74,6 +75,11 @@ def publish_rankers(
         for variant in built.variants:
             if variant.passed or not gated or built.recipe.model_name(variant.variant) in forced:
                 steps = _served_steps(built, variant, data_note)
+                form, why = form_of(built.recipe, variant.variant, workspace)
+                if why:
+                    say(why)
+                if form == "fused":
+                    steps = [fused_model(steps, built.ranker.endpoint, built.recipe.serving.instances)]
                 models.update({model.name: model for model in steps})
                 name = f"{built.ranker.endpoint.name}_{built.recipe.model_name(variant.variant)}"
                 forced_now = not variant.passed and built.recipe.model_name(variant.variant) in forced
@@ -81,11 +87,14 @@ def publish_rankers(
                 canary = endpoint_canary(built, variant, ensemble.contract, workspace)
                 ensembles[name] = dataclasses.replace(ensemble, canary=canary)
     aliases = _aliases(ensembles, published, workspace, moves=moves)
-    similar = [_similar(built) for built in rankers if built.recipe.ranker == SIMILAR_BY and stores_items(built.ranker)]
+    compared = [built for built in rankers if built.recipe.ranker == SIMILAR_BY and stores_items(built.ranker)]
+    for built in compared:
+        _plan_index(built, workspace, say)
+    similar = [_similar(built) for built in compared]
     versions = publish_models(
         workspace.repository, [*models.values(), *similar], [*ensembles.values(), *aliases], libraries(), say
     )
-    said = ", ".join(f"{alias.name} = {alias.steps[-2]}" for alias in aliases)
+    said = ", ".join(f"{alias.name} = {alias.variant}" for alias in aliases)
     say(f"published {len(models) + len(similar)} models and {len(ensembles) + len(aliases)} endpoints; {said}")
     if (pruned := prune_tables(workspace.repository, workspace.item_store)).tables:
         say(str(pruned))
@@ -204,9 +213,23 @@ def _postprocess(recipe: Recipe, ranker: Ranker) -> ServedModel:
 def _similar(built: BuiltRanker) -> ServedModel:
     parameters = built.ranker.preprocess.parameters
     contract = similar_contract(
-        parameters["item_features"], parameters["item_features_version"], parameters["vector_width"]
+        parameters["item_features"],
+        parameters["item_features_version"],
+        parameters["vector_width"],
+        exact=built.recipe.similar.exact,
     )
-    return dataclasses.replace(_python_model("similar", contract, {}, {}), canary=similar_canary(built))
+    model = _python_model("similar", contract, {SEARCH_CODE.name: SEARCH_CODE}, {})
+    return dataclasses.replace(model, canary=similar_canary(built))
+
+
+def _plan_index(built: BuiltRanker, workspace: Workspace, say: Say) -> None:
+    """Before the model: it is loaded with its index."""
+    if not (workspace.item_store / "data.mdb").is_file():
+        return
+    settings = built.recipe.similar
+    plan = SimilarPlan(built.ranker.preprocess.parameters["vector_width"], settings.exact, settings.recall)
+    with ItemStore(workspace.item_store) as store:
+        plan_index(store, items_table(built.ranker), plan, say)
 
 
 def _python_model(

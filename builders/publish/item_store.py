@@ -9,17 +9,20 @@ each table lie two more, and one for all of them:
 ``:changes/<table>``  sequence number => id of an item that was put or removed, so that a reader which holds all values
                       follows the table without reading it again; the latest ``KEPT_CHANGES``
 ``:about``            ``kind`` of the data; ``filling <table>`` until a new table is whole; ``repository <path>`` of
-                      every model repository that was published with this store
+                      every model repository that was published with this store; ``index <table>`` and ``similar
+                      <table>``, see ``similar_index.py``
 
 Knows nothing of what the features mean.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import math
 import os
+import shutil
 import types
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +33,7 @@ import lmdb
 from builders.core.contract import MAX_ITEM_ID_BYTES
 from builders.core.errors import BuilderError
 from builders.features.batches import batched
+from builders.publish.index_search import INDEXES, NOTE, IndexFault, IndexNote
 
 T = TypeVar("T")
 Kind = Literal["real", "generated"]
@@ -43,7 +47,8 @@ MAX_READERS = 1024
 """Slots in the lock file, which the writer makes: one for each thread that reads. Killed readers keep theirs until the
 next who opens the store looks."""
 KEPT_CHANGES = 100_000
-"""Entries of a table's ``:changes``; a reader that is further behind reads the whole table."""
+"""Entries of a table's ``:changes``, and all since its index was made; a reader that is further behind reads the whole
+table."""
 ADDED = "added"
 """Knows the items that were added one by one: no build removes them until a catalogue has held them."""
 _BATCH = 10_000
@@ -105,6 +110,30 @@ class _Tables(NamedTuple):
     values: Any
     marks: Any
     changes: Any
+
+
+class Snapshot:
+    """A table in one transaction.
+
+    Attributes:
+        sequence: number of its last change.
+        items: how many there are.
+    """
+
+    def __init__(self, transaction: Any, values: Any, sequence: int) -> None:
+        self._transaction, self._values = transaction, values
+        self.sequence = sequence
+        self.items: int = transaction.stat(values)["entries"]
+
+    def __iter__(self) -> Iterator[tuple[bytes, memoryview]]:
+        """(id, value) in the order of their ids; a value is valid within the transaction."""
+        with self._transaction.cursor(self._values) as cursor:
+            for key, value in cursor:
+                yield bytes(key), value
+
+    def values(self, ids: Sequence[bytes]) -> list[bytes]:
+        """Of items that are there."""
+        return [bytes(self._transaction.get(item_id, db=self._values)) for item_id in ids]
 
 
 class ItemStore:
@@ -254,6 +283,18 @@ class ItemStore:
         """Ids that the table holds; empty when there is no such table."""
         return {item_id for item_id, _ in self.known(table_name(features, version))}
 
+    @contextlib.contextmanager
+    def snapshot(self, table: str) -> Iterator[Snapshot]:
+        """The table as it is now, however long it is read; writing meanwhile is fine, and takes new pages."""
+        tables = self._tables_of(table)
+        with self._guarded(lambda: self._environment.begin(buffers=True)) as transaction:
+            yield Snapshot(transaction, tables.values, _last_change(transaction, tables))
+
+    def sequence(self, table: str) -> int:
+        """Number of the table's last change."""
+        tables = self._tables_of(table)
+        return self._transact(lambda transaction: _last_change(transaction, tables))
+
     # ------------------------------------------------------------ tables
     def tables(self) -> dict[str, int]:
         """Table => number of items; what lies beside tables is left out."""
@@ -304,7 +345,9 @@ class ItemStore:
             self._transact(work, write=True)
             for name in beside:
                 del self._handles[name]
-            self._tell(f"filling {table}", None)
+            for kind in ("filling", NOTE, "similar"):
+                self.set_note(table, kind, None)
+            shutil.rmtree(self.folder / INDEXES / table, ignore_errors=True)
         return freed
 
     # ------------------------------------------------------------ about the store
@@ -335,6 +378,14 @@ class ItemStore:
     def repositories(self) -> list[Path]:
         """Model repositories that were published with this store."""
         return [Path(key.removeprefix("repository ")) for key in self._about() if key.startswith("repository ")]
+
+    def note(self, table: str, kind: str) -> str | None:
+        """What the store was told of a table, such as its index."""
+        return self._about().get(f"{kind} {table}")
+
+    def set_note(self, table: str, kind: str, value: str | None) -> None:
+        """Seen by readers with the next transaction. value: None = no longer."""
+        self._tell(f"{kind} {table}", value)
 
     def remember(self, repository: Path) -> None:
         """A model repository is published with this store."""
@@ -372,7 +423,11 @@ class ItemStore:
             last = int.from_bytes(cursor.key(), "big") if cursor.last() else 0
             for number, key in enumerate(keys, start=last + 1):
                 cursor.put(_sequence(number), key)
-            while cursor.first() and int.from_bytes(cursor.key(), "big") <= last + len(keys) - KEPT_CHANGES:
+            unread = last + len(keys) - KEPT_CHANGES
+            index = transaction.get(f"{NOTE} {table}".encode(), db=self._handles[_ABOUT])
+            with contextlib.suppress(IndexFault):  # by another version of the kit: it is made anew
+                unread = min(unread, IndexNote.decoded(index).sequence) if index else unread
+            while cursor.first() and int.from_bytes(cursor.key(), "big") <= unread:
                 cursor.delete()
 
     def _tables_of(self, table: str) -> _Tables:
@@ -473,6 +528,11 @@ def _remove(transaction: Any, tables: _Tables, key: bytes, sources: Collection[s
         return False
     transaction.delete(key, db=tables.marks)
     return bool(transaction.delete(key, db=tables.values))
+
+
+def _last_change(transaction: Any, tables: _Tables) -> int:
+    with transaction.cursor(tables.changes) as cursor:
+        return int.from_bytes(cursor.key(), "big") if cursor.last() else 0
 
 
 def _sequence(number: int) -> bytes:

@@ -20,6 +20,8 @@ from builders.publish.signing import key_of_environment, read_signatures, signat
 
 MANIFEST, CONTRACT = "manifest.json", "contract.json"
 CONFIG = "config.pbtxt"
+FUSED = "_fused"
+"""End of the name of a model that runs a scorer with the steps around it."""
 FORMAT = 2
 KEPT_GENERATIONS = 3
 """Of every endpoint: the one served and two to roll back to."""
@@ -77,6 +79,11 @@ class Generation(_Record):
         """Such as ``two_tower_fp32_onnx@3``, as ``builders rollback --to`` takes it."""
         return f"{self.variant}@{self.number}"
 
+    @property
+    def scorer(self) -> str:
+        """The one of its steps that computes the variant's scores."""
+        return next(step for step in self.steps if step.removesuffix(FUSED) == self.variant)
+
 
 class PublishedVersion(_Record):
     """A version folder. built_from: checkpoint, data, recipe, settings, gate."""
@@ -113,6 +120,11 @@ class Manifest(_Record):
         """Models and endpoints."""
         return frozenset({*self.models, *self.endpoints})
 
+    @property
+    def scorers(self) -> frozenset[str]:
+        """Models by the names that their scorers have in an ensemble."""
+        return frozenset(name.removesuffix(FUSED) for name in self.models)
+
     def loaded_versions(self, model: str) -> set[int]:
         """That some endpoint serves now."""
         return {each.steps[model] for each in self.served.values() if model in each.steps}
@@ -124,7 +136,8 @@ class Manifest(_Record):
 
     def built_from(self, generation: Generation) -> dict[str, Any]:
         """Of its scorer; empty where that is not named."""
-        published = self.models.get(generation.variant, {}).get(generation.steps[generation.variant])
+        scorer = generation.scorer
+        published = self.models.get(scorer, {}).get(generation.steps[scorer])
         return published.built_from if published else {}
 
     def serving(self, endpoint: str, generation: Generation) -> Manifest:

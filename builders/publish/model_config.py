@@ -106,6 +106,21 @@ def python_config(contract: Contract) -> triton.ModelConfig:
     return config
 
 
+def fused_config(contract: Contract, steps: Sequence[triton.ModelConfig], instances: int) -> triton.ModelConfig:
+    """A model that runs all steps in one process: as many of them as the scorer has instances, with its threads.
+
+    Args:
+        contract: of the endpoint.
+        steps: their configurations; what they say of threads stands here, to be tuned.
+    """
+    config = triton.ModelConfig(name=contract.name, backend="python", max_batch_size=0)
+    add_tensors(config, contract, skip_dims=0)
+    _add_instances(config, instances)
+    for step in steps:
+        add_parameters(config, **{name: step.parameters[name].string_value for name in _threads_of(step)})
+    return config
+
+
 def ensemble_config(contract: Contract, steps: Sequence[tuple[triton.ModelConfig, int]]) -> triton.ModelConfig:
     """An endpoint: the steps joined by tensors of the same name, each pinned to a version.
 
@@ -178,13 +193,11 @@ def tune(config: triton.ModelConfig, instances: int, threads: int) -> triton.Mod
     """A copy with one machine's instances (of what batches) and threads; one instance has no queue bound."""
     tuned = triton.ModelConfig()
     tuned.CopyFrom(config)
-    if tuned.max_batch_size or tuned.backend in _ALONE:
+    if tuned.max_batch_size or tuned.backend in _ALONE or (tuned.backend == "python" and _threads_of(tuned)):
         tuned.instance_group[0].count = instances
         if tuned.max_batch_size and instances == 1:  # see _add_queue
             tuned.dynamic_batching.ClearField("default_queue_policy")
-    for name in _THREADS:
-        if name in tuned.parameters:
-            add_parameters(tuned, **{name: threads})
+    add_parameters(tuned, **dict.fromkeys(_threads_of(tuned), threads))
     return tuned
 
 
@@ -194,10 +207,15 @@ def with_tuning_of(config: triton.ModelConfig, tuned: triton.ModelConfig) -> tri
     result.CopyFrom(config)
     del result.instance_group[:]
     result.instance_group.extend(tuned.instance_group)
-    for name in _THREADS:
-        if name in tuned.parameters and name in result.parameters:
+    for name in _threads_of(tuned):
+        if name in result.parameters:
             result.parameters[name].CopyFrom(tuned.parameters[name])
     return result
+
+
+def _threads_of(config: triton.ModelConfig) -> list[str]:
+    """Its parameters that say how many threads a run takes."""
+    return [name for name in _THREADS if name in config.parameters]
 
 
 def _add_instances(config: triton.ModelConfig, count: int) -> None:

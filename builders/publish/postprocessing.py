@@ -80,15 +80,21 @@ def postprocess_contract(
     )
 
 
-def similar_contract(features: str, version: str, width: int) -> Contract:
+def similar_contract(features: str, version: str, width: int, *, exact: bool = False) -> Contract:
     """Contract of ``similar``.
 
     Args:
         features: table of the item store whose values are FP32 vectors, little-endian, such as ``two_tower``.
         version: of the table.
         width: of a vector.
+        exact: compare every item although there is an index.
     """
-    parameters = {"item_features": features, "item_features_version": version, "vector_width": width}
+    parameters = {
+        "item_features": features,
+        "item_features_version": version,
+        "vector_width": width,
+        "exact": exact,
+    }
     return dataclasses.replace(SIMILAR, parameters={**SIMILAR.parameters, **parameters})
 
 

@@ -65,7 +65,7 @@ def tables_read(repository: Path) -> set[str]:
     Raises:
         ItemStoreError: a contract cannot be read.
     """
-    contracts = repository.glob("*/*/contract.json")
+    contracts = repository.glob("*/*/**/contract.json")  # those of a fused model's steps, too
     return {table for path in contracts for table in _tables_of(path)}
 
 

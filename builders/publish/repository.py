@@ -22,6 +22,7 @@ from builders.publish import model_config, pbtxt
 from builders.publish.manifest import (
     CONFIG,
     CONTRACT,
+    FUSED,
     MANIFEST,
     Canary,
     Generation,
@@ -45,7 +46,7 @@ class ServedModel:
     Attributes:
         config: without version policy.
         contract: written beside ``config.pbtxt`` and into the version folder.
-        files: name in the version folder => file to copy, or text to write.
+        files: path in the version folder => file to copy, or text to write.
         built_from: for the manifest: checkpoint, data, recipe, settings.
         canary: of a model that is asked for directly.
     """
@@ -84,8 +85,8 @@ class Ensemble:
 
     @property
     def variant(self) -> str:
-        """The scorer: what stands before post-processing."""
-        return [*self.steps][-2:][0]
+        """The scorer: what stands before post-processing, or runs fused with it."""
+        return [*self.steps][-2:][0].removesuffix(FUSED)
 
 
 @contextlib.contextmanager
@@ -145,6 +146,7 @@ def publish_version(folder: Path, model: ServedModel) -> int:
         return newest
     with folder_beside(folder / str(newest + 1)) as fresh:
         for name, content in model.version_files.items():
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, Path):
                 shutil.copyfile(content, fresh / name)
             else:
@@ -285,7 +287,7 @@ def _given_up(
 
 # ---------------------------------------------------------------- files
 def _holds(folder: Path, wanted: Mapping[str, str]) -> bool:
-    names = {path.name for path in folder.iterdir() if path.is_file()}
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     return names == set(wanted) and all(sha256(folder / name) == digest for name, digest in wanted.items())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,15 +32,21 @@ from builders.features.text import (
     FORM_TEXT,
     KIT_FORM,
     TextForm,
+    cut_texts,
     encode_texts,
     form_of_queries,
     load_tokenizer,
+    padded,
     truncated_apart,
 )
 from builders.rankers.backbone import MASKED, check_positions, load_backbone, packaged_backbone, weight_files
 from builders.rankers.base import Graph, Ranker, Sample, folders_of
+from builders.rankers.quick_encoder import Batch, QuickEncoder, quick_encoder
 
-BATCH = 64
+BATCH = 32
+"""Texts encoded at once: enough for the processor's kernels, few enough to be of one length."""
+QUICK_FROM = 1000
+"""Texts that OpenVINO encodes, as many as it is slower to begin than torch."""
 
 
 class TwoTower(nn.Module):
@@ -67,15 +74,25 @@ class TwoTower(nn.Module):
     def encode_texts(
         self, tokenizer: Tokenizer, texts: Sequence[str], batch: int = BATCH, form: TextForm = KIT_FORM
     ) -> np.ndarray:
-        """float32 [texts, width], in their order; encoded shortest first, so that little is padding."""
-        order = sorted(range(len(texts)), key=lambda position: len(texts[position]))
+        """float32 [texts, width], in their order; encoded shortest first by tokens, so that little is padding."""
         vectors = np.zeros((len(texts), self.width), dtype=np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(order), batch):
-                chosen = order[start : start + batch]
-                tokens = encode_texts(tokenizer, [texts[position] for position in chosen], form)
-                vectors[chosen] = self(*_inputs(tokens)).numpy()
+        for chosen, tokens in sorted_batches(tokenizer, texts, batch, form):
+            vectors[chosen] = self.encode_tokens(tokens)
         return vectors
+
+    def encode_tokens(self, tokens: Sample) -> np.ndarray:
+        """float32 [rows, width] of the inputs by name."""
+        with torch.inference_mode():
+            return np.asarray(self(*_inputs(tokens)).numpy())
+
+
+def sorted_batches(tokenizer: Tokenizer, texts: Sequence[str], batch: int, form: TextForm) -> Iterator[Batch]:
+    """The texts, shortest first by tokens, ``batch`` at a time."""
+    rows = cut_texts(tokenizer, texts, form)
+    order = sorted(range(len(rows)), key=lambda position: len(rows[position].ids))
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        yield chosen, padded(tokenizer, [rows[position] for position in chosen], form)
 
 
 def _inputs(tokens: Sample) -> list[Tensor]:
@@ -109,6 +126,7 @@ class TwoTowerRanker(Ranker):
         self._tokenizer = load_tokenizer(self._backbone)
         self._form = form
         self._vector_of_text: dict[str, np.ndarray] = {}
+        self._quick: QuickEncoder | Literal["torch"] | None = None
         check_positions(form.max_length, self._encoder.backbone, self._backbone)
 
     @classmethod
@@ -220,6 +238,20 @@ class TwoTowerRanker(Ranker):
         query = self._form.query(request.query)
         return truncated_apart(self._tokenizer, query, self._form.items(products), self._form)
 
+    def _encoded(self, texts: Sequence[str]) -> np.ndarray:
+        """FP32 [texts, width]; of many by OpenVINO, which takes seconds to begin."""
+        if len(texts) < QUICK_FROM:
+            return self._encoder.encode_texts(self._tokenizer, texts, form=self._form)
+        if self._quick is None:
+            sample = next(sorted_batches(self._tokenizer, texts[:8], 8, self._form))
+            names = [tensor.name for tensor in (INPUT_IDS, ATTENTION_MASK)]
+            self._quick = quick_encoder(self._encoder, names, sample, self._encoder.encode_tokens) or "torch"
+        if self._quick == "torch":
+            return self._encoder.encode_texts(self._tokenizer, texts, form=self._form)
+        vectors = np.zeros((len(texts), self._encoder.width), dtype=np.float32)
+        self._quick.encode(sorted_batches(self._tokenizer, texts, BATCH, self._form), vectors)
+        return vectors
+
     def _item_vectors(self, products: Sequence[Product], *, remember: bool = True) -> np.ndarray:
         """FP32 [products, width]; a text that was encoded before is not encoded again.
 
@@ -227,7 +259,7 @@ class TwoTowerRanker(Ranker):
         """
         texts = self._form.items(products)
         unseen = sorted({text for text in texts if text not in self._vector_of_text})
-        vectors = self._encoder.encode_texts(self._tokenizer, unseen, form=self._form)
+        vectors = self._encoded(unseen)
         fresh = dict(zip(unseen, vectors, strict=True))
         if remember:
             self._vector_of_text.update(fresh)

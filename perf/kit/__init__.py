@@ -5,6 +5,7 @@ No other module of ``perf`` imports ``builders``, so a change there opens one fi
 data      recipes, folders, judged requests, the endpoints' tensors by name; imports no torch
 served    what a model repository serves: the steps and files behind an endpoint
 figures   quality metrics, slices, and the form in which Pareto figures are kept
+stores    item stores of any size, of generated items; imports no torch
 rankers   rankers in this process: loaded, built, published, run by torch and by ONNX Runtime; imports torch
 """
 

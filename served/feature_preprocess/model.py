@@ -13,6 +13,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from features import FeatureEncoder, FeatureError
 from served import (
+    Counter,
     InvalidArgument,
     StoreModel,
     check_ids,
@@ -38,7 +39,12 @@ class TritonPythonModel(StoreModel):
         self.encoder = FeatureEncoder.from_json((folder / "features.json").read_text(encoding="utf-8"), tokenizer)
         users = self.parameters["user_features"]
         self.users = self.store.table(users, self.parameters["item_features_version"]) if users else None
-        self.reads_query = bool(self.encoder.of("query"))
+        self.reads_history = bool(self.encoder.of("history"))
+        self.truncated = Counter(
+            "tritonrank_truncated_histories_total",
+            "Histories of which only the latest events are read",
+            args["model_name"],
+        )
 
     def answer(self, request: Any) -> dict[str, np.ndarray]:
         """Every feature's tensor, ``known`` BOOL [candidates], ``fallback`` FP32 [candidates]."""
@@ -50,7 +56,7 @@ class TritonPythonModel(StoreModel):
     def _tensors(self, request: Any) -> dict[str, np.ndarray]:
         ids = item_ids(request, self.parameters)
         records = self._with_request_fields(request, ids, self.items.read(ids))
-        events = history(request, self.parameters)
+        events = self._history(request)
         known = known_mask(records)
         self.unknown.add(int((~known).sum()))
         of_request = self.encoder.request_tensors(
@@ -65,6 +71,14 @@ class TritonPythonModel(StoreModel):
             "known": known,
             "fallback": self.encoder.fallback_scores(records, events),
         }
+
+    def _history(self, request: Any) -> list[str]:
+        """The latest events, as many as the network reads: only they are decoded and looked up."""
+        events = history(request, self.parameters)
+        read = self.encoder.events_read(events)
+        if self.reads_history:
+            self.truncated.add(int(len(read) < len(events)))
+        return read
 
     @staticmethod
     def _is_asked(request: Any, name: str) -> bool:

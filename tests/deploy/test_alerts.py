@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
@@ -153,8 +154,12 @@ def test_what_is_asked_fires_and_clears(alert: str, server: TritonServer, watche
 @needs_prometheus
 @pytest.mark.server
 def test_every_panel_of_the_dashboard_shows_something(server: TritonServer, watched: Monitoring) -> None:
-    """After what the tests above did, but for what only a GPU gives."""
-    panels = [expression for _, expression in panel_expressions() if "nv_gpu" not in expression]
+    """After what the tests above did, but for what only a GPU gives, or a ranker that reads texts."""
+    panels = [
+        expression
+        for _, expression in panel_expressions()
+        if "nv_gpu" not in expression and "truncated_texts" not in expression
+    ]
 
     def shows(expression: str) -> bool:
         return any(map(math.isfinite, watched.values(expression)))
@@ -171,6 +176,17 @@ def test_a_model_that_hangs(server: TritonServer, watched: Monitoring, gates: Ga
         fires(watched, "RequestsStuck")
         gates.open()
         clears(watched, "RequestsStuck")
+
+
+@needs_prometheus
+@pytest.mark.server
+def test_the_stores_reader_slots_are_nearly_gone(server: TritonServer, watched: Monitoring) -> None:
+    with lmdb.open(str(server.store), max_readers=1024, max_dbs=1, lock=True, readonly=True) as environment:
+        held = [environment.begin() for _ in range(950)]  # a slot each
+        with requests(server, KNOWN):
+            fires(watched, "StoreReadersNearlyGone")
+            held.clear()
+            clears(watched, "StoreReadersNearlyGone")
 
 
 @needs_prometheus

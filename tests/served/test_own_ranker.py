@@ -18,16 +18,23 @@ from builders.core import contract
 from builders.core.contract import UNSCORED
 from builders.core.workspace import Workspace
 from builders.data.beir import Product, Request, read_users
+from builders.data.synthetic import write_generated
 from builders.evaluate.judge import BuiltRanker
 from builders.publish.catalogue import add_items, add_users, fill_item_store
+from builders.publish.endpoints import publish_rankers
+from builders.publish.fused import WINS_BY, FormsReport, form_of
 from builders.publish.item_store import ItemStore
+from builders.publish.lifecycle import promote
+from builders.publish.manifest import read_manifest
 from deploy import ready
-from server import TritonServer
+from perf.forms import run_forms
+from server import TritonServer, canary
 from tests.support.endpoint import Array, metric, send, texts
 from tests.support.own_ranker import built_own_ranker
 
 pytestmark = pytest.mark.server
 ENDPOINT = "rank_every_kind_fp32_onnx"
+ANY_PORTS = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
 QUERY = "red coffee mug"
 CONTEXT = {"hour": 14}
 
@@ -52,10 +59,12 @@ def client(server: TritonServer) -> Iterator[grpc.InferenceServerClient]:
         yield connected
 
 
-def served(client: grpc.InferenceServerClient, item_ids: list[str], **further: Array) -> dict[str, float]:
+def served(
+    client: grpc.InferenceServerClient, item_ids: list[str], endpoint: str = ENDPOINT, **further: Array
+) -> dict[str, float]:
     """Item id => score."""
     asked = {contract.QUERY.name: texts(QUERY), contract.ITEM_IDS.name: texts(*item_ids), **further}
-    return dict(zip(*send(client, ENDPOINT, **asked), strict=True))
+    return dict(zip(*send(client, endpoint, **asked), strict=True))
 
 
 def by_torch(own: tuple[BuiltRanker, Workspace], products: list[Product], **further: Any) -> dict[str, float]:
@@ -168,6 +177,21 @@ def test_an_empty_history_is_a_history(own: tuple[BuiltRanker, Workspace], clien
     assert served(client, ids, history=empty) == served(client, ids)
 
 
+def test_a_long_history_is_cut_to_what_the_network_reads_checked_whole_and_counted(
+    own: tuple[BuiltRanker, Workspace], client: grpc.InferenceServerClient, server: TritonServer
+) -> None:
+    ids = list(own[0].data.products)[:4]
+    latest = [f"item {number}" for number in range(5)]  # as many as the network reads
+    counted = ("tritonrank_truncated_histories_total", "every_kind_preprocess")
+    before = metric(server, *counted)
+    read = served(client, ids, history=texts(*latest))
+    assert metric(server, *counted) == before
+    assert served(client, ids, history=texts("older", *latest)) == read
+    assert metric(server, *counted) == before + 1
+    with pytest.raises(InferenceServerException, match=r"history\[0\]: not UTF-8"):
+        served(client, ids, history=texts(b"\xff", *latest))
+
+
 def test_a_store_filled_for_other_weights_is_refused_at_load_with_both_versions(
     own: tuple[BuiltRanker, Workspace], tmp_path: Any
 ) -> None:
@@ -206,6 +230,53 @@ def test_a_build_with_a_changed_catalogue_is_served_with_the_next_request(
     finally:
         fill_item_store([built], lambda _: None, workspace)
     assert served(client, ids) == before
+
+
+# ---------------------------------------------------------------- the fused form
+def test_a_recipe_that_asks_for_it_is_published_fused_with_the_same_gate_canary_and_scores(
+    own: tuple[BuiltRanker, Workspace], client: grpc.InferenceServerClient, tmp_path: Path
+) -> None:
+    built, workspace = own
+    serving = built.recipe.serving.model_copy(update={"form": "fused"})
+    asked = dataclasses.replace(built, recipe=built.recipe.model_copy(update={"serving": serving}))
+    fused = dataclasses.replace(workspace, repository=tmp_path / "models")
+    said: list[str] = []
+    publish_rankers([asked], {"rank": "every_kind_fp32_onnx"}, "made up", said.append, fused)
+    assert "rank = every_kind_fp32_onnx" in said[0]
+    found, usual = (read_manifest(each.repository) for each in (fused, workspace))
+    assert found.served[ENDPOINT].steps == found.served["rank"].steps == {"every_kind_fp32_onnx_fused": 1}
+    assert found.served[ENDPOINT].canary == usual.served[ENDPOINT].canary
+    assert found.built_from(found.served["rank"]) == usual.built_from(usual.served[ENDPOINT])
+    promote(fused.repository, "rank_candidate", ENDPOINT)
+    ids = list(built.data.products)[:40]
+    further = {"user_id": texts("anna"), "context": texts(json.dumps(CONTEXT)), "history": texts(ids[3])}
+    wanted = served(client, ids, **further)
+    with TritonServer(fused.repository, None, store=fused.item_store, verify="hash", **ANY_PORTS) as server:
+        assert not [*canary.faults(server.http_host, server.http_port, fused.repository, fused.item_store, 60)]
+        with grpc.InferenceServerClient(server.grpc_url) as connected:
+            for endpoint in (ENDPOINT, "rank", "rank_candidate"):
+                assert served(connected, ids, endpoint=endpoint, **further) == wanted
+        server.kill()
+
+
+def test_what_is_published_is_measured_in_both_forms_and_the_next_build_goes_by_it(
+    own: tuple[BuiltRanker, Workspace], tmp_path: Path
+) -> None:
+    built, workspace = own
+    write_generated(tmp_path / "data")
+    measured = dataclasses.replace(workspace, build=tmp_path / "build")
+    said: list[str] = []
+    assert form_of(built.recipe, built.variants[0].variant, measured) == ("ensemble", "")
+    report, path = run_forms(built.recipe, rounds=1, window_ms=200, data=tmp_path / "data", workspace=measured)
+    assert FormsReport.model_validate_json(path.read_text()) == report
+    [(model, figures)] = report.variants.items()
+    assert (model, report.instances) == ("every_kind_fp32_onnx", built.recipe.serving.instances)
+    assert figures.fused_per_s / figures.ensemble_per_s == figures.ratio > 0
+    built_anew = dataclasses.replace(measured, repository=tmp_path / "models")
+    publish_rankers([built], {}, "made up", said.append, built_anew)
+    wanted = "every_kind_fp32_onnx_fused" if figures.ratio > WINS_BY else "every_kind_preprocess"
+    assert wanted in read_manifest(built_anew.repository).served[ENDPOINT].steps
+    assert f"fused it answers {figures.ratio:.2f} times the ensemble's requests/s" in said[0]
 
 
 # ---------------------------------------------------------------- readiness

@@ -11,11 +11,12 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
 from builders.core.contract import DEFAULT_SIMILAR, MAX_SIMILAR, Contract
-from builders.publish import model_config
+from builders.publish import model_config, similar_index
 from builders.publish.endpoints import served_files
 from builders.publish.item_store import MAX_READERS, ItemStore
 from builders.publish.postprocessing import similar_contract
 from builders.publish.repository import ServedModel, publish_models
+from builders.publish.similar_index import SEARCH_CODE, SimilarPlan, plan_index
 from server import ModelsNotReady, TritonServer
 from tests.support.endpoint import Array, integers, metric, send, texts
 
@@ -29,7 +30,7 @@ IDS = [f"item {row}" for row in range(len(VECTORS))]
 
 
 def write_repository(folder: Path, contract: Contract) -> None:
-    files = served_files("similar")
+    files = {**served_files("similar"), SEARCH_CODE.name: SEARCH_CODE}
     publish_models(folder, [ServedModel(model_config.python_config(contract), contract, files)], [], {})
 
 
@@ -175,6 +176,31 @@ def test_vectors_of_another_width_are_refused(tmp_path: Path) -> None:
         pytest.fail("served with vectors of another width")
 
     assert "a stored vector has 64 bytes, wanted 68: fill the item store anew" in str(refusal.value)
+
+
+def test_an_index_answers_by_exact_cosines_and_follows_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(similar_index, "EXACT_UP_TO", len(IDS))
+    write_repository(tmp_path / "models", similar_contract(TABLE, VERSION, WIDTH))
+    put(tmp_path / "store", dict(zip(IDS, VECTORS, strict=True)))
+    with ItemStore(tmp_path / "store") as writer:
+        plan_index(writer, f"{TABLE}@{VERSION}", SimilarPlan(WIDTH, exact=False, recall=0.9), print)
+    with (
+        TritonServer(tmp_path / "models", ["similar"], store=tmp_path / "store", **ANY_PORTS) as server,
+        grpc.InferenceServerClient(server.grpc_url) as client,
+    ):
+        answers = {item_id: similar(client, item_id) for item_id in IDS[::100]}
+        shares = []
+        for item_id, (found, scores) in answers.items():
+            wanted = cosines_with(item_id)
+            assert scores == pytest.approx([wanted[one] for one in found], abs=1e-6)
+            shares.append(len(set(found) & set(list(wanted)[:10])) / 10)
+        assert np.mean(shares) >= 0.85
+        assert 0.9 <= metric(server, "tritonrank_similar_recall", "similar") < 1
+        put(tmp_path / "store", {"new": VECTORS[0]})
+        assert similar(client, IDS[0], 1) == (["new"], [pytest.approx(1)])
+        assert metric(server, "tritonrank_similar_beside", "similar") == 1
 
 
 # ---------------------------------------------------------------- metrics of the store

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +13,8 @@ import lmdb
 import numpy as np
 import pytest
 
-from builders.core.workspace import REPOSITORY_ROOT, SERVED_CODE
+from builders.core.workspace import REPOSITORY_ROOT
+from tests.support.similar import load_vectors_code
 
 TABLE = "two_tower@1"
 WRITER = """
@@ -32,12 +32,7 @@ Write = Callable[..., None]
 
 @pytest.fixture(scope="module")
 def code() -> ModuleType:
-    path = SERVED_CODE / "similar" / "vectors.py"
-    spec = importlib.util.spec_from_file_location("served_similar_vectors", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_vectors_code()
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ class Runtime:
         thread_parameter: the one of them that says how many threads a run takes; "" = none.
         graph_level: precision => ``optimization.graph.level`` of ``config.pbtxt``; absent = the backend's own.
         joins_requests: whether Triton may run several requests as one batch.
+        fuses: whether its drop-in backend's code may run in one process with pre- and post-processing.
         files_beside: scorer file => what else the served version's folder holds: file name => file.
         converts: None = the ONNX file itself is served.
         quantizes: None = an int8 step is done in ONNX.
@@ -78,6 +79,7 @@ class Runtime:
     thread_parameter: str = ""
     graph_level: Mapping[Precision, int] = dataclasses.field(default_factory=dict)
     joins_requests: bool = True
+    fuses: bool = False
     files_beside: Callable[[Path], Mapping[str, Path]] = _no_more
     converts: Converts | None = None
     quantizes: Quantizes | None = None

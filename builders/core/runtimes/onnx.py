@@ -46,6 +46,7 @@ ONNX = Runtime(
     open=OnnxSession,
     parameters=_parameters,
     thread_parameter="intra_op_thread_count",
+    fuses=True,
     files_beside=external_files,
     graph_level={"fp16": 1},  # the layout pass of the highest level crashes on some FP16 graphs
 )

@@ -90,6 +90,32 @@ def test_a_history_without_buckets_leaves_unseen_items_out(padding: str, wanted:
     assert encoder.request_tensors(history=["b", "?", "a", "??"])["taken"].tolist() == [wanted]
 
 
+@pytest.mark.parametrize(
+    ("oov_buckets", "events", "read"),
+    [
+        (9, [b"\xff", b"a", b"x", b"b"], ["a", "x", "b"]),
+        (9, [b"a", b"x"], ["a", "x"]),
+        (0, [b"\xff", b"a", b"x", b"b", b"a"], ["a", "x", "b", "a"]),
+        (0, [b"a", b"x", b"x", b"x"], ["a", "x", "x", "x"]),
+        (0, [], []),
+    ],
+)
+def test_of_a_history_only_the_events_that_the_network_reads_are_decoded(
+    oov_buckets: int, events: list[bytes], read: list[str]
+) -> None:
+    encoder = FeatureEncoder([history("taken", 3, ["a", "b"], oov_buckets=oov_buckets)])
+    assert encoder.events_read(events) == read
+    whole = [event.decode(errors="replace") for event in events]
+    assert (encoder.request_tensors(history=read)["taken"] == encoder.request_tensors(history=whole)["taken"]).all()
+
+
+def test_of_a_history_as_many_events_are_read_as_its_longest_feature_reads() -> None:
+    features = [history("latest", 2, ["a"]), history("all", 4, ["a"]), history("known", 1, ["a"], oov_buckets=0)]
+    events = [b"a", b"a", b"x", b"x", b"x", b"x"]
+    assert FeatureEncoder(features).events_read(events) == ["a", "x", "x", "x", "x"]
+    assert FeatureEncoder([dense("price", ["price"])]).events_read(events) == []
+
+
 def test_padding_behind_survives_the_file_and_the_default_leaves_no_trace_in_it() -> None:
     behind = FeatureEncoder([history("taken", 3, ["a"], padding="behind"), dense("price", ["price"])])
     assert FeatureEncoder.from_json(behind.to_json()).features == behind.features

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -209,6 +211,16 @@ def test_a_build_killed_in_the_middle_is_gone_on_with(workspace: Workspace, rank
         assert not store.unfilled()
     build(ranker, many(2.0))
     assert_holds(workspace, ranker, *many(2.0).products.values())
+
+
+def test_a_long_build_says_how_far_it_is_and_how_quick(
+    build: Callable, ranker: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "Pace", functools.partial(catalogue.Pace, every_s=0.0))
+    told = [line for line in build(ranker, many(1.0)) if "items/s" in line]
+    assert [line.split(",")[0:2] for line in told][:1] == [["item store: priced: 4", "096 of 6"]]
+    assert re.search(r"6,000 of 6,000 stored, [\d,]+ items/s, 0 minutes left", told[-1])
+    assert not [line for line in build(ranker, many(1.0)) if "items/s" in line]  # nothing is computed again
 
 
 # ---------------------------------------------------------------- real and generated data

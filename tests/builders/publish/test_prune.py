@@ -11,7 +11,7 @@ import pytest
 from builders.publish.item_store import ItemStore, ItemStoreError
 from builders.publish.prune import prune_tables
 
-ALWAYS = {"attributes@1": 1}
+ALWAYS = {"attributes@1": 1, "tents@1": 1}
 
 
 def version_folder(repository: Path, model: str, number: str, **parameters: object) -> Path:
@@ -30,6 +30,10 @@ def repository(tmp_path: Path) -> Path:
             folder, "mugs_preprocess", number, item_features="mugs", item_features_version=version, user_features="u"
         )
     version_folder(folder, "mugs_fp32_onnx", "1")
+    version_folder(folder, "tents_fp32_onnx_fused", "1")
+    version_folder(
+        folder, "tents_fp32_onnx_fused/1", "tents_preprocess", item_features="tents", item_features_version="1"
+    )
     version_folder(folder, "postprocess", "1", attributes="attributes", attributes_version="1")
     return folder
 
@@ -40,7 +44,8 @@ def store(tmp_path: Path) -> Path:
         for features in ("mugs", "u"):
             for version in ("older", "old", "new"):
                 opened.put(features, version, [("a", b"x" * 1000)])
-        opened.put("cups", "1", [("a", b"x")])
+        for features in ("cups", "tents"):
+            opened.put(features, "1", [("a", b"x")])
         opened.put("attributes", "1", [("a", b"{}")])
     return tmp_path / "store"
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import random
+import re
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 
+from builders.data.beir import Product
 from builders.features.text import encode_texts, load_tokenizer
+from builders.rankers import two_tower
 from builders.rankers.backbone import packaged_backbone
-from builders.rankers.two_tower import CosineHead, TwoTower
+from builders.rankers.quick_encoder import QuickEncoder
+from builders.rankers.two_tower import CosineHead, TwoTower, TwoTowerRanker
 
 TEXTS = ["red trail shoe", "", "Kindle Paperwhite – now waterproof with 2x the storage", "tent"]
 
@@ -60,3 +67,48 @@ def test_cosine_head_scores_each_candidate(tower: TwoTower, tokenizer: Tokenizer
     assert scores.shape == (len(TEXTS), 1)
     assert scores[0].item() == pytest.approx(1, abs=1e-5)
     assert scores.argmax().item() == 0
+
+
+# ---------------------------------------------------------------- many texts
+WORDS = ["tent", "red", "trail", "shoe", "waterproof", "mug", "for", "storage"]
+MANY = [Product(str(row), " ".join(random.Random(row).choices(WORDS, k=3 * row + 1))) for row in (5, 1, 7, 0, 3, 9, 2)]
+
+
+@pytest.fixture
+def ranker(monkeypatch: pytest.MonkeyPatch) -> TwoTowerRanker:
+    monkeypatch.setattr(two_tower, "QUICK_FROM", len(MANY))
+    monkeypatch.setattr(two_tower, "BATCH", 3)
+    return TwoTowerRanker()
+
+
+def vectors_of(ranker: TwoTowerRanker, products: Sequence[Product]) -> np.ndarray:
+    return np.stack([np.frombuffer(value, "<f4") for _, value in ranker.item_features(products)])
+
+
+def by_torch(ranker: TwoTowerRanker) -> np.ndarray:
+    return ranker._encoder.encode_texts(ranker._tokenizer, [product.title for product in MANY])
+
+
+def test_vectors_of_a_catalogue_are_torchs_but_for_rounding(ranker: TwoTowerRanker) -> None:
+    found = vectors_of(ranker, MANY)
+    assert isinstance(ranker._quick, QuickEncoder)
+    np.testing.assert_allclose(found, by_torch(ranker), atol=1e-5)
+    np.testing.assert_allclose(vectors_of(ranker, MANY[:1]), found[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("fault", ["cannot be converted", "gives other vectors"])
+def test_a_network_that_openvino_does_not_compute_alike_is_computed_by_torch_with_a_warning(
+    fault: str, ranker: TwoTowerRanker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise ValueError("no such operation")
+
+    monkeypatch.setattr(QuickEncoder, "__init__", refuses if fault == "cannot be converted" else lambda *_: None)
+    monkeypatch.setattr(QuickEncoder, "encode", lambda self, batches, vectors: vectors.fill(1))
+    told = {
+        "cannot be converted": "OpenVINO cannot convert the network (ValueError: no such operation)",
+        "gives other vectors": "OpenVINO's vectors differ by 1",
+    }[fault]
+    with pytest.warns(RuntimeWarning, match=re.escape(told)):
+        found = vectors_of(ranker, MANY)
+    np.testing.assert_allclose(found, by_torch(ranker), atol=1e-5)
