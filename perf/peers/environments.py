@@ -79,7 +79,15 @@ def _make(environment: Environment, target: Path, requirements: Path) -> None:
 
 
 def _install(target: Path, *what: str | Path) -> None:
-    command = [sys.executable, "-m", "pip", "--python", target / "bin" / "python", "install", "--ignore-installed"]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        target / "bin" / "python",
+        "install",
+        "--ignore-installed",
+    ]
     command += ["--quiet", "--disable-pip-version-check", *what]
     subprocess.run(command, check=True, capture_output=True, text=True)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -63,17 +64,22 @@ def _peer(kind: str, note: str) -> Peer:
     )
 
 
-PEERS = (_peer("cross_encoder", "@batch, its default dynamic batcher, a row a candidate; gRPC"),)
+PEERS = (
+    _peer("cross_encoder", "@batch, its default dynamic batcher, a row a candidate; gRPC; PYTRITON_NO_TENSORSTORE=1"),
+)
 PEERS_OF_ITEMS = (
     _peer(
         "interactions",
-        "batching=False, a session of one thread, one instance: a second waits a second for the first at most; gRPC",
+        "batching=False, a session of one thread, one instance: a second waits a second for the first at most; gRPC; "
+        "PYTRITON_NO_TENSORSTORE=1",
     ),
 )
 
 
 def main(folder: str, port: str, kind: str) -> None:
     """Serve until SIGTERM."""
+    # Its store of tensors needs multiprocessing, which its stub cannot import on a later patch release of Python.
+    os.environ.setdefault("PYTRITON_NO_TENSORSTORE", "1")
     import numpy as np
     from pytriton.decorators import batch
     from pytriton.model_config import ModelConfig, Tensor
