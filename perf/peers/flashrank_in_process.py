@@ -28,19 +28,20 @@ PEERS = (
 
 def opened(folder: Path) -> Callable[[Mapping[str, Any]], list[float]]:
     """A request's body => scores."""
-    import flashrank.Ranker as module
+    from flashrank import Ranker, RerankRequest
+    from flashrank.Config import model_file_map
 
     files = folder / NAME
     shutil.copytree(folder / "checkpoint", files, dirs_exist_ok=True)
     shutil.copyfile(folder / "model.onnx", files / "model.onnx")
     for name, content in _of_old_transformers(files).items():  # files that transformers wrote before its version 5
         (files / name).write_text(json.dumps(content), encoding="utf-8")
-    module.model_file_map[NAME] = "model.onnx"
-    ranker = module.Ranker(NAME, cache_dir=str(folder), max_length=MAX_LENGTH)
+    model_file_map[NAME] = "model.onnx"
+    ranker = Ranker(NAME, cache_dir=str(folder), max_length=MAX_LENGTH)
 
     def score(body: Mapping[str, Any]) -> list[float]:
         passages = [{"id": place, "text": text} for place, text in enumerate(body["documents"])]
-        found = ranker.rerank(module.RerankRequest(query=body["query"], passages=passages))
+        found = ranker.rerank(RerankRequest(query=body["query"], passages=passages))
         return [float(each["score"]) for each in sorted(found, key=lambda each: each["id"])]
 
     return score
