@@ -46,7 +46,9 @@ def demo(
 
 @app.command()
 def sweep(
-    sweep: Annotated[Path, typer.Option(help="TOML with endpoints, concurrencies, window_ms, rounds.")] = SWEEP,
+    sweep: Annotated[
+        Path, typer.Option(help="TOML with endpoints, concurrencies, rates, transports, mix, rounds.")
+    ] = SWEEP,
     endpoint: Annotated[list[str] | None, typer.Option(help="Measure only this; repeatable.")] = None,
     url: Annotated[
         str | None,
@@ -63,7 +65,8 @@ def sweep(
 ) -> None:
     """Load every endpoint with real requests by perf_analyzer; print and write the figures.
 
-    Figures of a server at `--url` are printed only: reports are of this machine.
+    At so many requests at once, or at so many a second at random (Poisson) times. Figures of a server at `--url` are
+    printed only: reports are of this machine.
     """
     from builders.core.recipe import load_recipes
     from builders.data.find import find_data, load_judged
@@ -84,6 +87,54 @@ def sweep(
         console.print(f"not measured: {failure}", style="bold red", markup=False, soft_wrap=True)
     if not found.points:
         raise PerfError("nothing could be measured; the reasons stand above")
+
+
+@app.command()
+def slo(
+    p99_ms: Annotated[float, typer.Option(min=0.1, help="Highest p99 of a request.")],
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Such as cross_encoder_int8_onnx; repeatable; rank when none is given.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is kept.")] = False,
+    data: Data = None,
+) -> None:
+    """Find the highest rate of requests at random (Poisson) times at which a variant holds a p99; minutes a variant."""
+    from builders.core.recipe import load_recipes
+    from builders.data.find import find_data, load_judged
+    from perf.endpoints import published_endpoints
+    from perf.slo import Limit, result_text, run_slo, slo_table
+
+    endpoints = published_endpoints(load_recipes(), say=console.print)
+    judged = load_judged(find_data(data).folder)
+    found = run_slo(variant or [], Limit(ms=p99_ms), judged, endpoints, fresh=fresh, console=console)
+    for report, path in found:
+        console.print(slo_table(report))
+        console.print(f"written: {path}", soft_wrap=True)
+    for report, _ in found:
+        console.print(result_text(report), style="bold", soft_wrap=True)
+    if broken := [report.endpoint for report, _ in found if not report.search.highest_held]:
+        raise PerfError(f"{', '.join(broken)}: no rate held p99 <= {p99_ms:g} ms; the trials stand above")
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="perf.json of 'perf sweep', or a file of build/slo.")],
+    after: Annotated[Path, typer.Argument(help="The same, measured later.")],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Although machine, data, load or variants differ: what both have.")
+    ] = False,
+) -> None:
+    """Say what got slower beyond noise between two files of figures; exits with 1 where anything did."""
+    from perf.compare import changes_table, compare, read_measured, slower, versions_note
+
+    first, second = read_measured(before), read_measured(after)
+    changes = compare(first, second, anyway=anyway)
+    console.print(changes_table(changes))
+    if note := versions_note(first, second):
+        console.print(note, soft_wrap=True)
+    if worse := slower(changes):
+        names = "; ".join(f"{change.row}: {change.name}" for change in worse)
+        raise PerfError(f"{len(worse)} of {len(changes)} figures got slower beyond noise: {names}")
 
 
 @app.command()

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tritonrank_client import TLS
@@ -33,10 +34,26 @@ TOO_SHORT = "No valid requests recorded within time interval. Please use a large
 QUEUE = ("Server Queue",)
 COMPUTE = ("Server Compute Input", "Server Compute Infer", "Server Compute Output")
 MICROSECONDS_PER_MS, NANOSECONDS_PER_MS = 1e3, 1e6
+MICROSECONDS_PER_S, NANOSECONDS_PER_S = 1e6, 1e9
+
+
+WARM_UP_REQUESTS = 100
+"""Sent before those that count, at the same rate."""
+INTERVALS_FILE = "intervals.txt"
+LEAST_SENT = 0.95
+"""Of the wanted rate; a sender that falls behind it measures another load."""
+
+Transport = Literal["grpc", "http", "grpc+tls", "grpc+shared_memory", "http+shared_memory"]
+"""How requests come to the server. Shared memory is the system's: perf_analyzer then runs on the server's machine."""
+GRPC: Transport = "grpc"
 
 
 class AnalyzerError(PerfError):
     """perf_analyzer is missing, failed, or measured requests that failed."""
+
+
+class RequestsFailed(AnalyzerError):
+    """The server refused or failed a request, or none ended in time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +74,18 @@ class Measurement:
         requests_per_s: completed.
         steps: composing models, from their own files: in the ensemble's, queue and compute are wrong.
         repeated: earlier runs thrown away because a request failed or none ended in a window.
+        sent_per_s: rate at which requests were sent, where one was held.
+        foreign_share: of the machine's processor time that other programs took meanwhile, 0 to 1; None = not known.
+        runs: this is the least disturbed of so many.
     """
 
     latencies_ms: np.ndarray
     requests_per_s: float
     steps: tuple[Step, ...]
     repeated: int = 0
+    sent_per_s: float | None = None
+    foreign_share: float | None = None
+    runs: int = 1
 
 
 def find_analyzer(environment: ServerEnvironment | None = None) -> Path:
@@ -84,36 +107,106 @@ def measure(
     concurrency: int,
     window_ms: int,
     tls: TLS | None = None,
+    transport: Transport = GRPC,
     environment: ServerEnvironment | None = None,
 ) -> Measurement:
-    """Send the requests in turn over gRPC, ``concurrency`` at a time, for three windows.
+    """Send the requests in turn, ``concurrency`` at a time, for three windows: a closed loop.
 
     Raises:
-        AnalyzerError: it failed, or in every one of ``ATTEMPTS`` runs a request failed or none ended in a window,
-            which grows from run to run.
+        RequestsFailed: in every one of ``ATTEMPTS`` runs a request failed or none ended in a window, which grows from
+            run to run.
+        AnalyzerError: perf_analyzer failed.
     """
     environment = environment or find_environment()
     for repeated in range(ATTEMPTS):
         with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as name:
             folder = Path(name)
-            arguments = [*_arguments(url, model, requests_file, concurrency, window_ms), *_tls_arguments(tls)]
+            arguments = [
+                *_arguments(url, model, requests_file, concurrency, window_ms, transport),
+                *_tls_arguments(tls),
+            ]
             output = _run(folder, environment, arguments, _limit_s(window_ms))
             failure = request_failure(output)
             if failure is None:
                 return dataclasses.replace(read_measurement(folder), repeated=repeated)
             if failure == TOO_SHORT:
                 window_ms *= 2
-    raise AnalyzerError(
+    raise RequestsFailed(
         f"perf_analyzer, {model} at concurrency {concurrency}: {ATTEMPTS} runs failed, the last with: {failure}. "
         "If the queue is too short or its timeout too small for this load, see [serving] of the recipe; "
         "if requests take longer than a window, raise window_ms of the sweep"
     )
 
 
+def measure_poisson(
+    url: str,
+    model: str,
+    requests_file: Path,
+    *,
+    rate_per_s: float,
+    requests: int,
+    seed: int = 0,
+    tls: TLS | None = None,
+    transport: Transport = GRPC,
+    environment: ServerEnvironment | None = None,
+) -> Measurement:
+    """Send so many requests at random (Poisson) times, whatever became of those before: an open loop.
+
+    ``WARM_UP_REQUESTS`` more are sent first and left out of the latencies, not of the steps' means. Every request is
+    waited for, so none that is slow is missing.
+
+    Args:
+        rate_per_s: mean; the drawn times are scaled so that they have it exactly.
+        seed: of the times. perf_analyzer draws the same ones each time, so they are drawn here.
+
+    Raises:
+        RequestsFailed: a request failed, or perf_analyzer fell behind the rate.
+        AnalyzerError: perf_analyzer failed.
+    """
+    environment = environment or find_environment()
+    asked = f"perf_analyzer, {model} at {rate_per_s:g} requests/s"
+    with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as name:
+        folder = Path(name)
+        intervals_us = poisson_intervals_us(rate_per_s, requests + WARM_UP_REQUESTS, seed)
+        (folder / INTERVALS_FILE).write_text("".join(f"{interval}\n" for interval in intervals_us), encoding="utf-8")
+        arguments = _open_loop_arguments(url, model, requests_file, intervals_us.size, transport)
+        limit_s = LIMIT_FACTOR * intervals_us.sum() / MICROSECONDS_PER_S + LIMIT_LEAST_S
+        output = _run(folder, environment, [*arguments, *_tls_arguments(tls)], limit_s)
+        if (failure := request_failure(output)) is not None:
+            raise RequestsFailed(f"{asked}: {failure}")
+        found = read_open_loop(folder, WARM_UP_REQUESTS)
+    if found.sent_per_s is not None and found.sent_per_s < LEAST_SENT * rate_per_s:
+        raise RequestsFailed(f"{asked}: it sent only {found.sent_per_s:.1f}/s; this machine cannot send more beside it")
+    return found
+
+
+def poisson_intervals_us(rate_per_s: float, count: int, seed: int) -> np.ndarray:
+    """int64 [count], microseconds between requests, exponential, of exactly the mean rate; the same for a seed."""
+    drawn = np.random.default_rng(seed).exponential(size=count)
+    return np.maximum(np.rint(drawn / drawn.mean() * MICROSECONDS_PER_S / rate_per_s), 1).astype(np.int64)
+
+
+def read_open_loop(folder: Path, warm_up: int) -> Measurement:
+    """What perf_analyzer left of an open loop, without the first ``warm_up`` requests. Raises: AnalyzerError."""
+    found = read_measurement(folder)
+    sent_ns, answered_ns = _times_of(_export(folder))
+    order = np.argsort(sent_ns)[warm_up:]
+    if order.size < 2:
+        raise AnalyzerError(f"perf_analyzer left {sent_ns.size} requests; wanted more than {warm_up + 1}")
+    sent_ns, answered_ns = sent_ns[order], answered_ns[order]
+    return dataclasses.replace(
+        found,
+        latencies_ms=(answered_ns - sent_ns) / NANOSECONDS_PER_MS,
+        # perf_analyzer's own rate counts the time in which it waits for the last ones and its windows' rest.
+        requests_per_s=float(order.size / (answered_ns.max() - sent_ns.min()) * NANOSECONDS_PER_S),
+        sent_per_s=float((order.size - 1) / (sent_ns[-1] - sent_ns[0]) * NANOSECONDS_PER_S),
+    )
+
+
 def read_measurement(folder: Path) -> Measurement:
     """What perf_analyzer left in ``folder``. Raises: AnalyzerError when a file is missing or holds no request."""
     try:
-        export = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+        export = _export(folder)
         [row] = read_csv(folder / CSV_FILE)
     except (FileNotFoundError, ValueError) as error:
         raise AnalyzerError(f"perf_analyzer left no whole measurement ({error}); give it a longer window_ms") from error
@@ -125,9 +218,20 @@ def read_measurement(folder: Path) -> Measurement:
 
 def latencies_of(export: dict) -> np.ndarray:
     """float64 [requests], milliseconds, of perf_analyzer's ``--profile-export-file``."""
+    sent_ns, answered_ns = _times_of(export)
+    return (answered_ns - sent_ns) / NANOSECONDS_PER_MS
+
+
+def _export(folder: Path) -> dict:
+    return dict(json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8")))
+
+
+def _times_of(export: dict) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [requests] each, nanoseconds: when it was sent, and when its last response came."""
     requests = [request for experiment in export["experiments"] for request in experiment["requests"]]
-    spans = [(request["response_timestamps"][-1] - request["timestamp"]) for request in requests]
-    return np.array(spans, dtype=np.float64) / NANOSECONDS_PER_MS
+    sent = [request["timestamp"] for request in requests]
+    answered = [request["response_timestamps"][-1] for request in requests]
+    return np.array(sent, dtype=np.int64), np.array(answered, dtype=np.int64)
 
 
 def composing_steps(folder: Path) -> Iterator[Step]:
@@ -151,11 +255,31 @@ def request_failure(output: str) -> str | None:
     return next((line.strip() for line in output.splitlines() if "had error" in line or TOO_SHORT in line), None)
 
 
-def _arguments(url: str, model: str, requests_file: Path, concurrency: int, window_ms: int) -> list[str]:
+def _arguments(
+    url: str, model: str, requests_file: Path, concurrency: int, window_ms: int, transport: Transport = GRPC
+) -> list[str]:
     return [
-        *("-m", model, "-i", "grpc", "-u", url, "--input-data", str(requests_file.absolute())),
+        *_common_arguments(url, model, requests_file, transport),
         *("--concurrency-range", str(concurrency), "--measurement-interval", str(window_ms)),
         *("--stability-percentage", "1000", "--max-trials", str(WINDOWS)),
+    ]
+
+
+def _open_loop_arguments(
+    url: str, model: str, requests_file: Path, requests: int, transport: Transport = GRPC
+) -> list[str]:
+    return [
+        *_common_arguments(url, model, requests_file, transport),
+        # Without --async a request waits until one of four threads has its answer: that is no open loop.
+        *("--async", "--request-intervals", INTERVALS_FILE, "--request-count", str(requests)),
+    ]
+
+
+def _common_arguments(url: str, model: str, requests_file: Path, transport: Transport) -> list[str]:
+    protocol, _, further = transport.partition("+")
+    return [
+        *("-m", model, "-i", protocol, "-u", url, "--input-data", str(requests_file.absolute())),
+        *(("--shared-memory", "system") if further == "shared_memory" else ()),
         # A relative name: the composing models' files are called <model>_v<version>.<this>, path and all.
         *("-f", CSV_FILE, "--profile-export-file", EXPORT_FILE),
     ]

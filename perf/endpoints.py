@@ -28,7 +28,7 @@ from perf.kit.data import (
     Workspace,
 )
 from perf.kit.served import left_out, published_names, scorer_files, served_variant
-from server import TritonServer
+from server import ServerTls, TritonServer
 
 RANK = "rank"
 TIMEOUT_S = 300.0
@@ -118,8 +118,19 @@ def served_scorers(endpoint: Endpoint, workspace: Workspace = PROJECT) -> list[P
 
 
 @contextlib.contextmanager
-def serving(names: Sequence[str], workspace: Workspace = PROJECT) -> Iterator[TritonServer]:
-    """A Triton of our own with these endpoints, on free ports."""
+def serving(
+    names: Sequence[str],
+    workspace: Workspace = PROJECT,
+    *,
+    tls: ServerTls | None = None,
+    open_apis: bool = False,
+) -> Iterator[TritonServer]:
+    """A Triton of our own with these endpoints, on free ports of this machine.
+
+    Args:
+        tls: of gRPC; None = in the clear.
+        open_apis: clients may register shared memory, which perf_analyzer cannot show a key for.
+    """
     with TritonServer(
         workspace.repository,
         list(names),
@@ -128,6 +139,8 @@ def serving(names: Sequence[str], workspace: Workspace = PROJECT) -> Iterator[Tr
         grpc_port=0,
         http_port=0,
         metrics_port=0,
+        tls=tls,
+        open_apis=open_apis,
     ) as server:
         yield server
 

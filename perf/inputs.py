@@ -6,12 +6,61 @@ Source: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
+from perf.errors import PerfError
 from perf.kit.data import CONTEXT, HISTORY, ITEM_IDS, QUERY, USER_ID, JudgedQueries, Request, write_atomically
+
+
+class RequestMix(pydantic.BaseModel):
+    """Which of the real requests are sent; as they are unless told.
+
+    Attributes:
+        candidates: sizes that lists are cut to, or filled up to from the catalogue, in turn; absent = as they are.
+        query_words: only queries of at least and at most so many words.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    candidates: tuple[pydantic.PositiveInt, ...] = ()
+    query_words: tuple[pydantic.NonNegativeInt, pydantic.PositiveInt] | None = None
+
+
+def mixed_requests(judged: JudgedQueries, candidates: Mapping[str, Sequence[str]], mix: RequestMix) -> dict[str, Any]:
+    """As :func:`requests_json`, of the queries and with the numbers of candidates that the mix asks for.
+
+    Raises:
+        PerfError: no query is left, or the catalogue has fewer items than a list shall have.
+    """
+    chosen = _of_length(judged, mix.query_words)
+    sizes: Iterator[int | None] = itertools.cycle(mix.candidates or [None])
+    lists = {query_id: _sized(candidates[query_id], judged, next(sizes)) for query_id in chosen.queries}
+    return requests_json(chosen, lists)
+
+
+def _of_length(judged: JudgedQueries, words: tuple[int, int] | None) -> JudgedQueries:
+    if words is None:
+        return judged
+    least, most = words
+    chosen = [query_id for query_id, query in judged.queries.items() if least <= len(query.split()) <= most]
+    if not chosen:
+        counts = sorted({len(query.split()) for query in judged.queries.values()})
+        raise PerfError(f"mix.query_words {least} to {most}: no query has so many words; there are {counts}")
+    return judged.only(chosen)
+
+
+def _sized(item_ids: Sequence[str], judged: JudgedQueries, size: int | None) -> Sequence[str]:
+    if size is None:
+        return item_ids
+    filled = list(itertools.islice(dict.fromkeys(itertools.chain(item_ids, judged.products)), size))
+    if len(filled) < size:
+        raise PerfError(f"mix.candidates {size}: the catalogue has {len(judged.products)} items")
+    return filled
 
 
 def requests_json(

@@ -26,6 +26,7 @@ from perf.analyzer import AnalyzerError, Measurement, measure
 from perf.csv_text import csv_text
 from perf.endpoints import serving
 from perf.errors import PerfError
+from perf.foreign_load import FOREIGN_SHARE_LIMIT, undisturbed
 from perf.inputs import evenly_mixed, mean_candidates, requests_json, write_requests
 from perf.kit.data import (
     PROJECT,
@@ -37,22 +38,20 @@ from perf.kit.data import (
     Workspace,
     evaluation_data,
     find_data,
-    fingerprint,
     first_stage,
     judging_queries,
     load_recipe,
-    sha256,
     write_atomically,
 )
 from perf.kit.figures import ParetoReport, VariantFigures, pareto_folder
 from perf.kit.rankers import BuiltRanker, BuiltVariant, build_ranker, publish
-from perf.kit.served import endpoint_inputs, steps_of
+from perf.kit.served import endpoint_inputs
 from perf.machine import Machine, this_machine
 from perf.pareto_page import render_pareto
 from perf.pareto_text import layer_text, pareto_table
 from perf.process_memory import tree_memory
 from perf.progress import track
-from server.backend_directory import DROP_INS
+from perf.served_inputs import figures_key
 from server.errors import ServerError
 
 CONCURRENCY = 2
@@ -60,7 +59,6 @@ CONCURRENCY = 2
 ROUNDS, WINDOW_MS = 3, 2000
 REQUESTS = 200
 """Judged requests that are sent in turn, at most."""
-SHARED_BY_DROP_INS = "common"
 
 
 # ---------------------------------------------------------------- what is kept
@@ -70,10 +68,12 @@ class Measured(pydantic.BaseModel):
     Attributes:
         reference_per_s: requests/s of the reference variant, measured just before in this round.
         rss_bytes, pss_bytes: of the server's process tree after the load.
+        foreign_share: of the machine's processor time that other programs took meanwhile, 0 to 1; None = not known.
     """
 
     latencies_ms: list[float]
     requests_per_s: float
+    foreign_share: float | None = None
     reference_per_s: float
     rss_bytes: int
     pss_bytes: int
@@ -155,18 +155,9 @@ def load_of(
     folder: Path,
 ) -> Load:
     """Fingerprints what is served, with what, and where; the time of day and the load of the machine are left out."""
-    versions = {key: value for key, value in dataclasses.asdict(machine).items() if key != "load_average"}
-    parts = [str(window_ms), str(CONCURRENCY), json.dumps(versions), sha256(requests)]
-    inputs = {name: fingerprint([*parts, *map(sha256, served_files(workspace.repository, name))]) for name in names}
+    settings = [str(window_ms), str(CONCURRENCY)]
+    inputs = {name: figures_key(workspace.repository, name, requests, machine, settings) for name in names}
     return Load(inputs, workspace, requests, rounds, window_ms, folder)
-
-
-def served_files(repository: Path, endpoint: str) -> list[Path]:
-    """Files of the versions that the endpoint's steps name, their configurations, and the drop-ins that run them."""
-    steps = steps_of(repository, endpoint)
-    files = [path for step in steps for path in (step.config, *step.files)]
-    backends = sorted({SHARED_BY_DROP_INS, *(step.backend for step in steps)})
-    return [*files, *(path for backend in backends for path in sorted((DROP_INS / backend).glob("*.py")))]
 
 
 # ---------------------------------------------------------------- measuring
@@ -195,6 +186,7 @@ def measure_missing(load: Load, console: Console | None = None) -> dict[str, str
         kept = Measured(
             latencies_ms=found.latencies_ms.tolist(),
             requests_per_s=found.requests_per_s,
+            foreign_share=found.foreign_share,
             reference_per_s=reference_per_s,
             rss_bytes=rss_bytes,
             pss_bytes=pss_bytes,
@@ -205,10 +197,15 @@ def measure_missing(load: Load, console: Console | None = None) -> dict[str, str
 
 
 def measure_alone(load: Load, name: str) -> tuple[Measurement, int, int]:
-    """Latencies and rate of one endpoint in a server that serves nothing else, and that server's RSS and PSS, bytes."""
+    """Latencies and rate of one endpoint in a server that serves nothing else, and that server's RSS and PSS, bytes.
+
+    Measured again while other programs disturb it.
+    """
     with serving([name], load.workspace) as server:
-        found = measure(server.grpc_url, name, load.requests, concurrency=CONCURRENCY, window_ms=load.window_ms)
+        asked = functools.partial(measure, server.grpc_url, name, load.requests, concurrency=CONCURRENCY)
+        watched = undisturbed(functools.partial(asked, window_ms=load.window_ms))
         memory = tree_memory(server.pid)
+    found = dataclasses.replace(watched.found, foreign_share=watched.foreign_share, runs=watched.runs)
     return found, memory.rss_bytes, memory.pss_bytes
 
 
@@ -382,6 +379,7 @@ def _speed(recipe: Recipe, kept: Kept, rounds: int, candidates: float) -> dict[s
     ratios = [measured.requests_per_s / measured.reference_per_s for measured in chosen]
     return {
         "requests": latencies_ms.size,
+        "disturbed_rounds": sum((measured.foreign_share or 0.0) > FOREIGN_SHARE_LIMIT for measured in chosen),
         "p50_ms": float(p50_ms),
         "p99_ms": float(p99_ms),
         "candidates_per_s": candidates_per_s,

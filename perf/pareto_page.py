@@ -142,7 +142,8 @@ def hover_text(row: VariantFigures) -> str:
         *(f'name = "{row.variant}"', "steps:", *steps, *kept, ""),
         f"{row.metric_name} {row.quality:.4f} over {row.queries}{row.half_text} {interval_text(row)}",
         *_agreement(row),
-        f"p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f} ms over {row.requests} requests",
+        f"p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f} ms over {row.requests:,} requests"
+        + (f", {row.disturbed_rounds} rounds disturbed by other programs" if row.disturbed_rounds else ""),
         f"{row.candidates_per_s:,.0f} candidates/s, {row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f}) x "
         "the reference's",
         f"{cost_text(row)}; built in {row.build_s:.1f} s",

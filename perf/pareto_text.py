@@ -24,7 +24,7 @@ def pareto_table(report: ParetoReport) -> Table:
 def table_headings(report: ParetoReport) -> list[str]:
     """Of :func:`table_cells`."""
     return [
-        *("variant", report.rows[0].metric_name, "minus reference", "fidelity", "gate", "p50 ms", "p99 ms"),
+        *("variant", report.rows[0].metric_name, "minus reference", "fidelity", "gate", "requests", "p50 ms", "p99 ms"),
         *("candidates/s", "× reference", "MB on disk", "RSS MB", "PSS MB", "build s", f"{report.currency}/million"),
     ]
 
@@ -37,6 +37,7 @@ def table_cells(row: VariantFigures) -> list[str]:
         interval_text(row),
         "" if row.fidelity_ndcg is None else f"{row.fidelity_ndcg:.4f}",
         _gate_text(row),
+        f"{row.requests:,}{' ! disturbed' if row.disturbed_rounds else ''}",
         f"{row.p50_ms:.1f}",
         f"{row.p99_ms:.1f}",
         f"{row.candidates_per_s:,.0f}",

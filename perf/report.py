@@ -13,24 +13,21 @@ from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
-import plotly.io
 import plotly.offline
 
+from perf.analyzer import GRPC
 from perf.examples import telling_queries
 from perf.kit.data import GRADES, PROJECT, JudgedQueries, Workspace, write_atomically
 from perf.kit.figures import slices_of_search, worst_text
 from perf.kit.served import FUSED
 from perf.machine import this_machine
+from perf.plots import GRID_COLOR, TEXT_COLOR, UnderLoad, cycled_colors, figure_html, load_figure, styled
 from perf.served_quality import FIRST_STAGE, Difference, RankerQuality, ServedQuality
 from perf.sweep import PerfReport, Point, read_perf
-from perf.tables import interval_text, readable, speedup_text
+from perf.tables import foreign_text, interval_text, latency_texts, readable, speedup_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN_ITEMS = 10
-COLORS = ("#3b7dd8", "#e08a1e", "#2f9e6e", "#a05fc9", "#d1495b", "#6b7a8f")
-"""Readable on white and on near black."""
-TEXT_COLOR, GRID_COLOR = "#7d8796", "rgba(125, 135, 150, 0.25)"
-PLOT_CONFIG = {"displayModeBar": False, "responsive": True}
 
 
 def write_report(judged: JudgedQueries, found: ServedQuality, *, workspace: Workspace = PROJECT) -> Path:
@@ -50,7 +47,7 @@ def render_report(judged: JudgedQueries, found: ServedQuality, perf: PerfReport 
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     slices = slices_of_search(judged, found.ranker(found.published).ndcg)
-    environment.filters.update(readable=readable, speedup=speedup_text, interval=interval_text)
+    environment.filters.update(readable=readable, speedup=speedup_text, interval=interval_text, latencies=latency_texts)
     return environment.get_template("report.html.j2").render(
         judged=judged,
         found=found,
@@ -59,15 +56,16 @@ def render_report(judged: JudgedQueries, found: ServedQuality, perf: PerfReport 
         first_stage=FIRST_STAGE,
         grades=GRADES,
         lists=example_lists(judged, found),
+        others=lambda point: foreign_text(point.foreign_share, disturbed=point.disturbed > 0),
         slices=slices,
         worst_slice=worst_text(slices),
         shown_items=SHOWN_ITEMS,
         pairs=sum(len(judged.judgements[query_id]) for query_id in judged.queries),
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         plotly_script=plotly.offline.get_plotlyjs(),
-        forest_plot=_html(forest_figure(found.differences)),
-        latency_plot=_html(latency_figure(perf.points)) if perf else None,
-        steps_plot=_html(steps_figure(perf.points)) if perf else None,
+        forest_plot=figure_html(forest_figure(found.differences)),
+        latency_plot=figure_html(latency_figure(perf.points)) if perf else None,
+        steps_plot=figure_html(steps_figure(perf.points)) if perf else None,
     )
 
 
@@ -110,40 +108,36 @@ def forest_figure(differences: Sequence[Difference]) -> go.Figure:
     figure.add_vline(x=0, line={"color": TEXT_COLOR, "dash": "dot"})
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title="difference of NDCG@10, > 0 is better", nticks=5, tickangle=0)
-    return _styled(figure, height=110 + 48 * len(differences))
+    return styled(figure, height=110 + 48 * len(differences))
 
 
 def latency_figure(points: Sequence[Point]) -> go.Figure:
-    """p50 with a bar up to p99, over concurrency, an endpoint a line."""
-    figure = go.Figure()
-    for color, endpoint in zip(_cycled_colors(), dict.fromkeys(point.endpoint for point in points), strict=False):
-        mine = sorted((point for point in points if point.endpoint == endpoint), key=lambda point: point.concurrency)
-        figure.add_scatter(
-            name=endpoint,
-            x=[str(point.concurrency) for point in mine],
-            y=[point.p50_ms for point in mine],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [point.p99_ms - point.p50_ms for point in mine],
-                "arrayminus": [0 for _ in mine],
-            },
-            mode="lines+markers",
-            line={"color": color},
-            hovertemplate="%{y:.1f} ms<extra>%{fullData.name}</extra>",
-        )
-    figure.update_xaxes(title="requests at once", type="category")
-    figure.update_yaxes(title="latency, ms (p50, bar to p99)", type="log", nticks=8)
-    return _styled(figure, height=380, legend=True)
+    """Latency, and its queue and compute, over the rate that was reached, an endpoint and kind of load a line."""
+    return load_figure([_under_load(point) for point in points], "p99")
+
+
+def _under_load(point: Point) -> UnderLoad:
+    kind = "closed loop" if point.rate_per_s is None else "open loop"
+    transport = "" if point.transport == GRPC else f", {point.transport}"
+    return UnderLoad(
+        series=f"{point.endpoint}, {kind}{transport}",
+        requests_per_s=point.requests_per_s,
+        requests=point.requests,
+        p50_ms=point.p50_ms,
+        high_ms=point.p99_ms,
+        queue_ms=sum(step.queue_ms for step in point.steps) if point.steps else None,
+        compute_ms=sum(step.compute_ms for step in point.steps) if point.steps else None,
+        label=str(point.load),
+    )
 
 
 def steps_figure(points: Sequence[Point]) -> go.Figure:
-    """Queue and compute of each composing model at the lowest concurrency, stacked."""
-    lowest = min(point.concurrency for point in points)
-    chosen = [point for point in points if point.concurrency == lowest and point.steps]
+    """Queue and compute of each composing model under the first load, stacked."""
+    lowest = points[0].load
+    chosen = [point for point in points if point.load == lowest and point.steps]
     figure = go.Figure()
     roles = [role for role in ROLES if any(_role_of(step.model) == role for point in chosen for step in point.steps)]
-    for color, role in zip(_cycled_colors(), roles, strict=False):
+    for color, role in zip(cycled_colors(), roles, strict=False):
         figure.add_bar(
             name=f"{role}: compute",
             orientation="h",
@@ -162,8 +156,8 @@ def steps_figure(points: Sequence[Point]) -> go.Figure:
     )
     figure.update_layout(barmode="stack")
     figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(title=f"mean ms a request, {lowest} at once", nticks=5, tickangle=0)
-    return _styled(figure, height=150 + 40 * len(chosen), legend=True)
+    figure.update_xaxes(title=f"mean ms a request, {lowest}", nticks=5, tickangle=0)
+    return styled(figure, height=150 + 40 * len(chosen), legend=True)
 
 
 ROLES = ("pre-processing", "scoring", "post-processing", "all in one process")
@@ -196,27 +190,3 @@ def _column(judged: JudgedQueries, query_id: str, row: RankerQuality, before: Ra
 def _verdict_color(low: float, high: float) -> str:
     """Green: the interval lies above zero; red: below; grey: it holds zero."""
     return "#2f9e6e" if low > 0 else "#d1495b" if high < 0 else TEXT_COLOR
-
-
-def _cycled_colors() -> list[str]:
-    return list(COLORS) * 4
-
-
-def _styled(figure: go.Figure, *, height: int, legend: bool = False) -> go.Figure:
-    figure.update_layout(
-        height=height,
-        margin={"l": 8, "r": 16, "t": 8, "b": 48},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": TEXT_COLOR, "family": "system-ui, sans-serif", "size": 12},
-        showlegend=legend,
-        legend={"orientation": "h", "traceorder": "normal", "y": 1.02, "yanchor": "bottom", "x": 0},
-    )
-    figure.update_xaxes(gridcolor=GRID_COLOR, zeroline=False, automargin=True, title_standoff=8)
-    figure.update_yaxes(gridcolor=GRID_COLOR, zeroline=False, automargin=True)
-    return figure
-
-
-def _html(figure: go.Figure) -> str:
-    """The figure's element and script, without plotly's own script and without markup of ours to escape."""
-    return str(plotly.io.to_html(figure, full_html=False, include_plotlyjs=False, config=PLOT_CONFIG))

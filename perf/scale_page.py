@@ -14,7 +14,8 @@ import plotly.io
 import plotly.offline
 
 from perf.kit.data import write_atomically
-from perf.report import COLORS, GRID_COLOR, PLOT_CONFIG, TEMPLATES, TEXT_COLOR
+from perf.plots import COLORS, GRID_COLOR, PLOT_CONFIG, TEXT_COLOR
+from perf.report import TEMPLATES
 from perf.scale import BESIDE_WRITER, PREPROCESS, RANK, SIMILAR, ScalePoint, ScaleReport, bends
 
 

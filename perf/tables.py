@@ -10,9 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from perf.endpoints import RANK
+from perf.foreign_load import FOREIGN_SHARE_LIMIT
 from perf.kit.data import GRADES, JudgedQueries
+from perf.percentiles import LEAST_BEYOND, requests_for
 from perf.served_quality import FIRST_STAGE, Check, Difference, RankerQuality, ServedQuality
-from perf.sweep import PerfReport, Point
+from perf.sweep import PERCENTILES, PerfReport, Point
 
 ROWS = 5
 """Of each order; titles are long."""
@@ -106,29 +108,66 @@ def legend() -> str:
 
 
 def perf_table(report: PerfReport) -> Table:
-    """Latency and rate of every endpoint at every concurrency."""
-    title = f"perf_analyzer, closed loop, {report.candidates:.0f} candidates a request on average"
-    table = Table(title=title, title_justify="left")
+    """Latency and rate of every endpoint under every load."""
+    title = f"perf_analyzer, {report.candidates:.0f} candidates a request on average"
+    table = Table(title=title, title_justify="left", caption=_perf_caption(report), caption_justify="left")
     table.add_column("endpoint", overflow="fold")
-    for heading in ("at once", "requests", "p50 ms", "p90 ms", "p99 ms", "requests/s", "candidates/s", "x fp32"):
+    for heading in ("load", "requests", "p50 ms", "p90 ms", "p99 ms", "requests/s", "candidates/s", "x fp32", "others"):
         table.add_column(heading, justify="right", overflow="fold")
     for previous, point in zip([None, *report.points], report.points, strict=False):
-        if previous and previous.concurrency != point.concurrency:
+        if previous and previous.load != point.load:
             table.add_section()
         table.add_row(*_perf_row(point, report.published))
     return table
 
 
+def _perf_caption(report: PerfReport) -> str:
+    lines = ["others: processor time of other programs in the most disturbed round; a row in which it stayed above "
+             f"{FOREIGN_SHARE_LIMIT:.0%} is marked !"]  # fmt: skip
+    if any(point.foreign_share is None for point in report.points):
+        lines.append("?: not known, of a server at --url or figures of an earlier checkout")
+    if any(_too_few(point, percentile) for point in report.points for percentile in PERCENTILES):
+        lines.append(f"~: fewer than {LEAST_BEYOND} requests lie beyond this percentile")
+    return "\n".join(lines)
+
+
+def _too_few(point: Point, percentile: float) -> bool:
+    return point.requests < requests_for(percentile)
+
+
+def latency_texts(point: Point) -> list[str]:
+    """p50, p90 and p99; ``~`` before one beyond which there are too few requests."""
+    values = (point.p50_ms, point.p90_ms, point.p99_ms)
+    return [
+        f"{'~' if _too_few(point, percentile) else ''}{value:.1f}"
+        for percentile, value in zip(PERCENTILES, values, strict=True)
+    ]
+
+
+def foreign_text(share: float | None, runs: int = 1, disturbed: bool | None = None) -> str:
+    """Load of other programs for a reader.
+
+    Args:
+        runs: of which it is the least disturbed.
+        disturbed: whether it stayed so; None = the share says.
+    """
+    if share is None:
+        return "?"
+    marked = share > FOREIGN_SHARE_LIMIT if disturbed is None else disturbed
+    again = f" ({runs} runs)" if runs > 1 else ""
+    return f"{'! ' if marked else ''}{share:.0%}{again}"
+
+
 def steps_table(report: PerfReport) -> Table:
     """Queue and compute of the composing models."""
     table = Table(title="Where a request's time goes: means a composing model, ms", title_justify="left")
-    for heading in ("endpoint", "at once", "composing model", "queue", "compute"):
-        justify: Literal["left", "right"] = "right" if heading in ("at once", "queue", "compute") else "left"
+    for heading in ("endpoint", "load", "composing model", "queue", "compute"):
+        justify: Literal["left", "right"] = "right" if heading in ("load", "queue", "compute") else "left"
         table.add_column(heading, justify=justify, overflow="fold")
     for point in report.points:
         for step in point.steps:
-            concurrency = str(point.concurrency)
-            table.add_row(point.endpoint, concurrency, step.model, f"{step.queue_ms:.2f}", f"{step.compute_ms:.2f}")
+            load = str(point.load)
+            table.add_row(point.endpoint, load, step.model, f"{step.queue_ms:.2f}", f"{step.compute_ms:.2f}")
         table.add_section()
     return table
 
@@ -143,10 +182,11 @@ def speedup_text(point: Point) -> str:
 
 def _perf_row(point: Point, published: str) -> Sequence[str]:
     name = f"{point.endpoint} = {published}" if point.endpoint == "rank" else point.endpoint
-    requests = f"{point.requests}" + (f" ({point.repeated} repeated)" if point.repeated else "")
-    latencies = [f"{value:.1f}" for value in (point.p50_ms, point.p90_ms, point.p99_ms)]
+    again = point.repeated + point.reruns
+    requests = f"{point.requests}" + (f" ({again} repeated)" if again else "")
     rates = [f"{point.requests_per_s:.1f}", f"{point.candidates_per_s:,.0f}"]
-    return [name, str(point.concurrency), requests, *latencies, *rates, speedup_text(point)]
+    others = foreign_text(point.foreign_share, disturbed=point.disturbed > 0)
+    return [name, str(point.load), requests, *latency_texts(point), *rates, speedup_text(point), others]
 
 
 def _graded_title(judged: JudgedQueries, query_id: str, item_id: str) -> Text:

@@ -65,6 +65,7 @@ class VariantFigures(Figures):
             resident, and with shared pages shared out; medians over rounds.
         build_s: what building took when it was built.
         cost_per_million: candidates, in ``currency``, at the recipe's price of a machine-hour.
+        disturbed_rounds: in which other programs took too much of the machine, however often it was measured again.
         on_front: of those that passed their gate none is better in one of quality, p99 and cost and no worse in the
             others.
     """
@@ -95,6 +96,7 @@ class VariantFigures(Figures):
     gate: str
     own_limits: dict[str, float] = {}
     requests: int
+    disturbed_rounds: int = 0
     p50_ms: float
     p99_ms: float
     candidates_per_s: float
@@ -330,7 +332,8 @@ def cost_text(row: VariantFigures) -> str:
 def summary(row: VariantFigures) -> str:
     """What a reader compares, in one line."""
     return (
-        f"{cost_text(row)}, p99 {_number(row.p99_ms)} ms, {row.metric_name} {row.quality:.4f} ({row.quality_ratio:.1%} "
+        f"{cost_text(row)}, p99 {_number(row.p99_ms)} ms over {row.requests:,} requests, "
+        f"{row.metric_name} {row.quality:.4f} ({row.quality_ratio:.1%} "
         f"of the reference's) over {row.queries} queries{row.half_text}, "
         f"{_number(row.size_bytes / BYTES_PER_MB)} MB, {row.candidates_per_s:,.0f} candidates/s"
     )

@@ -147,7 +147,8 @@ def _served(found: Facts) -> list[Facts]:
     for name, facts in _of(found, "serve").items():
         model, _, concurrency = name.partition(" perf_analyzer ")
         rows.append({
-            "engine": model, "requests at once": concurrency, "p50, ms": f"{facts['p50_ms']:.2f}",
+            "engine": model, "requests at once": concurrency,
+            "requests": facts.get("requests", "not kept"), "p50, ms": f"{facts['p50_ms']:.2f}",
             "p99, ms": f"{facts['p99_ms']:.2f}", "candidates/s": f"{facts['candidates_per_s']:,.0f}",
             "served scores from the plan's": _figure(found["serve"].get(f"{model} served difference")),
         })  # fmt: skip

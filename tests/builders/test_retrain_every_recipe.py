@@ -22,18 +22,21 @@ from builders.publish.state import version_numbers
 from builders.rankers.load import import_from
 from builders.retrain import retrain
 from server.verify import check_as_published
+from tests.support.tiny_bert import write_tiny_bert
 
 NIGHTS = 10
 TRAINED = {name: recipe for name, recipe in load_recipes().items() if recipe.trainer}
 
 
 def small(recipe: Recipe, checkpoint: Path) -> Recipe:
-    """One variant, a single pass over the data, any network accepted."""
+    """One variant, a single pass over the data, any network accepted; a cross-encoder on a backbone of two layers."""
     gate = recipe.gate.model_copy(update={"max_judged_loss": 1.0, "fidelity_lists": 5})
     fields = type(recipe.training).model_fields
     least = {name: 1 for name in fields if name.endswith("epochs")} | {"examples": 200, "pseudo_queries": 50}
     training = recipe.training.model_copy(update={name: value for name, value in least.items() if name in fields})
     changes = {"checkpoint": checkpoint, "variants": recipe.variants[:1], "gate": gate, "training": training}
+    if recipe.ranker == "cross_encoder":
+        changes["backbone"] = write_tiny_bert(checkpoint.with_name("backbone"))
     return recipe.model_copy(update=changes)
 
 

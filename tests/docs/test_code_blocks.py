@@ -40,10 +40,9 @@ OTHERS = {
     "grep",
     "sort",
     "docker",
-    "ln",
-    "mkdir",
+    "cp",
+    "fuser",
     "pip",
-    "perf_analyzer",
     "first_stage",
     "for",
 }

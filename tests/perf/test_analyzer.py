@@ -17,7 +17,9 @@ from perf.analyzer import (
     AnalyzerError,
     Step,
     find_analyzer,
+    poisson_intervals_us,
     read_measurement,
+    read_open_loop,
     request_failure,
 )
 from server.environment import ServerEnvironment, find_environment
@@ -85,6 +87,30 @@ def test_a_missing_binary_says_which_package_carries_it(tmp_path: Path) -> None:
 
 def test_a_window_without_a_whole_request_is_worth_a_longer_one() -> None:
     assert request_failure(f"Request concurrency: 1\n{TOO_SHORT}\n") == TOO_SHORT
+
+
+# ---------------------------------------------------------------- open loops
+def test_random_times_have_the_rate_that_was_asked_for_and_are_the_same_for_a_seed() -> None:
+    intervals_us = poisson_intervals_us(40.0, 4000, seed=3)
+    assert intervals_us.sum() / 1e6 == pytest.approx(4000 / 40.0, rel=1e-3)
+    assert intervals_us.std() / intervals_us.mean() == pytest.approx(1.0, abs=0.05)  # as of exponential ones
+    assert (intervals_us == poisson_intervals_us(40.0, 4000, seed=3)).all()
+    assert not (intervals_us == poisson_intervals_us(40.0, 4000, seed=4)).all()
+
+
+def test_warm_up_is_left_out_by_when_requests_were_sent_and_rates_are_of_the_rest(folder: Path) -> None:
+    sent_s = [3.0, 1.0, 2.0, 4.0]  # perf_analyzer writes them as they were answered
+    requests = [
+        {"timestamp": int(at * 1e9), "response_timestamps": [int((at + took) * 1e9)]}
+        for at, took in zip(sent_s, [0.01, 0.5, 0.02, 0.03], strict=True)
+    ]
+    (folder / EXPORT_FILE).write_text(json.dumps({"experiments": [{"requests": requests}]}))
+    found = read_open_loop(folder, warm_up=1)
+    np.testing.assert_allclose(found.latencies_ms, [20, 10, 30])
+    assert found.sent_per_s == pytest.approx(1.0)
+    assert found.requests_per_s == pytest.approx(3 / 2.03)
+    with pytest.raises(AnalyzerError, match="left 4 requests; wanted more than 4"):
+        read_open_loop(folder, warm_up=3)
 
 
 @pytest.mark.server

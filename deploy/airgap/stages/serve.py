@@ -116,6 +116,7 @@ def load(results: Results, server: TritonServer, model: str, inputs: dict[str, n
         with results.part(key):
             found = measure(server.grpc_url, f"rank_{model}", file, concurrency=concurrency, window_ms=WINDOW_MS)
             results.put(key, {
+                "requests": found.latencies_ms.size,
                 "p50_ms": float(np.median(found.latencies_ms)),
                 "p99_ms": float(np.percentile(found.latencies_ms, 99)),
                 "candidates_per_s": found.requests_per_s * CANDIDATES,

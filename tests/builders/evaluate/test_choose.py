@@ -127,7 +127,8 @@ def test_the_last_choice_is_kept_with_what_was_asked(workspace: Workspace) -> No
     assert (chosen.model, chosen.recipe) == ("small_fp32_onnx", Path("recipes/two_tower.toml"))
     assert chosen.limits == {"slo_p99_ms": 50, "min_ndcg_ratio": 0.995, "min_rate": 10}
     assert lines[-2] == (
-        "small_fp32_onnx is the cheapest that keeps all limits: 0.02 USD per million candidates, p99 20 ms, NDCG@10 "
+        "small_fp32_onnx is the cheapest that keeps all limits: 0.02 USD per million candidates, p99 20 ms over "
+        "300 requests, NDCG@10 "
         "0.6000 (100.0% of the reference's) over 49 queries, 8 MB, 1,000 candidates/s."
     )
 
