@@ -17,10 +17,11 @@ MODEL     ?=
 REQUIRE_TENSORRT ?=
 MINUTES   ?=
 ITEMS     ?=
+ROUNDS    ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-gpu check check-supply-chain setup data train export build-engines quality recommend repository pareto publish serve reload \
-    perf bench scale soak outages report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
+    perf bench scale soak outages peers report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -118,6 +119,9 @@ soak: setup ## ten minutes (MINUTES=30) of load beside refresh, retraining, publ
 
 outages: setup ## ten minutes (MINUTES=30) of load with a fault every 20 seconds: kills, a full disk, overload, malformed requests
 	@$(RUN) -m perf outages $(if $(MINUTES),--minutes $(MINUTES))
+
+peers: setup ## what else serves the same weights, asked the same in turn (ROUNDS=10; environments in build/peers: gigabytes, minutes)
+	@$(RUN) -m perf peers $(if $(ROUNDS),--rounds $(ROUNDS))
 
 test-gpu: setup ## the tests that need a GPU
 	@$(RUN) -m pytest -m gpu -s $(ARGS)

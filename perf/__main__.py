@@ -316,6 +316,23 @@ def forms(
 
 
 @app.command()
+def peers(
+    kind: Annotated[
+        list[str] | None, typer.Option(help="cross_encoder or interactions; repeatable, none = both.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Each asks every peer in turn.")] = 10,
+    requests: Annotated[
+        int, typer.Option(min=1, max=24, help="Only the first so many of a turn: fewer are quicker.")
+    ] = 24,
+    data: Data = None,
+) -> None:
+    """Ask other servers and libraries the same of the same weights, in turn; each in an environment of its own."""
+    from perf.peers.run import run_peers
+
+    run_peers(kind or (), rounds=rounds, requests=requests, data=data, console=console)
+
+
+@app.command()
 def report(data: Data = None) -> None:
     """Write the HTML report anew from the figures kept last."""
     from builders.data.find import find_data, load_judged
