@@ -141,6 +141,7 @@ def _write_texts(
     from transformers import AutoModelForSequenceClassification
 
     ranker: Any = built.ranker
+    assert built.recipe.checkpoint is not None  # the classifier's recipe names one
     source = built.recipe.path(built.recipe.checkpoint)
     shutil.copytree(source, folder / CHECKPOINT, dirs_exist_ok=True)
     network = AutoModelForSequenceClassification.from_pretrained(
@@ -188,7 +189,8 @@ def _write_items(
     of_item = set(graph.row_inputs)
     items = built.ranker.sample(requests[0][0], products)[graph.name]
     ids = np.array([product.item_id for product in products])
-    np.savez(folder / ITEMS_FILE, item_ids=ids, **{name: items[name] for name in of_item})
+    arrays: dict[str, Any] = {"item_ids": ids, **{name: items[name] for name in of_item}}
+    np.savez(folder / ITEMS_FILE, **arrays)
     bodies = []
     for request, item_ids in requests:
         sample = built.ranker.sample(request, [built.data.products[item_id] for item_id in item_ids])[graph.name]
