@@ -33,6 +33,7 @@ COPY builders builders
 COPY recipes recipes
 COPY checkpoints checkpoints
 COPY served served
+COPY backends backends
 RUN python3 -m builders --help
 
 USER 1000:1000
