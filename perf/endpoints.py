@@ -124,18 +124,21 @@ def serving(
     *,
     tls: ServerTls | None = None,
     open_apis: bool = False,
+    config_name: str | None = None,
 ) -> Iterator[TritonServer]:
     """A Triton of our own with these endpoints, on free ports of this machine.
 
     Args:
         tls: of gRPC; None = in the clear.
         open_apis: clients may register shared memory, which perf_analyzer cannot show a key for.
+        config_name: of a machine's own configurations.
     """
     with TritonServer(
         workspace.repository,
         list(names),
         store=workspace.item_store,
         verify="hash",
+        config_name=config_name,
         grpc_port=0,
         http_port=0,
         metrics_port=0,

@@ -50,12 +50,7 @@ def load_figure(found: Sequence[UnderLoad], high: str) -> go.Figure:
         figure.add_scatter(
             **line,
             y=[each.p50_ms for each in mine],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [each.high_ms - each.p50_ms for each in mine],
-                "arrayminus": [0 for _ in mine],
-            },
+            error_y=bars_above([each.high_ms - each.p50_ms for each in mine]),
             mode="lines+markers",
             line={"color": color},
             text=[
@@ -83,6 +78,11 @@ def load_figure(found: Sequence[UnderLoad], high: str) -> go.Figure:
     styled(figure, height=420, legend=True)
     figure.update_layout(margin_t=40, legend={"y": -0.2, "yanchor": "top"})
     return figure
+
+
+def bars_above(heights: Sequence[float]) -> go.scatter.ErrorY:
+    """Bars from each point up by its height, and none down."""
+    return go.scatter.ErrorY(type="data", symmetric=False, array=heights, arrayminus=[0 for _ in heights])
 
 
 def cycled_colors() -> Iterator[str]:

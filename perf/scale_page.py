@@ -14,7 +14,7 @@ import plotly.io
 import plotly.offline
 
 from perf.kit.data import write_atomically
-from perf.plots import COLORS, GRID_COLOR, PLOT_CONFIG, TEXT_COLOR
+from perf.plots import COLORS, GRID_COLOR, PLOT_CONFIG, TEXT_COLOR, bars_above
 from perf.report import TEMPLATES
 from perf.scale import BESIDE_WRITER, PREPROCESS, RANK, SIMILAR, ScalePoint, ScaleReport, bends
 
@@ -84,12 +84,7 @@ def _lines(lines: dict[str, list[ScalePoint]], place: Callable[[ScalePoint], int
             name=name,
             x=[place(point) for point in ordered],
             y=[point.p50_ms for point in ordered],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [point.p99_ms - point.p50_ms for point in ordered],
-                "arrayminus": [0 for _ in ordered],
-            },
+            error_y=bars_above([point.p99_ms - point.p50_ms for point in ordered]),
             text=[f"n {point.answered:,}" for point in ordered],
             mode="lines+markers",
             line={"color": color},

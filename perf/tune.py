@@ -20,10 +20,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from perf.endpoints import Endpoint, EndpointClient
+from perf.endpoints import Endpoint, EndpointClient, serving
 from perf.kit.data import PROJECT, USUAL_CANDIDATES, Request, Workspace, evaluation_data
 from perf.kit.served import tune_machine
-from server import TritonServer
 
 WARM_UP_S = 1.0
 AS_GOOD = 0.95
@@ -99,7 +98,10 @@ def run_tune(
     for number, split in itertools.product(range(rounds), found):
         console.print(f"round {number + 1} of {rounds}: {split}", markup=False)
         tune_machine(workspace.repository, machine, split.instances, split.threads)
-        with _serving(endpoint, machine, workspace) as server, EndpointClient(server.grpc_url, endpoint.name) as client:
+        with (
+            serving([endpoint.name], workspace, config_name=machine) as server,
+            EndpointClient(server.grpc_url, endpoint.name) as client,
+        ):
             _measure(found[split], client, requests, callers=2 * cpus, seconds=seconds)
     chosen = choose(found)
     tune_machine(workspace.repository, machine, chosen.instances, chosen.threads)
@@ -124,19 +126,6 @@ def _requests(endpoint: Endpoint, folder: Path) -> Asked:
         ids = dict.fromkeys([*test.judgements[query_id], *itertools.islice(judged.products, USUAL_CANDIDATES)])
         asked.append((judged.request(query_id), list(ids)[:USUAL_CANDIDATES]))
     return asked
-
-
-def _serving(endpoint: Endpoint, machine: str, workspace: Workspace) -> TritonServer:
-    return TritonServer(
-        workspace.repository,
-        [endpoint.name],
-        store=workspace.item_store,
-        verify="hash",
-        config_name=machine,
-        grpc_port=0,
-        http_port=0,
-        metrics_port=0,
-    )
 
 
 def _measure(found: Measured, client: EndpointClient, requests: Asked, *, callers: int, seconds: float) -> None:

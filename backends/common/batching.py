@@ -118,7 +118,7 @@ def parts_of(inputs: Arrays, limits: RunLimits) -> Iterator[tuple[NDArray[np.int
     if limits.mask in of_rows:
         mask = of_rows[limits.mask]
         for chosen, length in _alike(mask, limits):
-            yield chosen, {**{name: _cut(array[chosen], mask, length) for name, array in of_rows.items()}, **shared}
+            yield chosen, {**{name: _cut(array, mask, chosen, length) for name, array in of_rows.items()}, **shared}
         return
     step = limits.rows_of_a_run(inputs) or max(len(rows), 1)
     for start in range(0, max(len(rows), 1), step):
@@ -139,9 +139,9 @@ def _alike(mask: NDArray[Any], limits: RunLimits) -> Iterator[tuple[NDArray[np.i
             yield rows[start : start + step], int(length)
 
 
-def _cut(array: NDArray[Any], mask: NDArray[Any], length: int) -> NDArray[Any]:
-    """Without the padding behind `length`, where the array has a value a token."""
-    return np.ascontiguousarray(array[:, :length]) if array.shape[1:2] == mask.shape[1:2] else array
+def _cut(array: NDArray[Any], mask: NDArray[Any], rows: NDArray[np.intp], length: int) -> NDArray[Any]:
+    """These rows, without the padding behind `length` where the array has a value a token."""
+    return np.ascontiguousarray(array[:, :length][rows]) if array.shape[1:2] == mask.shape[1:2] else array[rows]
 
 
 def run_whole(run: Run, inputs: Arrays, scalars: Collection[str], scalar_shapes: Mapping[str, Sequence[int]]) -> Arrays:
