@@ -6,7 +6,9 @@ be: so it is told to load one that cannot, from a repository that holds nothing 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from server import health
 
 MODEL = "draining"
 CONFIG = 'backend: "draining"\nmax_batch_size: 0\n'  # of which there is none
+CONNECT_S = 0.2
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -39,6 +42,13 @@ def http_address(command: Sequence[str]) -> tuple[str, int]:
     """Where the HTTP of the server that `command` has started can be reached on this machine."""
     address = option(command, "http-address", "127.0.0.1")
     return ANY_ADDRESS.get(address, address), int(option(command, "http-port", "8000"))
+
+
+def listens(command: Sequence[str]) -> bool:
+    """Whether the server that `command` has started listens by HTTP: Triton does once its first models are loaded."""
+    with contextlib.suppress(OSError), socket.create_connection(http_address(command), CONNECT_S):
+        return True
+    return False
 
 
 def option(command: Sequence[str], name: str, default: str) -> str:

@@ -76,12 +76,17 @@ class Watch:
 
     def __init__(self, server: int, command: Sequence[str], answer_within_s: float):
         self._stubs = StubWatch(server)
+        self._command = command
+        self._loaded = False
         self._silent: str | None = None
         if answer_within_s:
             threading.Thread(target=self._ask, args=(command, answer_within_s), daemon=True).start()
 
     def look(self) -> str | None:
         """Return what is wrong; None where all is well."""
+        if not self._loaded and drain.listens(self._command):
+            self._loaded = True
+            self._stubs.count_as_loaded()
         return self._stubs.look() or self._silent
 
     def settled_look(self) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 ENDED, STOPPED = "Z", "T"  # man 5 proc, the state in /proc/PID/stat
 WHAT_HAPPENED = {ENDED: "has ended", STOPPED: "is stopped by a signal"}
 LOOKS = {ENDED: 3, STOPPED: 2}  # in a row: one that Triton has ended itself is collected soon
-STARTED = 2  # looks at which it ran: one that ends before that belongs to a model that cannot be loaded
+STARTED = 2  # looks at which it ran: one that ends before that belongs to a model that cannot be loaded later
 LISTED = 5  # looks from one listing of the processes, which costs most, to the next ...
 LISTED_EACH_TIME = 50  # ... after so many, while models are loaded
 INSTANCE = 8  # of a stub's command line: the instance of the model, "two_tower_preprocess_0_0"
@@ -45,6 +45,11 @@ class StubWatch:
         if pid == self._server:
             return state == STOPPED  # its end is its parent's business
         return state == STOPPED or (state == ENDED and self._ran[pid] >= STARTED)
+
+    def count_as_loaded(self) -> None:
+        """Say that what was to be loaded at the start is loaded: from now on no stub that lives dies in loading."""
+        self._children = _children(self._server)
+        self._ran = dict.fromkeys(self._children, STARTED)
 
     @property
     def suspects(self) -> bool:

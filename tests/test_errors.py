@@ -45,11 +45,15 @@ SERVED_TOO = {
 """Their files are copied beside served models and cannot import the builders; they translate it where they call it."""
 CAUGHT_WITHIN = {ROOT / "builders/features/encoder.py", ROOT / "server/plans.py"}
 """Files that run by themselves, without their package."""
+WITH_PACKAGES_OF_THEIR_OWN = {"perf.peers.litserve_api"}
+"""Run only in an environment that ``make peers`` makes: what they import is not installed here."""
 
 
 def modules(package: ModuleType) -> Iterator[ModuleType]:
     yield package
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if found.name in WITH_PACKAGES_OF_THEIR_OWN:
+            continue
         yield importlib.import_module(found.name)
 
 

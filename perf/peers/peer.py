@@ -113,7 +113,8 @@ def posts_json(path: str, to_body: Callable[[Mapping[str, Any]], object], to_sco
             answer = connection.getresponse()
             text = answer.read()
             if answer.status != http.client.OK:
-                raise RuntimeError(f"POST {path}: {answer.status} {text[:500].decode(errors='replace')}, wanted 200")
+                found = text[:500].decode(errors="replace")
+                raise http.client.HTTPException(f"POST {path}: {answer.status} {found}, wanted 200")
             return list(to_scores(json.loads(text)))
 
         with contextlib.closing(connection):

@@ -38,6 +38,7 @@ from builders.publish.postprocessing import (
     similar_contract,
 )
 from builders.publish.repository import Ensemble, ServedModel, publish_models
+from builders.publish.similar_index import SEARCH_CODE
 from server import TritonServer
 from tests.support.repositories import python_model
 
@@ -78,7 +79,7 @@ RECIPE_RULES = RuleDefaults(in_stock_only=True, pins={"1": 1})
 
 
 def served_model(code: str, model: Contract) -> ServedModel:
-    files = served_files(code)
+    files = served_files(code) | ({SEARCH_CODE.name: SEARCH_CODE} if code == "similar" else {})
     return ServedModel(model_config.python_config(model), model, files)
 
 

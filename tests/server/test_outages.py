@@ -200,6 +200,17 @@ def test_a_stub_that_starts_later_is_listed_too() -> None:
     assert any(f"(process {child.pid}) is stopped" in look for look in looks if look)
 
 
+def test_a_stub_that_ended_at_once_is_reported_where_the_first_models_are_loaded() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        child.kill()
+        wait_until(lambda: _stat(child.pid)[0] == "Z")
+        watch = StubWatch(os.getpid())
+        assert [watch.look() for _ in range(LOOKS["Z"])] == [None] * LOOKS["Z"]
+        watch.count_as_loaded()
+        looks = [watch.look() for _ in range(LOOKS["Z"])]
+    assert looks[-1] is not None and f"(process {child.pid}) has ended" in looks[-1]
+
+
 def test_a_process_is_reported_after_so_many_looks_and_one_that_is_collected_is_not() -> None:
     children = [subprocess.Popen(["sleep", "60"]) for _ in range(3)]
     ended, stopped, collected = children
