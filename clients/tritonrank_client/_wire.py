@@ -83,6 +83,10 @@ class AsyncTransport(Protocol):
         """See Transport."""
 
 
+LEAST_REQUESTS = 3
+"""Of a server between two looks, before it may be set aside."""
+
+
 def channel_options(connections: Connections, authority: str | None = None) -> list[tuple[str, Any]]:
     """gRPC's own: servers that take turns, and one that fails or hangs set aside (gRFC A50)."""
     ejection = {
@@ -93,7 +97,7 @@ def channel_options(connections: Connections, authority: str | None = None) -> l
             "threshold": round(100 * connections.eject_above),
             "enforcementPercentage": 100,
             "minimumHosts": 2,
-            "requestVolume": 5,
+            "requestVolume": LEAST_REQUESTS,
         },
         "childPolicy": [{"round_robin": {}}],
     }
@@ -254,8 +258,13 @@ _TLS_NEXT_STEPS = (
 )
 
 
+_NOT_CONNECTED = ("failed to connect", "connections to all backends failing")
+
+
 def _next_step(kind: type[TritonRankError], message: str) -> str:
-    steps = (step for text, step in _TLS_NEXT_STEPS if text in message and "failed to connect" in message)
+    steps = (
+        step for text, step in _TLS_NEXT_STEPS if text in message and any(sign in message for sign in _NOT_CONNECTED)
+    )
     return next(steps, _NEXT_STEP[kind])
 
 
