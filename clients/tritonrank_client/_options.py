@@ -131,8 +131,8 @@ class Connections:
 
     max_age_s: float = 300.0
     eject_above: float = 0.5
-    eject_every_s: float = 1.0
-    ejected_s: float = 5.0
+    eject_every_s: float = 0.5
+    ejected_s: float = 30.0
 
     def __post_init__(self) -> None:
         _check_number("connections.max_age_s", self.max_age_s, 0.1, 86_400)
