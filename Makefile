@@ -18,10 +18,11 @@ REQUIRE_TENSORRT ?=
 MINUTES   ?=
 ITEMS     ?=
 ROUNDS    ?=
+PART      ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-gpu check check-supply-chain setup data train export build-engines quality recommend repository pareto publish serve reload \
-    gateway perf bench scale soak outages peers report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
+    gateway perf bench scale soak outages chaos peers report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -123,6 +124,9 @@ soak: setup ## ten minutes (MINUTES=30) of load beside refresh, retraining, publ
 outages: setup ## ten minutes (MINUTES=30) of load with a fault every 20 seconds: kills, a full disk, overload, malformed requests
 	@$(RUN) -m perf outages $(if $(MINUTES),--minutes $(MINUTES))
 
+chaos: setup ## what callers notice while servers are killed, hung, flooded and restarted one after another (PART=killed: one of them)
+	@$(RUN) -m perf chaos $(if $(PART),--part $(PART))
+
 peers: setup ## what else serves the same weights, asked the same in turn (ROUNDS=10; environments in build/peers: gigabytes, minutes)
 	@$(RUN) -m perf peers $(if $(ROUNDS),--rounds $(ROUNDS))
 
@@ -175,7 +179,8 @@ lock: ## resolve requirements/*.in anew into requirements/*.txt
 	@$(call lock,supply-chain,what 'make check-supply-chain' runs)
 	@$(call lock,builders,the builders' environment but torch)
 	@$(call lock,server,the server's environment)
-	@$(call lock,gateway,the gateway's image)
+	@{ echo "# Every package of the gateway's image, pinned with its hashes. Made from gateway.in by 'make lock'; edit that one."; \
+	   $(HASHES) --constraint requirements/builders.txt requirements/gateway.in; } > requirements/gateway.txt
 	@{ echo "# What Triton's container lacks of the server's environment. Made by 'make lock'."; \
 	   printf '%s\n' $(OF_CONTAINER) | $(HASHED) --constraint build/lock/pins.txt -; } > requirements/container.txt
 	@rm -rf build/lock
@@ -190,7 +195,8 @@ build/lock/bin/pip install --quiet uv
   $(HASHED) build/lock/pins.txt; } > requirements/$(1).txt
 endef
 
-HASHED       := build/lock/bin/uv pip compile --quiet --no-deps --generate-hashes --no-header --no-annotate
+HASHES       := build/lock/bin/uv pip compile --quiet --generate-hashes --no-header --no-annotate
+HASHED       := $(HASHES) --no-deps
 OF_CONTAINER := lmdb onnxruntime tokenizers cryptography cffi pycparser faiss-cpu packaging
 
 clean: ## remove everything that make made

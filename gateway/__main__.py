@@ -33,7 +33,9 @@ def main(
     ] = [],  # noqa: B006
     key_file: Annotated[
         Path | None,
-        typer.Option(envvar="TRITONRANK_GATEWAY_KEY_FILE", help="Keys of callers, one a line: Authorization: Bearer KEY."),
+        typer.Option(
+            envvar="TRITONRANK_GATEWAY_KEY_FILE", help="Keys of callers, one a line: Authorization: Bearer KEY."
+        ),
     ] = Settings.key_file,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = Settings.host,
     port: Annotated[int, typer.Option(help="0 picks a free one.")] = Settings.port,

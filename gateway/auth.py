@@ -35,7 +35,9 @@ class Keys:
             raise GatewayError(
                 f"{path}: {error.strerror}; name a file with one key a line, such as 'openssl rand -hex 32' makes"
             ) from error
-        keys = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()[:1] not in (b"", b"#")}
+        keys = {
+            number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()[:1] not in (b"", b"#")
+        }
         for number, key in keys.items():
             if not _WELL_FORMED.fullmatch(key):
                 raise GatewayError(

@@ -1,7 +1,7 @@
 """What can go wrong, before the gateway listens and in a request; an interface says in its own form what a request met.
 
-    GatewayError     exit code 2: the settings, or a file that they name, cannot be used
-    Refusal          a request gets no list; its fault says why
+GatewayError     exit code 2: the settings, or a file that they name, cannot be used
+Refusal          a request gets no list; its fault says why
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What Prometheus scrapes from ``/metrics``: no query, no text, no user."""
+"""What Prometheus scrapes from ``/metrics``: the gateway's own, the client's, and the process's. No query, no user."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 
@@ -22,11 +22,17 @@ class Metrics:
         own = {"registry": self._registry, "namespace": "tritonrank", "subsystem": "gateway"}
         self.requests = Counter("requests", "Requests by interface and HTTP status.", ["interface", "status"], **own)
         self.seconds = Histogram(
-            "request_seconds", "Time of a request, from its headers to its answer.", ["interface"], buckets=BUCKETS_S, **own
+            "request_seconds",
+            "Time of a request, from its headers to its answer.",
+            ["interface"],
+            buckets=BUCKETS_S,
+            **own,
         )
-        self.degraded = Counter("degraded", "Answers of which a step took the ranker's place.", ["interface", "step"], **own)
+        self.degraded = Counter(
+            "degraded", "Answers of which a step took the ranker's place.", ["interface", "step"], **own
+        )
         self.in_flight = Gauge("requests_in_flight", "Requests that wait for their answers.", **own)
 
     def page(self) -> bytes:
         """In the text format 0.0.4."""
-        return generate_latest(self._registry)
+        return generate_latest(self._registry) + generate_latest(REGISTRY)  # the client's are in the default one

@@ -162,9 +162,7 @@ async def similar(body: SimilarRequest, asked: Asking) -> ListAnswer:
     """Items of the store that are nearest to one of them."""
     model = asked.service.model("similar", body.model)
     timeout_s = _timeout_s(body, asked)
-    return _answer(
-        await model.client.similar(body.item_id, body.top_k, timeout_s, request_id=asked.request_id), asked
-    )
+    return _answer(await model.client.similar(body.item_id, body.top_k, timeout_s, request_id=asked.request_id), asked)
 
 
 def _timeout_s(body: ListBody, asked: Asking) -> float | None:

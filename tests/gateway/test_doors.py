@@ -182,9 +182,7 @@ def test_a_body_that_does_not_come_is_given_up(
 
 
 @pytest.mark.server
-def test_requests_beyond_those_at_once_are_refused_at_once(
-    started: Callable[..., httpx2.Client], gates: Gates
-) -> None:
+def test_requests_beyond_those_at_once_are_refused_at_once(started: Callable[..., httpx2.Client], gates: Gates) -> None:
     client = started(max_in_flight=1)
     held = gates.query()
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as at_last:
@@ -219,7 +217,9 @@ def test_every_interface_describes_its_body_its_errors_and_its_key() -> None:
     for operation in asked.values():
         assert operation["requestBody"]["content"]["application/json"]["schema"]
         assert operation["security"]
-        assert {"200", "401", "404", "408", "413", "429", "500", "503", "504", "default"} <= operation["responses"].keys()
+        assert {"200", "401", "404", "408", "413", "429", "500", "503", "504", "default"} <= operation[
+            "responses"
+        ].keys()
         assert all(one["content"]["application/json"]["schema"] for one in operation["responses"].values())
         assert "HTTPValidationError" not in str(operation)
 
@@ -268,9 +268,7 @@ def test_an_id_that_no_log_should_hold_is_replaced(client: httpx2.Client, unfit:
 
 
 @pytest.mark.server
-def test_the_log_names_the_request_and_shows_no_text(
-    client: httpx2.Client, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_log_names_the_request_and_shows_no_text(client: httpx2.Client, caplog: pytest.LogCaptureFixture) -> None:
     client.post("/v2/rerank", json=COHERE_2.body("crash", ["1234567"]), headers={"x-request-id": "search-9"})
     [line] = [record.getMessage() for record in caplog.records if "search-9" in record.getMessage()]
     assert "ServerError" in line and "1234567" not in line

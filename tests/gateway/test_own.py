@@ -90,7 +90,11 @@ def test_similar_items(client: httpx2.Client) -> None:
         ("/v1/rank", {"query": "red", "item_ids": ["a", "a"]}, "item_ids[1]: found 'a', which item_ids[0] already is"),
         ("/v1/rank", {"query": "red", "item_ids": []}, "item_ids: found 0 items"),
         ("/v1/rank", {"query": "red", "item_ids": ["1"], "rules": {"pins": {"9": 1}}}, "rules.pins: found '9'"),
-        ("/v1/rank", {"query": "red", "item_ids": ["1"], "user_id": "u"}, "user_id: model 'rank_numbers' on the server"),
+        (
+            "/v1/rank",
+            {"query": "red", "item_ids": ["1"], "user_id": "u"},
+            "user_id: model 'rank_numbers' on the server",
+        ),
         ("/v1/rank", {"query": "red", "item_ids": ["1"], "timeout_s": 99}, "timeout_s: found 99, wanted at most 20"),
         ("/v1/recommend", {"history": ["x" * 512], "item_ids": ["1"]}, "history[0]: found 512 bytes"),
         ("/v1/similar", {"item_id": "i1", "top_k": 0}, "top_k: found 0"),

@@ -38,7 +38,9 @@ TEXTS = ["a blue mug", 'red "running" shoe', "red shoe, waterproof"]
 
 def marked(page: Path, mark: str) -> list[str]:
     """Code under ``<!-- mark -->``."""
-    return re.findall(rf"<!-- {mark} -->\n```\w+\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        rf"<!-- {mark} -->\n```\w+\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
 
 
 def connector(engine: str) -> dict[str, Any]:
@@ -127,7 +129,9 @@ def test_json_of_the_page_is_json() -> None:
 def test_a_curl_command_of_the_page_is_answered(triton: TritonServer, place: int) -> None:
     commands = marked(WITHOUT_PYTHON, "tested: curl")
     assert len(commands) == 3
-    command = commands[place].replace("http://127.0.0.1:8000", triton.http_url).replace("200000", str(int(PATIENT_S * 1e6)))
+    command = (
+        commands[place].replace("http://127.0.0.1:8000", triton.http_url).replace("200000", str(int(PATIENT_S * 1e6)))
+    )
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     answer = json.loads(ended.stdout)
@@ -157,7 +161,9 @@ def test_the_grpcurl_commands_of_the_page_are_answered(triton: TritonServer) -> 
         asked = json_format.ParseDict(rank[2], service_pb2.ModelInferRequest())
         asked.parameters["timeout"].int64_param = int(PATIENT_S * 1e6)
         answer = getattr(stub, rank[1])(asked, timeout=PATIENT_S)
-        told = getattr(stub, ready[1])(json_format.ParseDict(ready[2], service_pb2.ModelReadyRequest()), timeout=PATIENT_S)
+        told = getattr(stub, ready[1])(
+            json_format.ParseDict(ready[2], service_pb2.ModelReadyRequest()), timeout=PATIENT_S
+        )
     assert told.ready
     assert [output.name for output in answer.outputs] == ["ranked_ids", "scores"]
     ids, scores = answer.raw_output_contents
