@@ -131,7 +131,12 @@ def refusal_of(error: Exception) -> Refusal:
 
 def _of_body(error: RequestValidationError) -> str:
     """Each fault's place and what was wanted there; never the value, which may be a whole document."""
-    faults = [f"{_place(fault['loc'])}: {fault['msg']}" for fault in error.errors()]
+    faults = [
+        f"the body: not JSON ({fault['ctx']['error']} at character {fault['loc'][-1]})"
+        if fault["type"] == "json_invalid"
+        else f"{_place(fault['loc'])}: {fault['msg']}"
+        for fault in error.errors()
+    ]
     more = len(faults) - SHOWN_FAULTS
     return "; ".join(faults[:SHOWN_FAULTS]) + (f"; and {more} more" if more > 0 else "")
 

@@ -30,8 +30,8 @@ class RankingRequest(Body):
     model: str | None = Field(None, description="One of /v1/models; without one, the gateway's first.")
     truncate: Literal["END"] = Field(
         "END",
-        description="A text longer than the ranker reads is cut at its end, and counted. NONE, which would refuse it, is "
-        "refused: the gateway does not know how many tokens a text has.",
+        description="A text longer than the ranker reads is cut at its end, and counted. NONE, which would refuse "
+        "such a text, is refused: the gateway does not know how many tokens a text has.",
     )
 
 

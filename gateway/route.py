@@ -97,7 +97,7 @@ def _request_id(request: Request) -> str:
 
 
 def _log(refusal: Refusal, error: Exception, path: str, request_id: str) -> None:
-    """What the ranker or the gateway is to blame for, or suffers from. What callers do wrong they are told themselves."""
+    """What the ranker or the gateway is to blame for, or suffers from; what callers do wrong they are told."""
     if refusal.fault is Fault.BUG:
         log.exception("%s: request %s", path, request_id)
     elif refusal.fault.status >= 500 or refusal.fault is Fault.OVERLOADED:

@@ -55,8 +55,8 @@ class Settings:
         for endpoint in self.named.values():
             kind_of(endpoint)
         for name in ("timeout_s", "max_body_bytes", "max_documents", "max_in_flight"):
-            if not getattr(self, name) > 0:
-                raise GatewayError(f"{option(name)}: found {getattr(self, name)}, wanted more than 0")
+            if not (value := getattr(self, name)) > 0:
+                raise GatewayError(f"{option(name)}: found {value}, wanted more than 0")
         if not (self.key_file or self.open or _is_own_address(self.host)):
             raise GatewayError(
                 f"--host {self.host}: whoever reaches this address could rank; give --key-file, or --open where only "
@@ -90,8 +90,8 @@ def kind_of(endpoint: str) -> Kind:
         if endpoint == kind or endpoint.startswith(f"{kind}_"):
             return kind  # type: ignore[no-any-return]
     raise GatewayError(
-        f"--model ...={endpoint}: not an endpoint for callers, wanted rank, recommend, similar or a variant of one such "
-        "as rank_two_tower_fp32_onnx"
+        f"--model ...={endpoint}: not an endpoint for callers, wanted rank, recommend, similar or a variant of one, "
+        "such as rank_two_tower_fp32_onnx"
     )
 
 

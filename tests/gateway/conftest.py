@@ -1,4 +1,4 @@
-"""One Triton with small endpoints of the kit's own steps and models that do as the query says; gateways before it."""
+"""One Triton with models that do as the query says, and gateways before it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,11 @@ from builders.core.contract import ITEM_ID, RANKED_IDS, SCORES, TOP_K
 from server import TritonServer
 from tests.support import repositories
 from tests.support.gateways import gateway
-from tests.support.raw_endpoints import ANY_PORTS, write_raw_endpoints
 from tests.support.small_model import QUEUE_OF_TWO, TAKES_TEXTS, Gates, write_model
 
-MODELS = {
-    "numbers": "rank_numbers",
-    "shop": "rank",
-    "queued": "rank_queued",
-    "foreign": "rank_foreign",
-    "basket": "recommend",
-    "near": "similar",
-}
+ANY_PORTS = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
+MODELS = {"texts": "rank", "queued": "rank_queued", "foreign": "rank_foreign", "near": "similar"}
+"""Of gateways: name that requests state => endpoint."""
 SIMILAR = f"""
 backend: "python"
 max_batch_size: 0
@@ -53,14 +47,13 @@ def gates(gates_folder: Path) -> Iterator[Gates]:
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory: pytest.TempPathFactory, gates_folder: Path) -> Iterator[TritonServer]:
-    """`rank`, `recommend` (raw_endpoints), `rank_numbers`, `rank_queued`, `rank_foreign` (small_model) and `similar`."""
-    folder = tmp_path_factory.mktemp("gateway")
-    write_raw_endpoints(folder)
-    write_model(folder / "models", "rank_numbers", gates_folder, more=TAKES_TEXTS)
-    write_model(folder / "models", "rank_queued", gates_folder, more=TAKES_TEXTS + QUEUE_OF_TWO)
-    write_model(folder / "models", "rank_foreign", gates_folder, scores="logits")
-    repositories.write_model(folder / "models", "similar", SIMILAR, NEIGHBOURS)
-    with TritonServer(folder / "models", load=None, store=folder / "store", **ANY_PORTS) as server:
+    """`rank`, `rank_queued` and `rank_foreign` of small_model, and a `similar` with three items."""
+    repository = tmp_path_factory.mktemp("gateway")
+    write_model(repository, "rank", gates_folder, more=TAKES_TEXTS)
+    write_model(repository, "rank_queued", gates_folder, more=TAKES_TEXTS + QUEUE_OF_TWO)
+    write_model(repository, "rank_foreign", gates_folder, scores="logits")
+    repositories.write_model(repository, "similar", SIMILAR, NEIGHBOURS)
+    with TritonServer(repository, load=None, **ANY_PORTS) as server:
         yield server
 
 

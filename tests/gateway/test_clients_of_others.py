@@ -1,4 +1,4 @@
-"""Clients that no one here wrote, each in an environment of its own that the first run makes in build/gateway-clients."""
+"""Clients that no one here wrote, each in an environment of its own, made by the first run in build/gateway-clients."""
 
 from __future__ import annotations
 

@@ -239,8 +239,8 @@ def test_it_is_live_without_a_ranker_and_ready_with_one(started: Callable[..., h
     assert alone.get("/healthz").status_code == 200
     answer = alone.get("/readyz")
     assert (answer.status_code, answer.json()) == (503, {"ready": False, "models": {"rank": False}})
-    both = started(models={"shop": "rank", "basket": "recommend"}).get("/readyz")
-    assert (both.status_code, both.json()) == (200, {"ready": True, "models": {"shop": True, "basket": True}})
+    both = started(models={"shop": "rank", "near": "similar"}).get("/readyz")
+    assert (both.status_code, both.json()) == (200, {"ready": True, "models": {"shop": True, "near": True}})
     foreign = started(models={"shop": "rank", "foreign": "rank_foreign"}).get("/readyz")
     assert (foreign.status_code, foreign.json()["models"]) == (503, {"shop": True, "foreign": False})
 

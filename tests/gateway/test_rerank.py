@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,12 +116,12 @@ def test_scores_are_those_of_the_python_client(
 
 @pytest.mark.parametrize("interface", [COHERE_1, COHERE_2, MODEL_SERVER, NEMO], ids=lambda one: one.path)
 def test_the_request_names_a_model(client: httpx2.Client, interface: Interface) -> None:
-    by_name = interface.pairs(interface.post(client, "red shoe", SHOES, model="shop").json())
+    by_name = interface.pairs(interface.post(client, "red shoe", SHOES, model="texts").json())
     assert [score for _, score in by_name] == sorted((score for _, score in by_name), reverse=True)
     unknown = interface.post(client, "red shoe", SHOES, model="rank_two_tower")
     assert unknown.status_code == 404
     assert interface.error(unknown.json()) == (
-        "model: found 'rank_two_tower', wanted one of 'numbers', 'shop', 'queued', 'foreign'"
+        "model: found 'rank_two_tower', wanted one of 'texts', 'queued', 'foreign'"
     )
 
 
@@ -142,7 +143,7 @@ def test_of_cohere_the_answer_has_id_model_and_version(client: httpx2.Client) ->
             f"/v{version}/rerank", json=cohere_body("any", ["1"]), headers={"x-request-id": "search-7"}
         )
         rest = {key: value for key, value in answer.json().items() if key != "results"}
-        assert rest == {"id": "search-7", "model": "numbers", "meta": {"api_version": {"version": version}}}
+        assert rest == {"id": "search-7", "model": "texts", "meta": {"api_version": {"version": version}}}
         assert answer.headers["x-request-id"] == "search-7"
     assert client.post("/v3/rerank", json=cohere_body("any", ["1"])).json().keys() == {"results"}
 
@@ -157,7 +158,7 @@ def test_of_tei_texts_come_with_their_scores_when_asked_for(client: httpx2.Clien
 
 def test_of_nemo_the_request_of_its_documentation(client: httpx2.Client) -> None:
     body = {
-        "model": "shop",
+        "model": "texts",
         "query": {"text": "which way should i go?"},
         "passages": [{"text": "two roads diverged in a yellow wood"}, {"text": "then took the other, as just as fair"}],
         "truncate": "END",
@@ -193,7 +194,6 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "deep": (b"[" * 100_000, "body"),
     "a number of ten thousand digits": (b'{"query": ' + b"9" * 10_000 + b"}", "body"),
     "not UTF-8": (b'{"query": "\xff"}', "body"),
-    "half a character": (b'{"query": "\\ud800", "documents": ["1"], "texts": ["1"], "passages": []}', "query"),
 }
 
 
@@ -206,6 +206,17 @@ def test_a_body_that_is_none_is_refused_in_the_interfaces_form(
     answer = client.post(interface.path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code in (400, 413, 422)
     assert place in interface.error(answer.json())
+
+
+@each
+@pytest.mark.parametrize(("query", "text", "place"), [("\ud800", "1", "query"), ("any", "\ud800", "")])
+def test_half_a_character_is_refused(
+    client: httpx2.Client, interface: Interface, query: str, text: str, place: str
+) -> None:
+    body = json.dumps(interface.body(query, [text]))
+    answer = client.post(interface.path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == interface.statuses[0]
+    assert interface.error(answer.json()).startswith(place or f"{interface.field}[0]")
 
 
 @each

@@ -22,9 +22,9 @@ PATIENT_S = 20.0
 @contextlib.contextmanager
 def gateway(triton: str, **settings: Any) -> Iterator[httpx2.Client]:
     """A client of it. triton: host and port of the gRPC service."""
-    with listening(Settings(servers=(triton,), port=0, **{"timeout_s": PATIENT_S, **settings})) as url:
-        with httpx2.Client(base_url=url, timeout=2 * PATIENT_S) as client:
-            yield client
+    made = Settings(servers=(triton,), port=0, **{"timeout_s": PATIENT_S, **settings})
+    with listening(made) as url, httpx2.Client(base_url=url, timeout=2 * PATIENT_S) as client:
+        yield client
 
 
 @contextlib.contextmanager

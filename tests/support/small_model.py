@@ -13,7 +13,7 @@ from builders.core.contract import ANSWER, ITEM_IDS, ITEM_TEXTS, QUERY, RANKED_I
 #   hold NAME   writes NAME.held into the folder of gates, then waits until NAME.open is there
 #   fail CODE   answers with that Triton error;  crash raises;  nan scores NaN;  timeout scores the request's own
 #   empty, short, rising, twice, stranger   breaks the list so
-# Otherwise an item's score is its number, or the number in its text, and 'unknown' has none.
+# Otherwise the score of an id, or of a text, is its number, or its length where it is none; 'unknown' has no score.
 MODEL_PY = f"""
 import json, os, time
 import numpy as np
@@ -54,12 +54,18 @@ class TritonPythonModel:
         while not os.path.exists(gate + ".open") and time.monotonic() < end_s:
             time.sleep(0.005)
 
+    def number_in(self, text):
+        try:
+            return float(text)
+        except ValueError:
+            return len(text)
+
     def score(self, word, item, request):
         if word == "nan":
             return np.nan
         if word == "timeout":
             return request.timeout()
-        return np.finfo(np.float32).min if item == b"unknown" else float(item)
+        return np.finfo(np.float32).min if item == b"unknown" else self.number_in(item)
 """
 
 CONFIG_PBTXT = """
