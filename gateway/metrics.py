@@ -19,19 +19,28 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        own = {"registry": self._registry, "namespace": "tritonrank", "subsystem": "gateway"}
-        self.requests = Counter("requests", "Requests by interface and HTTP status.", ["interface", "status"], **own)
+        self.requests = Counter(
+            "tritonrank_gateway_requests",
+            "Requests by interface and HTTP status.",
+            ["interface", "status"],
+            registry=self._registry,
+        )
         self.seconds = Histogram(
-            "request_seconds",
+            "tritonrank_gateway_request_seconds",
             "Time of a request, from its headers to its answer.",
             ["interface"],
             buckets=BUCKETS_S,
-            **own,
+            registry=self._registry,
         )
         self.degraded = Counter(
-            "degraded", "Answers of which a step took the ranker's place.", ["interface", "step"], **own
+            "tritonrank_gateway_degraded",
+            "Answers for which a step took the ranker's place.",
+            ["interface", "step"],
+            registry=self._registry,
         )
-        self.in_flight = Gauge("requests_in_flight", "Requests that wait for their answers.", **own)
+        self.in_flight = Gauge(
+            "tritonrank_gateway_requests_in_flight", "Requests that wait for their answers.", registry=self._registry
+        )
 
     def page(self) -> bytes:
         """In the text format 0.0.4."""

@@ -88,7 +88,7 @@ def kind_of(endpoint: str) -> Kind:
     """Raises: GatewayError: a model of the server that is not for callers, such as a scorer."""
     for kind in get_args(Kind):
         if endpoint == kind or endpoint.startswith(f"{kind}_"):
-            return kind  # type: ignore[no-any-return]
+            return kind
     raise GatewayError(
         f"--model ...={endpoint}: not an endpoint for callers, wanted rank, recommend, similar or a variant of one, "
         "such as rank_two_tower_fp32_onnx"

@@ -6,7 +6,7 @@ import re
 import shlex
 import textwrap
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pydantic
@@ -68,12 +68,27 @@ def commands(page: Path) -> Iterator[str]:
     text = page.read_text(encoding="utf-8")
     for code in blocks(page, "bash", "sh", "shell"):
         lines = code.replace("\\\n", " ").splitlines()
-        yield from (line for line in lines if line.strip() and not line.startswith("#"))
+        yield from with_whole_quotes(line for line in lines if line.strip() and not line.startswith("#"))
     prose = _BLOCK.sub("", text)
     yield from re.findall(r"^    ((?:make|\.venv/bin/\S+|tritonrank-rank|pip) .*)$", prose, re.MULTILINE)
     yield from re.findall(
         r"`((?:make|\.venv/bin/\S+|python -m (?:builders|perf|server)|tritonrank-rank) [^`\n]+)`", prose
     )
+
+
+def with_whole_quotes(lines: Iterable[str]) -> Iterator[str]:
+    """Lines; those that a quotation goes over as one."""
+    command = ""
+    for line in lines:
+        command += line
+        try:
+            shlex.split(command, comments=True)
+        except ValueError:
+            command += "\n"
+            continue
+        yield command
+        command = ""
+    yield from [command] * bool(command)
 
 
 def faults(command: str) -> list[str]:
