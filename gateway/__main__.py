@@ -1,4 +1,4 @@
-"""``python -m gateway``: HTTP in front of a ranker, until Ctrl-C or SIGTERM."""
+"""``python -m gateway``: the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.settings import Settings, models_of
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(help=__doc__)
+@app.command(help="HTTP in front of a ranker, until Ctrl-C or SIGTERM.")
 def main(
     server: Annotated[
         list[str], typer.Option(envvar="TRITONRANK_GATEWAY_SERVER", help="Triton's gRPC service; repeatable.")

@@ -122,7 +122,8 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, HTTPException):  # FastAPI's word for a body that no parser takes
         return Refusal(Fault.MALFORMED, f"the body: {error.detail}")
     if isinstance(error, InvalidRequest):
-        return Refusal(Fault.INVALID, str(error))
+        by_server = error.argument is None  # its words come behind its address
+        return Refusal(Fault.INVALID, str(error).partition(": ")[2] if by_server else str(error))
     for kind, fault, message in _OF_THE_RANKER:
         if isinstance(error, kind):
             return Refusal(fault, message)

@@ -138,7 +138,7 @@ def test_rules_are_the_clients(triton: TritonServer, client: httpx2.Client, name
     answer = client.post("/v1/rank", json=body)
     assert [item_id for item_id, _ in items(answer)] == list(wanted.ids)
     assert answer.json()["left_out"] == wanted.left_out
-    assert "pins" not in rules and "boosts" not in rules or wanted.ids != plain.ids
+    assert ("pins" not in rules and "boosts" not in rules) or wanted.ids != plain.ids
 
 
 def test_a_text_of_the_request_takes_the_place_of_the_stored_one(client: httpx2.Client) -> None:

@@ -176,6 +176,13 @@ def test_a_field_that_is_not_the_interfaces_is_refused(client: httpx2.Client, in
     assert interface.error(answer.json()) == "rank_fields: Extra inputs are not permitted"
 
 
+@each
+def test_a_field_that_is_null_asks_for_nothing(client: httpx2.Client, interface: Interface) -> None:
+    """LangChain's CohereRerank sends ``max_tokens_per_doc`` so."""
+    further = {"max_tokens_per_doc": None, "top_n": None, "return_documents": None, "truncate": None}
+    assert interface.post(client, "any", ["1"], **further).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("interface", "further"),
     [(TEI, {"raw_scores": True}), (NEMO, {"truncate": "NONE"}), (COHERE_1, {"max_chunks_per_doc": 3})],
@@ -261,6 +268,13 @@ def test_a_ranker_that_fails_is_told_without_its_address(
     answer = interface.post(client, "crash", ["1"])
     assert answer.status_code == interface.statuses[3]
     assert interface.error(answer.json()) == "the ranker failed"
+
+
+@each
+def test_what_the_server_refuses_is_told_without_its_address(client: httpx2.Client, interface: Interface) -> None:
+    answer = interface.post(client, "fail INVALID_ARG", ["1"])
+    assert answer.status_code == interface.statuses[0]
+    assert interface.error(answer.json()).startswith("as asked (INVALID_ARGUMENT)")
 
 
 @each
