@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
+from opentelemetry import context, propagate
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 from tritonrank_client import Degraded
@@ -51,7 +53,7 @@ async def _answer(request: Request, path: str, handle: _Handler, form: ErrorForm
     start_s = time.perf_counter()
     try:
         service.check_key(request.headers.get("authorization"))
-        with service.place():
+        with service.place(), _trace_of(request):
             response = await handle(await _read(request, service.settings.max_body_bytes))
     except Exception as error:
         refusal = refusal_of(error)
@@ -61,6 +63,16 @@ async def _answer(request: Request, path: str, handle: _Handler, form: ErrorForm
     service.metrics.requests.labels(path, response.status_code).inc()
     service.metrics.seconds.labels(path).observe(time.perf_counter() - start_s)
     return response
+
+
+@contextlib.contextmanager
+def _trace_of(request: Request) -> Iterator[None]:
+    """The caller's W3C trace context, where it sent one: the client hands it on to the server."""
+    token = context.attach(propagate.extract(request.headers))
+    try:
+        yield
+    finally:
+        context.detach(token)
 
 
 async def _read(request: Request, most: int) -> Request:

@@ -88,7 +88,7 @@ def test_the_client_stands_alone(path: Path) -> None:
 
 @each("gateway/*.py")
 def test_the_gateway_knows_the_client_and_its_web_libraries(path: Path) -> None:
-    web = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "typer"}
+    web = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "opentelemetry", "typer"}
     assert imported(path) <= STANDARD_LIBRARY | web | {"gateway", "tritonrank_client"}
 
 

@@ -14,15 +14,18 @@ from typing import Any
 
 import httpx2
 import jsonschema
+import numpy as np
 import pytest
+from tritonrank_client import AsyncMockTransport, AsyncRankClient, InferRequest
 
-from gateway import route
+from gateway import route, service
 from gateway.app import create_app
 from gateway.auth import Keys
 from gateway.errors import GatewayError
 from gateway.settings import Settings, models_of
 from server import TritonServer
 from tests.gateway.test_rerank import COHERE_2, INTERFACES, Interface, each
+from tests.support.gateways import gateway
 from tests.support.small_model import Gates
 from tests.support.waiting import wait_until
 
@@ -265,6 +268,26 @@ def test_an_id_that_no_log_should_hold_is_replaced(client: httpx2.Client, unfit:
     assert answer.status_code == 200
     assert answer.headers["x-request-id"] not in ("", unfit)
     assert answer.json()["id"] == answer.headers["x-request-id"]
+
+
+def test_a_callers_trace_goes_on_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[InferRequest] = []
+
+    def answer(request: InferRequest) -> dict[str, np.ndarray]:
+        seen.append(request)
+        ids = request.inputs["item_ids"]
+        return {"ranked_ids": ids, "scores": np.zeros(len(ids), np.float32)}
+
+    def connected(_: list[str], **options: Any) -> AsyncRankClient:
+        return AsyncRankClient("mock", transport=AsyncMockTransport(answer), **{**options, "tls": None})
+
+    monkeypatch.setattr(service, "AsyncRankClient", connected)
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    with gateway("127.0.0.1:1") as client:
+        COHERE_2.post(client, "any", ["1"])
+        header = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+        client.post("/v2/rerank", json=COHERE_2.body("any", ["1"]), headers=header)
+    assert [trace in request.headers.get("traceparent", "") for request in seen] == [False, True]
 
 
 @pytest.mark.server
