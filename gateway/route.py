@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
-from opentelemetry import context, propagate
+from opentelemetry import context, propagate, trace
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 from tritonrank_client import Degraded
@@ -68,6 +68,9 @@ async def _answer(request: Request, path: str, handle: _Handler, form: ErrorForm
 @contextlib.contextmanager
 def _trace_of(request: Request) -> Iterator[None]:
     """The caller's W3C trace context, where it sent one: the client hands it on to the server."""
+    if trace.get_current_span().get_span_context().is_valid:  # FastAPI's own, where a program has set OpenTelemetry up
+        yield
+        return
     token = context.attach(propagate.extract(request.headers))
     try:
         yield
@@ -76,7 +79,10 @@ def _trace_of(request: Request) -> Iterator[None]:
 
 
 async def _read(request: Request, most: int) -> Request:
-    """The same request with its body in memory. Raises: Refusal: too large, or too slow."""
+    """The same request with its body in memory. Raises: Refusal: too large, or too slow.
+
+    FastAPI's ``max_body_size`` would refuse in plain text, whatever the interface.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
         raise _too_large(f"{int(announced):,}", most)
