@@ -16,8 +16,10 @@ import httpx2
 import jsonschema
 import numpy as np
 import pytest
-from tritonrank_client import AsyncMockTransport, AsyncRankClient, InferRequest
+from tritonrank_client import AsyncMockTransport, AsyncRankClient, InferRequest, Unavailable
+from typer.testing import CliRunner
 
+import gateway.__main__ as command
 from gateway import route, service
 from gateway.app import create_app
 from gateway.auth import Keys
@@ -270,24 +272,59 @@ def test_an_id_that_no_log_should_hold_is_replaced(client: httpx2.Client, unfit:
     assert answer.json()["id"] == answer.headers["x-request-id"]
 
 
-def test_a_callers_trace_goes_on_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[InferRequest] = []
+class Ranker:
+    """Answers in the place of a server, after so many failures."""
 
-    def answer(request: InferRequest) -> dict[str, np.ndarray]:
-        seen.append(request)
+    def __init__(self, failures: int = 0) -> None:
+        self.failures, self.asked = failures, list[InferRequest]()
+
+    def __call__(self, request: InferRequest) -> dict[str, np.ndarray]:
+        self.asked.append(request)
+        if len(self.asked) <= self.failures:
+            raise Unavailable("gone")
         ids = request.inputs["item_ids"]
         return {"ranked_ids": ids, "scores": np.zeros(len(ids), np.float32)}
 
-    def connected(_: list[str], **options: Any) -> AsyncRankClient:
-        return AsyncRankClient("mock", transport=AsyncMockTransport(answer), **{**options, "tls": None})
 
-    monkeypatch.setattr(service, "AsyncRankClient", connected)
-    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-    with gateway("127.0.0.1:1") as client:
-        COHERE_2.post(client, "any", ["1"])
-        header = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
-        client.post("/v2/rerank", json=COHERE_2.body("any", ["1"]), headers=header)
-    assert [trace in request.headers.get("traceparent", "") for request in seen] == [False, True]
+@pytest.fixture
+def before(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Ranker], httpx2.Client]]:
+    """Starts a gateway before a ranker of this process."""
+    with contextlib.ExitStack() as stack:
+
+        def start(ranker: Ranker) -> httpx2.Client:
+            def connected(_: list[str], **options: Any) -> AsyncRankClient:
+                return AsyncRankClient("mock", transport=AsyncMockTransport(ranker), **{**options, "tls": None})
+
+            monkeypatch.setattr(service, "AsyncRankClient", connected)
+            return stack.enter_context(gateway("127.0.0.1:1"))
+
+        yield start
+
+
+def test_a_callers_trace_goes_on_to_the_server(before: Callable[[Ranker], httpx2.Client]) -> None:
+    trace, ranker = "4bf92f3577b34da6a3ce929d0e0e4736", Ranker()
+    client = before(ranker)
+    COHERE_2.post(client, "any", ["1"])
+    header = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    client.post("/v2/rerank", json=COHERE_2.body("any", ["1"]), headers=header)
+    assert [trace in request.headers.get("traceparent", "") for request in ranker.asked] == [False, True]
+
+
+def test_a_server_that_does_not_answer_is_asked_once_more(before: Callable[[Ranker], httpx2.Client]) -> None:
+    once, twice = Ranker(failures=1), Ranker(failures=2)
+    assert COHERE_2.post(before(once), "any", ["1"]).status_code == 200
+    assert COHERE_2.post(before(twice), "any", ["1"]).status_code == 503
+    assert (len(once.asked), len(twice.asked)) == (2, 2)
+
+
+def test_whoever_asks_whether_it_is_ready_cannot_keep_the_ranker_busy(
+    before: Callable[[Ranker], httpx2.Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "READY_FOR_S", 3600.0)
+    ranker = Ranker()
+    client = before(ranker)
+    assert [client.get("/readyz").status_code for _ in range(5)] == [200] * 5
+    assert len(ranker.asked) == 1
 
 
 @pytest.mark.server
@@ -337,22 +374,21 @@ def test_the_command_serves_by_https_until_it_is_told_to_stop(
     assert "Traceback" not in log and KEY not in log
 
 
-@pytest.mark.server
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--host", "0.0.0.0"], "error: --host 0.0.0.0: whoever reaches this address could rank"),
         (["--model", "rank"], "error: --model rank: wanted NAME=ENDPOINT"),
+        (["--model", "scorer=two_tower_fp32_onnx"], "error: --model ...=two_tower_fp32_onnx: not an endpoint"),
+        (["--key-file", "/none.keys"], "error: /none.keys: No such file or directory"),
+        (["--server", "http://ranker"], "error: url: found 'http://ranker', wanted host:port"),
         (["--server-tls-ca", "/none.pem"], "error: tls: found no certificate in ca='/none.pem'"),
     ],
 )
-def test_what_the_command_cannot_start_with_is_told_in_one_line(
-    process: Callable[..., subprocess.Popen[str]], arguments: list[str], message: str
-) -> None:
-    ended = process("--port", "0", *arguments)
-    _, told = ended.communicate(timeout=60)
-    assert ended.returncode == 2
-    assert told.startswith(message) and told.count("\n") == 1
+def test_what_the_command_cannot_start_with_is_told_in_one_line(arguments: list[str], message: str) -> None:
+    ended = CliRunner().invoke(command.app, ["--port", "0", *arguments])
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith(message) and ended.stderr.count("\n") == 1
 
 
 # ---------------------------------------------------------------- parts
