@@ -7,6 +7,7 @@ import contextlib
 import logging
 import re
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from fastapi.security import HTTPBearer
 from opentelemetry import context, propagate, trace
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
-from tritonrank_client import Degraded
+from tritonrank_client import Degraded, ServerError
 
 from gateway.errors import ErrorForm, Fault, Refusal, refusal_of
 from gateway.service import Service
@@ -115,11 +116,18 @@ def _request_id(request: Request) -> str:
 
 
 def _log(refusal: Refusal, error: Exception, path: str, request_id: str) -> None:
-    """What the ranker or the gateway is to blame for, or suffers from; what callers do wrong they are told."""
+    """What the ranker or the gateway is to blame for, or suffers from; what callers do wrong they are told.
+
+    The text of a failure that nobody foresaw, here or in the server, may quote the request: it is left out.
+    """
+    kind = type(error).__name__
     if refusal.fault is Fault.BUG:
-        log.exception("%s: request %s", path, request_id)
+        where = "".join(traceback.format_tb(error.__traceback__))
+        log.error("%s: request %s: %s at\n%s", path, request_id, kind, where)
+    elif isinstance(error, ServerError):
+        log.warning("%s: request %s: %s; the server's log has more", path, request_id, kind)
     elif refusal.fault.status >= 500 or refusal.fault is Fault.OVERLOADED:
-        log.warning("%s: request %s: %s: %s", path, request_id, type(error).__name__, error)
+        log.warning("%s: request %s: %s: %s", path, request_id, kind, error)
 
 
 # ---------------------------------------------------------------- what an interface's function is given

@@ -328,10 +328,26 @@ def test_whoever_asks_whether_it_is_ready_cannot_keep_the_ranker_busy(
 
 
 @pytest.mark.server
-def test_the_log_names_the_request_and_shows_no_text(client: httpx2.Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_names_the_request_and_quotes_nothing_of_it(
+    client: httpx2.Client, caplog: pytest.LogCaptureFixture
+) -> None:
     client.post("/v2/rerank", json=COHERE_2.body("crash", ["1234567"]), headers={"x-request-id": "search-9"})
     [line] = [record.getMessage() for record in caplog.records if "search-9" in record.getMessage()]
-    assert "ServerError" in line and "1234567" not in line
+    assert line == "/v2/rerank: request search-9: ServerError; the server's log has more"
+
+
+def test_a_mistake_of_the_gateway_is_500_and_its_place_is_in_the_log_without_its_text(
+    before: Callable[[Ranker], httpx2.Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Mistaken(Ranker):
+        def __call__(self, request: InferRequest) -> dict[str, np.ndarray]:
+            raise KeyError(request.inputs["query"][0])
+
+    answer = before(Mistaken()).post("/v2/rerank", json=COHERE_2.body("a secret", ["1"]))
+    assert answer.status_code == 500
+    assert COHERE_2.error(answer.json()) == "the gateway made a mistake; its log has more under this request's id"
+    [line] = [record.getMessage() for record in caplog.records if answer.headers["x-request-id"] in record.getMessage()]
+    assert "KeyError at" in line and "in reranked" in line and "a secret" not in caplog.text
 
 
 # ---------------------------------------------------------------- the command
