@@ -83,6 +83,8 @@ class AsyncTransport(Protocol):
         """See Transport."""
 
 
+PING_AFTER_MS = 1000
+"""Of nothing heard while a request waits; a server ends connections that ping more than twice without data."""
 LEAST_REQUESTS = 3
 """Of a server between two looks, before it may be set aside."""
 
@@ -107,6 +109,9 @@ def channel_options(connections: Connections, authority: str | None = None) -> l
         # After an outage grpc would wait up to two minutes before it tries to connect again.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # A process that stands still answers no ping: its connection is ended, and made again when it answers.
+        ("grpc.keepalive_time_ms", PING_AFTER_MS),
+        ("grpc.keepalive_timeout_ms", PING_AFTER_MS),
         ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
         ("grpc.enable_retries", 0),  # they would know nothing of a budget
         ("grpc.service_config", json.dumps(service)),
