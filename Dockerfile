@@ -1,7 +1,8 @@
-# Three images. Models and items are mounted, not copied: /models (read-only) and /item_store (writable, see below).
+# Four images. Models and items are mounted, not copied: /models (read-only) and /item_store (writable, see below).
 #
 #   engines      builds TensorRT engines, on the GPU that shall serve them    make docker-build-engines
 #   server-cpu   the pip-only Triton, for machines without a GPU              make docker-build docker-serve
+#   gateway      HTTP before either server                            docker compose --profile gateway up
 #   server       NVIDIA's Triton container (the default)                      make docker-build docker-serve
 #
 # The default release is that of builders/core/versions.py. NVIDIA's containers of one release carry one TensorRT
@@ -66,6 +67,26 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["/op
 # No restarts: a server that ends, or that has a dead stub, ends the container, and what runs it starts it again.
 ENTRYPOINT ["python3", "-m", "server", "--host=0.0.0.0", "--repository=/models", "--store=/item_store", "--restarts=0"]
 CMD ["--load=rank"]
+
+
+FROM ${PYTHON_IMAGE} AS gateway
+
+COPY requirements/gateway.txt /opt/tritonrank/requirements/gateway.txt
+RUN python3 -m venv /opt/gateway \
+    && /opt/gateway/bin/pip install --no-cache-dir --only-binary=:all: --require-hashes --no-deps \
+        --requirement /opt/tritonrank/requirements/gateway.txt
+
+WORKDIR /opt/tritonrank
+COPY clients/tritonrank_client clients/tritonrank_client
+COPY gateway gateway
+ENV PYTHONPATH=/opt/tritonrank/clients
+
+USER 1000:1000
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
+    CMD ["/opt/gateway/bin/python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/healthz')"]
+ENTRYPOINT ["/opt/gateway/bin/python3", "-m", "gateway", "--host=0.0.0.0"]
+CMD ["--server=triton:8001", "--key-file=/run/secrets/gateway.keys"]
 
 
 FROM ${TRITON_IMAGE} AS server

@@ -22,7 +22,7 @@ PART      ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-gpu check check-supply-chain setup data train export build-engines quality recommend repository pareto publish serve reload \
-    perf bench scale soak outages chaos peers report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
+    gateway perf bench scale soak outages chaos peers report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,9 @@ serve: setup ## start Triton on model_repository/ (SERVE="rank_two_tower_fp32_on
 reload: setup ## make the running server take up what was published (MODEL=rank_candidate; none = rank)
 	@$(RUN) -m server.control load $(or $(MODEL),rank)
 
+gateway: setup ## HTTP before the running server, on 127.0.0.1:8080: rerank interfaces of Cohere, TEI, NeMo and ours (ARGS="--help")
+	@PYTHONPATH=.:clients $(RUN) -m gateway $(ARGS)
+
 perf: setup ## perf_analyzer sweep with real requests against every endpoint
 	@$(RUN) -m perf sweep
 
@@ -176,6 +179,8 @@ lock: ## resolve requirements/*.in anew into requirements/*.txt
 	@$(call lock,supply-chain,what 'make check-supply-chain' runs)
 	@$(call lock,builders,the builders' environment but torch)
 	@$(call lock,server,the server's environment)
+	@{ echo "# Every package of the gateway's image, pinned with its hashes. Made from gateway.in by 'make lock'; edit that one."; \
+	   $(HASHES) --constraint requirements/builders.txt requirements/gateway.in; } > requirements/gateway.txt
 	@{ echo "# What Triton's container lacks of the server's environment. Made by 'make lock'."; \
 	   printf '%s\n' $(OF_CONTAINER) | $(HASHED) --constraint build/lock/pins.txt -; } > requirements/container.txt
 	@rm -rf build/lock
@@ -190,7 +195,8 @@ build/lock/bin/pip install --quiet uv
   $(HASHED) build/lock/pins.txt; } > requirements/$(1).txt
 endef
 
-HASHED       := build/lock/bin/uv pip compile --quiet --no-deps --generate-hashes --no-header --no-annotate
+HASHES       := build/lock/bin/uv pip compile --quiet --generate-hashes --no-header --no-annotate
+HASHED       := $(HASHES) --no-deps
 OF_CONTAINER := lmdb onnxruntime tokenizers cryptography cffi pycparser faiss-cpu packaging
 
 clean: ## remove everything that make made

@@ -26,12 +26,18 @@ from typer.core import TyperGroup
 
 import builders
 import builders.__main__ as builders_cli
+import gateway.__main__ as gateway_cli
 import perf.__main__ as perf_cli
 import server.__main__ as server_cli
 import server.control as control_cli
 from builders.core import contract
 from builders.core.errors import BuilderError
 from builders.feedback.events import EVENTS
+from gateway.cohere import COHERE
+from gateway.errors import Fault
+from gateway.nemo import NIM
+from gateway.own import OWN
+from gateway.tei import TEI
 from server import errors as server_errors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +98,13 @@ def typer_help(app: typer.Typer, name: str) -> str:
     return re.sub(r"^(#+) ", r"#\1 ", text, flags=re.MULTILINE)
 
 
+def typer_command_help(app: typer.Typer, name: str) -> str:
+    """As :func:`typer_help`, of a program without verbs."""
+    command = typer.main.get_command(app)
+    text = get_docs_for_click(obj=command, ctx=typer.Context(command), name=name)
+    return re.sub(r"^(#+) ", r"#\1 ", text, flags=re.MULTILINE)
+
+
 def argparse_help(parse: Callable[[], object], name: str) -> str:
     """What ``--help`` prints, as a block under a heading."""
     printed = io.StringIO()
@@ -149,6 +162,13 @@ def statuses() -> str:
     return table(("error", "gRPC status"), ((f"`{error}`", ", ".join(of)) for error, of in by_error.items()))
 
 
+def gateway_errors() -> str:
+    """HTTP statuses of what a request to the gateway meets, by interface."""
+    forms = {"Cohere's, `/v3`": COHERE, "TEI": TEI, "NeMo": NIM, "ours": OWN}
+    rows = ((fault.meaning, *(form.status(fault) for form in forms.values())) for fault in Fault)
+    return table(("what happened", *forms), rows)
+
+
 def builder_errors() -> str:
     """Every error that the builders raise on purpose."""
     for module in pkgutil.walk_packages(builders.__path__, "builders."):
@@ -187,11 +207,13 @@ PARTS: dict[str, Callable[[], str]] = {
     "perf": lambda: typer_help(perf_cli.app, "python -m perf"),
     "server": lambda: argparse_help(lambda: server_cli.main(["--help"]), "python -m server"),
     "server.control": lambda: argparse_help(lambda: control_cli.main(["--help"]), "python -m server.control"),
+    "gateway": lambda: typer_command_help(gateway_cli.app, "python -m gateway"),
     "tritonrank-rank": lambda: argparse_help(lambda: _command.main(["--help"]), "tritonrank-rank"),
     **{f"tensors of {name}": lambda name=name: tensors(name) for name in ("rank", "recommend", "similar")},  # type: ignore[misc]
     "limits": limits,
     "errors of the client": lambda: tree(_errors),
     "errors of the server": lambda: tree(server_errors),
+    "errors of the gateway": gateway_errors,
     "statuses": statuses,
     "errors of the builders": builder_errors,
     **{f"event {model.__name__}": lambda model=model: event_fields(model) for model in EVENTS},  # type: ignore[misc]

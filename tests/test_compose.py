@@ -144,9 +144,12 @@ def test_the_compose_file_is_valid_by_the_specifications_schema() -> None:
 def test_every_mounted_file_of_the_checkout_exists() -> None:
     sources = {source for service in COMPOSE["services"] for source, _ in mounts(service).values()}
     made_by_the_builders = {"./item_store"}
+    made_by_hand = {"./gateway.keys"}
 
     assert [
-        source for source in sources - made_by_the_builders if source[0] == "." and not (ROOT / source).exists()
+        source
+        for source in sources - made_by_the_builders - made_by_hand
+        if source[0] == "." and not (ROOT / source).exists()
     ] == []
     assert {source for source in sources if source[0] != "."} == COMPOSE["volumes"].keys()
 
@@ -163,6 +166,19 @@ def test_a_triton_is_built_from_its_stage_and_has_its_health_check(service: str,
 
     assert described["build"]["target"] == target
     assert check == stages()[target].command("HEALTHCHECK")
+
+
+def test_the_gateway_asks_triton_by_the_name_that_both_have_among_callers() -> None:
+    described, stage = COMPOSE["services"]["gateway"], stages()["gateway"]
+    options = dict(word.split("=") for word in stage.command("CMD"))
+    (exposed,) = stage.values("EXPOSE")
+
+    assert described["build"]["target"] == "gateway"
+    assert {COMPOSE["services"][name]["networks"]["callers"]["aliases"][0] for name in TRITONS} == {
+        options["--server"].partition(":")[0]
+    }
+    assert options["--key-file"] in mounts("gateway")
+    assert described["ports"] == [f"127.0.0.1:{exposed}:{exposed}"]
 
 
 @pytest.mark.parametrize("service", COMPOSE["services"])
@@ -182,6 +198,7 @@ def test_triton_and_grafana_share_no_network_and_metrics_are_reached_from_inside
 
     assert networks == {
         **{name: {"callers", "metrics"} for name in TRITONS},
+        "gateway": {"callers"},
         "prometheus": {"metrics", "dashboards"},
         "grafana": {"dashboards"},
     }
@@ -195,6 +212,7 @@ def test_only_the_gpu_profile_asks_for_a_gpu() -> None:
     assert {name: service["profiles"] for name, service in COMPOSE["services"].items() if "profiles" in service} == {
         "triton-gpu": ["gpu"],
         "triton-cpu": ["cpu"],
+        "gateway": ["gateway"],
     }
 
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pytest
+import typer
 from dockerfile_parse import DockerfileParser
 
+import gateway.__main__ as gateway_cli
 from builders.__main__ import app
 from builders.core.versions import TRITON_RELEASE
 from deploy.serve import checked_repository
@@ -31,9 +33,9 @@ from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_IMAGE = PurePosixPath("/opt/tritonrank")
-STAGES = ("engines", "server-cpu", "server")
+STAGES = ("engines", "server-cpu", "gateway", "server")
 SERVERS = ("server-cpu", "server")
-FIRST_PARTY = {"builders", "server", "backends", "perf", "clients", "tritonrank_client", "deploy", "tests"}
+FIRST_PARTY = {"builders", "server", "backends", "perf", "clients", "tritonrank_client", "gateway", "deploy", "tests"}
 OF_THE_CONTAINER = {"numpy", "triton_python_backend_utils"}
 NAMES_THE_RELEASE = {"Dockerfile", "builders/core/versions.py"}
 CODE = ("*.py", "*.toml", "*.txt", "*.in", "*.sh", "*.yml", "*.yaml", "Makefile", "Dockerfile*", ".ci/*")
@@ -133,7 +135,7 @@ def test_hadolint_finds_nothing() -> None:
     assert (found.returncode, found.stdout) == (0, "")
 
 
-def test_it_has_the_three_images_and_the_gpu_server_last_which_is_the_default() -> None:
+def test_it_has_the_four_images_and_the_gpu_server_last_which_is_the_default() -> None:
     assert tuple(stages()) == STAGES
 
 
@@ -160,7 +162,7 @@ def test_an_image_holds_all_of_the_kit_that_its_programs_import(name: str) -> No
     copied = [source for source, _ in stages()[name].copies()]
     imported = {package for source in copied for path in programs_of(source) for package in imports_of(path)}
 
-    assert imported & FIRST_PARTY <= {source.partition("/")[0] for source in copied}
+    assert imported & FIRST_PARTY <= {part for source in copied for part in Path(source).parts}
 
 
 def test_the_gpu_server_installs_what_the_served_models_import_at_the_pip_only_servers_pins() -> None:
@@ -185,9 +187,14 @@ def test_the_gpu_server_installs_what_the_served_models_import_at_the_pip_only_s
 
 
 @pytest.mark.parametrize(
-    ("name", "requirements"), [("engines", "requirements/builders.txt"), ("server-cpu", "requirements/server.txt")]
+    ("name", "requirements"),
+    [
+        ("engines", "requirements/builders.txt"),
+        ("server-cpu", "requirements/server.txt"),
+        ("gateway", "requirements/gateway.txt"),
+    ],
 )
-def test_an_image_installs_the_pinned_environment_that_make_setup_installs(name: str, requirements: str) -> None:
+def test_an_image_installs_a_pinned_environment(name: str, requirements: str) -> None:
     (install,) = (run for run in stages()[name].values("RUN") if "pip" in run)
     words = shlex.split(install)
 
@@ -254,7 +261,7 @@ def test_the_programs_that_run_inside_are_those_that_run_outside() -> None:
             modules |= {words[at + 1] for at, word in enumerate(words) if word == "-m"}
             scripts |= {copied[PurePosixPath(word)] for word in words if word.endswith(".py")}
 
-    assert modules == {"builders", "server"}  # as in the Makefile
+    assert modules == {"builders", "gateway", "server"}  # as in the Makefile
     assert all((ROOT / module / "__main__.py").is_file() for module in modules)
     assert scripts == {"deploy/serve.py", "deploy/ready.py"}
 
@@ -274,6 +281,15 @@ def test_the_cpu_servers_options_are_options_of_the_server() -> None:
     )  # fmt: skip
     assert parsed.host == "0.0.0.0"  # a container's own address is what its published ports lead to
     assert parsed.http_host == "127.0.0.1"  # for the container's own health check
+
+
+def test_the_gateways_options_are_options_of_the_gateway() -> None:
+    _, _, module, *options = [*stages()["gateway"].command("ENTRYPOINT"), *stages()["gateway"].command("CMD")]
+    parsed = typer.main.get_command(gateway_cli.app).make_context("gateway", options).params
+
+    assert module == "gateway"
+    assert (parsed["host"], parsed["port"]) == ("0.0.0.0", int(stages()["gateway"].values("EXPOSE")[0]))
+    assert parsed["key_file"] is not None
 
 
 @pytest.mark.parametrize("name", SERVERS)

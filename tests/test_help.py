@@ -30,7 +30,7 @@ def imported_by_help(package: str, *verb: str) -> tuple[set[str], str]:
     return {name.split(".")[0] for name in names}, ended.stdout
 
 
-@pytest.mark.parametrize("package", ["builders", "perf", "server"])
+@pytest.mark.parametrize("package", ["builders", "gateway", "perf", "server"])
 def test_help_of_a_command_imports_no_heavy_library(package: str) -> None:
     imported, told = imported_by_help(package)
     assert package in imported and not imported & HEAVY

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = {"builders", "clients", "tritonrank_client", "perf", "server", "backends", "deploy", "tests"}
+ROOMS = {"builders", "clients", "gateway", "tritonrank_client", "perf", "server", "backends", "deploy", "tests"}
 TORCH = {"torch", "transformers", "peft"}
 PARTS = "from backends.common.batching import "
 STANDARD_LIBRARY = set(sys.stdlib_module_names)
@@ -86,6 +86,12 @@ def test_the_client_stands_alone(path: Path) -> None:
     assert imported(path) <= STANDARD_LIBRARY | allowed
 
 
+@each("gateway/*.py")
+def test_the_gateway_knows_the_client_and_its_web_libraries(path: Path) -> None:
+    web = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "opentelemetry", "typer"}
+    assert imported(path) <= STANDARD_LIBRARY | web | {"gateway", "tritonrank_client"}
+
+
 @each("server/*.py")
 def test_the_server_starts_with_the_standard_library_only(path: Path) -> None:
     # Where a signature is asked for, and where scores are compared, and only then.
@@ -98,7 +104,7 @@ def test_perf_drives_what_users_drive(path: Path) -> None:
     assert imported(path) & ROOMS <= {"perf", "builders", "clients", "tritonrank_client", "server"}
 
 
-@each("builders/**/*.py", "clients/**/*.py", "server/*.py", "backends/**/*.py", "served/**/*.py")
+@each("builders/**/*.py", "clients/**/*.py", "gateway/*.py", "server/*.py", "backends/**/*.py", "served/**/*.py")
 def test_nothing_imports_its_tests(path: Path) -> None:
     assert "tests" not in imported(path)
 

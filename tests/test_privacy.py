@@ -4,7 +4,7 @@ The code is read by two rules, both of calls that print, warn or log above debug
 
 - what handles requests (served models, backends) may write constants, counts (``len(...)``), a type's name and
   :data:`HARMLESS`, nothing else: not even an exception's text, which may quote whatever was at fault;
-- client and launcher may write what they like but what has a name of :data:`ASKED`.
+- client, gateway and launcher may write what they like but what has a name of :data:`ASKED`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HANDLES_REQUESTS = (
     "backends/**/*.py",
     "builders/features/encoder.py",
 )
-OTHERS = ("clients/**/*.py", "server/*.py")
+OTHERS = ("clients/**/*.py", "gateway/*.py", "server/*.py")
 ITS_OUTPUT_IS_THE_ANSWER = REPOSITORY_ROOT / "clients" / "tritonrank_client" / "_command.py"
 """Prints to whoever typed the query."""
 
@@ -130,7 +130,7 @@ def test_client_and_launcher_write_nothing_of_what_was_asked(path: Path) -> None
     assert told_of_what_was_asked(path.read_text(encoding="utf-8")) == []
 
 
-@each("clients/**/*.py", "server/*.py", "perf/**/*.py")
+@each("clients/**/*.py", "gateway/*.py", "server/*.py", "perf/**/*.py")
 def test_nobody_makes_tritons_client_print_its_requests(path: Path) -> None:
     calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     assert not [call for call in calls for keyword in call.keywords if keyword.arg == "verbose"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "requirements"
-LOCKED = ("builders", "server", "container", "supply-chain")
+LOCKED = ("builders", "server", "gateway", "container", "supply-chain")
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -37,10 +37,17 @@ def test_every_package_is_pinned_with_a_hash(name: str) -> None:
     assert without == []
 
 
-@pytest.mark.parametrize("name", ["builders", "server", "supply-chain"])
+@pytest.mark.parametrize("name", ["builders", "server", "gateway", "supply-chain"])
 def test_what_is_asked_for_is_locked(name: str) -> None:
     wanted = named((FOLDER / f"{name}.in").read_text(encoding="utf-8").splitlines())
     assert wanted <= named(entries(name))
+
+
+def test_the_gateways_image_has_the_versions_that_its_tests_ran_with() -> None:
+    def pinned(name: str) -> set[str]:
+        return {line.split()[0] for line in entries(name)}
+
+    assert pinned("gateway") <= pinned("builders")
 
 
 def test_torch_is_pinned_apart() -> None:

@@ -6,7 +6,7 @@ import re
 import shlex
 import textwrap
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pydantic
@@ -16,6 +16,7 @@ from tritonrank_client import _command
 from typer.core import TyperGroup
 
 import builders.__main__ as builders_cli
+import gateway.__main__ as gateway_cli
 import perf.__main__ as perf_cli
 from builders.core.recipe import Recipe, Variant, load_recipe
 from builders.data.purchase_columns import COLUMNS_FILE, ColumnNames
@@ -44,10 +45,13 @@ OTHERS = {
     "fuser",
     "pip",
     "first_stage",
+    "grpcurl",
+    "chmod",
     "for",
 }
 """Programs and words of the shell that are not the kit's."""
 GROUPS = {"builders": typer.main.get_command(builders_cli.app), "perf": typer.main.get_command(perf_cli.app)}
+GATEWAY = typer.main.get_command(gateway_cli.app)
 SERVER_HELP = generate.PARTS["server"]()
 _BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 _PLACEHOLDER = re.compile(r"^(\.\.\.|[A-Z_]+)$")
@@ -64,12 +68,27 @@ def commands(page: Path) -> Iterator[str]:
     text = page.read_text(encoding="utf-8")
     for code in blocks(page, "bash", "sh", "shell"):
         lines = code.replace("\\\n", " ").splitlines()
-        yield from (line for line in lines if line.strip() and not line.startswith("#"))
+        yield from with_whole_quotes(line for line in lines if line.strip() and not line.startswith("#"))
     prose = _BLOCK.sub("", text)
     yield from re.findall(r"^    ((?:make|\.venv/bin/\S+|tritonrank-rank|pip) .*)$", prose, re.MULTILINE)
     yield from re.findall(
         r"`((?:make|\.venv/bin/\S+|python -m (?:builders|perf|server)|tritonrank-rank) [^`\n]+)`", prose
     )
+
+
+def with_whole_quotes(lines: Iterable[str]) -> Iterator[str]:
+    """Lines; those that a quotation goes over as one."""
+    command = ""
+    for line in lines:
+        command += line
+        try:
+            shlex.split(command, comments=True)
+        except ValueError:
+            command += "\n"
+            continue
+        yield command
+        command = ""
+    yield from [command] * bool(command)
 
 
 def faults(command: str) -> list[str]:
@@ -110,6 +129,9 @@ def faults_of_module(module: str, arguments: list[str]) -> list[str]:
     """Verbs and options that ``python -m MODULE`` does not have."""
     if module == "server":
         return [f"server {option}" for option in options_in(arguments) if f"{option} " not in f"{SERVER_HELP} "]
+    if module == "gateway":
+        known = {name for param in GATEWAY.params for name in param.opts}
+        return [f"gateway {option}" for option in options_in(arguments) if option not in known]
     if module not in GROUPS:
         file = ROOT / module.replace(".", "/")
         there = module == "pytest" or file.is_dir() or file.with_suffix(".py").is_file()
@@ -173,6 +195,7 @@ def test_commands_exist_with_their_targets_verbs_and_options(page: Path) -> None
         ("A=1 .venv/bin/python -m builders tune big --no-such-option 1", "builders tune --no-such-option"),
         ("make help && .venv/bin/python -m perf sweep --nothing", "perf sweep --nothing"),
         (".venv/bin/python -m server --nothing", "server --nothing"),
+        (".venv/bin/python -m gateway --nothing", "gateway --nothing"),
         ("python3 -m builders.no_such_module", "python -m builders.no_such_module"),
         ("tritonrank-rank --nothing", "tritonrank-rank --nothing"),
         ("no_such_program --help", "program no_such_program"),

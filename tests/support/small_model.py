@@ -1,4 +1,4 @@
-"""A small `rank` model for a real Triton: answers, fails or waits as the query says."""
+"""A small `rank` model for a real Triton: answers, fails or waits as the query says. It reads ids, or texts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builders.core.contract import ANSWER, ITEM_IDS, QUERY, RANKED_IDS, SCORES, TOP_K
+from builders.core.contract import ANSWER, ITEM_IDS, ITEM_TEXTS, QUERY, RANKED_IDS, SCORES, TOP_K
 
 # Words of the query say what the model does:
 #   hold NAME   writes NAME.held into the folder of gates, then waits until NAME.open is there
 #   fail CODE   answers with that Triton error;  crash raises;  nan scores NaN;  timeout scores the request's own
 #   empty, short, rising, twice, stranger   breaks the list so
-# Otherwise an item's score is its number, and 'unknown' has none.
+# Otherwise the score of an id, or of a text, is its number, or its length where it is none; 'unknown' has no score.
 MODEL_PY = f"""
 import json, os, time
 import numpy as np
@@ -35,7 +35,9 @@ class TritonPythonModel:
         if word == "hold":
             self.hold(os.path.join(self.gates, rest))
         ids = pb.get_input_tensor_by_name(request, "{ITEM_IDS.name}").as_numpy()
-        scores = np.array([self.score(word, item, request) for item in ids], dtype=np.float32)
+        texts = pb.get_input_tensor_by_name(request, "{ITEM_TEXTS.name}")
+        read = ids if texts is None else texts.as_numpy()
+        scores = np.array([self.score(word, item, request) for item in read], dtype=np.float32)
         top_k = pb.get_input_tensor_by_name(request, "{TOP_K.name}")
         count = int(top_k.as_numpy()[0]) if top_k is not None else 0
         order = np.argsort(-scores, kind="stable")[:count or len(ids)]
@@ -52,12 +54,18 @@ class TritonPythonModel:
         while not os.path.exists(gate + ".open") and time.monotonic() < end_s:
             time.sleep(0.005)
 
+    def number_in(self, text):
+        try:
+            return float(text)
+        except ValueError:
+            return len(text)
+
     def score(self, word, item, request):
         if word == "nan":
             return np.nan
         if word == "timeout":
             return request.timeout()
-        return np.finfo(np.float32).min if item == b"unknown" else float(item)
+        return np.finfo(np.float32).min if item == b"unknown" else self.number_in(item)
 """
 
 CONFIG_PBTXT = """
@@ -70,6 +78,10 @@ output [ { name: "%(ranked_ids)s" data_type: TYPE_STRING dims: [ -1 ] },
          { name: "%(scores)s" data_type: TYPE_FP32 dims: [ -1 ] } ]
 parameters { key: "gates" value { string_value: "%(gates)s" } }
 %(more)s
+"""
+
+# `more` of `write_model`: it takes texts, too.
+TAKES_TEXTS = f"""input [ {{ name: "{ITEM_TEXTS.name}" data_type: TYPE_STRING dims: [ -1 ] optional: true }} ]
 """
 
 # Without a default timeout Triton ignores the request's own.
