@@ -18,11 +18,12 @@ REQUIRE_TENSORRT ?=
 MINUTES   ?=
 ITEMS     ?=
 ROUNDS    ?=
+PART      ?=
 PORT      ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-gpu check check-supply-chain setup data train export build-engines quality recommend repository pareto publish serve search reload \
-    perf bench scale soak outages peers report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
+    perf bench scale soak outages chaos peers report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -123,6 +124,9 @@ soak: setup ## ten minutes (MINUTES=30) of load beside refresh, retraining, publ
 
 outages: setup ## ten minutes (MINUTES=30) of load with a fault every 20 seconds: kills, a full disk, overload, malformed requests
 	@$(RUN) -m perf outages $(if $(MINUTES),--minutes $(MINUTES))
+
+chaos: setup ## what callers notice while servers are killed, hung, flooded and restarted one after another (PART=killed: one of them)
+	@$(RUN) -m perf chaos $(if $(PART),--part $(PART))
 
 peers: setup ## what else serves the same weights, asked the same in turn (ROUNDS=10; environments in build/peers: gigabytes, minutes)
 	@$(RUN) -m perf peers $(if $(ROUNDS),--rounds $(ROUNDS))

@@ -421,6 +421,19 @@ def compare_online(
 
 
 @app.command()
+def shadow_report(
+    logs: Annotated[list[Path], typer.Argument(help="Written by a client's `Shadow` (`append_to(path)`).")],
+    feedback: Annotated[
+        list[Path] | None, typer.Option(help="Feedback logs of the same requests, for labels; repeatable.")
+    ] = None,
+) -> None:
+    """Compare a candidate that saw live requests in the shadow with the ranker that answered them."""
+    from builders import commands
+
+    commands.shadow_report(logs=logs, feedback=feedback or [])
+
+
+@app.command()
 def recipe_reference() -> None:
     """Write docs/reference/recipe.md: every table and field of a recipe, from the models that parse one."""
     from builders.core.recipe_reference import write_reference

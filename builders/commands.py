@@ -398,6 +398,18 @@ def compare_online(logs: list[Path], baseline: str, candidate: str, expected_sha
     print(json.dumps({**as_json(report), "log": log.counts}))
 
 
+def shadow_report(logs: list[Path], feedback: list[Path]) -> None:
+    """Print a table, and the same as a line of JSON. Raises: DatasetError."""
+    from builders.feedback import shadow
+    from builders.feedback.log import read_feedback
+
+    report = shadow.shadow_report(shadow.read_shadow(logs), read_feedback(feedback) if feedback else None)
+    for line in report.told():
+        say(line)
+    console.print(report.table())
+    print(json.dumps(shadow.as_json(report)))
+
+
 def _data(option: Path | None) -> DataSource:
     source = find_data(option)
     console.print(source.note)

@@ -20,7 +20,7 @@ from unittest import mock
 
 import pydantic
 import typer
-from tritonrank_client import _command, _errors, _transport
+from tritonrank_client import _command, _errors, _wire
 from typer.cli import get_docs_for_click
 from typer.core import TyperGroup
 
@@ -144,7 +144,7 @@ def _exit_code(module: ModuleType, name: str) -> str:
 def statuses() -> str:
     """Which of the client's errors a gRPC status becomes."""
     by_error: dict[str, list[str]] = {}
-    for status, error in _transport.ERROR_OF_STATUS.items():
+    for status, error in _wire.ERROR_OF_STATUS.items():
         by_error.setdefault(error.__name__, []).append(f"`{status}`")
     return table(("error", "gRPC status"), ((f"`{error}`", ", ".join(of)) for error, of in by_error.items()))
 

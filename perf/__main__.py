@@ -220,6 +220,27 @@ def outages(
 
 
 @app.command()
+def chaos(
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="killed, overload, many-calls, hung, stub, rolling; repeatable, all unless given."),
+    ] = None,
+) -> None:
+    """Break the servers under a steady load: what the client's callers notice. The last line is JSON."""
+    import dataclasses
+    import json
+
+    from perf.bench_base import figures_table
+    from perf.chaos import run_chaos
+
+    figures = run_chaos(console, part or [])
+    console.print(figures_table(figures))
+    print(json.dumps([dataclasses.asdict(figure) for figure in figures]))
+    if missed := [figure.name for figure in figures if figure.passed is False]:
+        raise PerfError(f"{len(missed)} figures missed: {'; '.join(missed)}")
+
+
+@app.command()
 def scale(
     items: Annotated[
         list[int] | None, typer.Option(min=1024, help="Of a catalogue; repeatable. None = 10,000 and 100,000.")

@@ -36,6 +36,7 @@ from perf.errors import PerfError
 from perf.kit.data import REPOSITORY_ROOT
 from perf.process_memory import tree_memory
 from perf.soak import CANDIDATES, RANKERS, RATE_PER_S, Answer, Found, Shop, Soak
+from server import control
 from server.admin_key import read_or_make_key
 from server.ports import port_to_bind
 
@@ -52,15 +53,17 @@ RESTARTS = 1000
 DISK_BYTES = 64 << 20
 START_TIMEOUT_S = 120.0
 HOST = "127.0.0.1"
+READY = b"ready: gRPC"
+"""What the launcher prints once it is."""
 SERVER, STUB = "tritonserver", "triton_python"
 """How the names of the processes begin."""
 
 
 class Launched:
-    """``python -m server`` on fixed ports; what it and Triton write is in ``log``."""
+    """``python -m server`` on fixed ports; what it and Triton write is in ``log``, ``<name>.log`` of the shop."""
 
-    def __init__(self, shop: Shop) -> None:
-        self.shop, self.log = shop, shop.folder / "server.log"
+    def __init__(self, shop: Shop, name: str = "server") -> None:
+        self.shop, self.log = shop, shop.folder / f"{name}.log"
         self.ports = {name: port_to_bind(HOST, 0, "") for name in ("grpc", "http", "metrics")}
         self.grpc_url, self.http_host, self.http_port = f"{HOST}:{self.ports['grpc']}", HOST, self.ports["http"]
         self._key_file = shop.folder / "admin.key"
@@ -79,7 +82,7 @@ class Launched:
             written = log.tell()
             self._process = subprocess.Popen(command, cwd=REPOSITORY_ROOT, stdout=log, stderr=log)
         until_s = time.monotonic() + START_TIMEOUT_S
-        while b"ready: gRPC" not in self.log.read_bytes()[written:]:
+        while READY not in self.log.read_bytes()[written:]:
             if self._process.poll() is not None or time.monotonic() > until_s:
                 raise PerfError(f"the server did not start: {self.log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
@@ -89,6 +92,19 @@ class Launched:
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def starts(self) -> int:
+        """How often it has been ready, by itself or by `start`."""
+        return self.log.read_bytes().count(READY)
+
+    def reload(self) -> None:
+        """Have it load what ``rank`` names now. Raises: ServerError."""
+        control.ask("load", "rank", self.http_host, self.http_port, self.admin_key)
 
     @property
     def pid(self) -> int:

@@ -290,7 +290,7 @@ class Shop:
             (self.kit / "recipes" / f"{name}.toml").write_text(_data_first(text), encoding="utf-8")
         for endpoint in RANKERS:
             self.retrain(endpoint)
-            self.builders("publish", f"{RANKERS[endpoint]}_fp32_onnx", "--recipe", self.recipe_path(endpoint))
+            self.publish(endpoint)
 
     def recipe_path(self, endpoint: str) -> Path:
         """Of the endpoint's ranker."""
@@ -301,6 +301,10 @@ class Shop:
         self.scale = round(self.scale * 1.01, 6)
         (self.data / "scale.txt").write_text(json.dumps(self.scale))
         return self.builders("retrain", self.recipe_path(endpoint), "--data", self.data, kill_after_s=kill_after_s)
+
+    def publish(self, endpoint: str) -> int:
+        """What was trained last."""
+        return self.builders("publish", f"{RANKERS[endpoint]}_fp32_onnx", "--recipe", self.recipe_path(endpoint))
 
     def builders(self, *arguments: object, kill_after_s: float | None = None) -> int:
         """Run ``python -m builders``; returns its code, or minus the signal that ended it.

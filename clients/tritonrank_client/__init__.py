@@ -9,9 +9,10 @@
 Needs numpy and tritonclient. Knows nothing of how a ranker is trained, built or published.
 """
 
-from ._client import DEFAULT_TIMEOUT_S, RankClient
+from ._async._client import AsyncRankClient
 from ._contract import ListRules, ModelSpec, TensorSpec
 from ._errors import (
+    CircuitOpen,
     ContractMismatch,
     DeadlineExceeded,
     InvalidRequest,
@@ -20,20 +21,33 @@ from ._errors import (
     TritonRankError,
     Unavailable,
 )
-from ._mock import MockTransport
+from ._mock import AsyncMockTransport, MockTransport
+from ._options import BreakerPolicy, Connections, Degradation, Experiment, HedgePolicy, RetryPolicy, Shadow
 from ._privacy import hashed_id
-from ._response import RankedList, Reranked
+from ._response import Degraded, RankedList, Reranked
 from ._rules import Boost, Rules
+from ._shadow import append_to
+from ._sync._client import DEFAULT_TIMEOUT_S, RankClient
 from ._tls import TLS
-from ._transport import InferRequest, Transport
 from ._version import __version__
+from ._wire import AsyncTransport, InferRequest, Transport
 
 __all__ = [
     "DEFAULT_TIMEOUT_S",
     "TLS",
+    "AsyncMockTransport",
+    "AsyncRankClient",
+    "AsyncTransport",
     "Boost",
+    "BreakerPolicy",
+    "CircuitOpen",
+    "Connections",
     "ContractMismatch",
     "DeadlineExceeded",
+    "Degradation",
+    "Degraded",
+    "Experiment",
+    "HedgePolicy",
     "InferRequest",
     "InvalidRequest",
     "ListRules",
@@ -43,12 +57,15 @@ __all__ = [
     "RankClient",
     "RankedList",
     "Reranked",
+    "RetryPolicy",
     "Rules",
     "ServerError",
+    "Shadow",
     "TensorSpec",
     "Transport",
     "TritonRankError",
     "Unavailable",
     "__version__",
+    "append_to",
     "hashed_id",
 ]

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ._client import RankClient
 from ._errors import InvalidRequest, TritonRankError
 from ._response import RankedList, Reranked
+from ._sync._client import RankClient
 from ._tls import TLS
 
 # A person waits longer than a page, and each command pays for a new connection.

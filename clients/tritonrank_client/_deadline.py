@@ -31,3 +31,11 @@ class Deadline:
         if remaining_s <= 0:
             raise DeadlineExceeded(f"timeout_s={self.timeout_s:g} was spent before the server could be asked")
         return remaining_s
+
+    def left_s(self) -> float:
+        """Seconds left, 0 when none are."""
+        return max(0.0, self._end_s - time.monotonic())
+
+    def first(self, share: float) -> Deadline:
+        """One that ends when `share` of what is left is over. Raises: DeadlineExceeded when nothing is."""
+        return Deadline(self.remaining_s() * share)

@@ -4,6 +4,7 @@
     +-- InvalidRequest     the arguments break the contract; the same request never succeeds
     +-- ContractMismatch   client and server were built for different contracts
     +-- Unavailable        nothing answers there, or the model is not loaded; another server may answer
+    |   +-- CircuitOpen    it was not asked, since too many attempts failed before
     +-- Overloaded         the server refused the request, its queue is too long; less load, or another server, helps
     +-- DeadlineExceeded   no answer within timeout_s
     +-- ServerError        the server failed, or its answer breaks the contract
@@ -44,6 +45,10 @@ class ContractMismatch(TritonRankError):
 
 class Unavailable(TritonRankError):
     """Nothing answers there, the connection was lost, the client is closed, or the model is not loaded."""
+
+
+class CircuitOpen(Unavailable):
+    """The model was not asked: too many of the last attempts failed."""
 
 
 class Overloaded(TritonRankError):

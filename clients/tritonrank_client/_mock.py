@@ -8,7 +8,7 @@ import numpy as np
 
 from ._contract import ENDPOINTS, RANK, ModelSpec
 from ._errors import Unavailable
-from ._transport import InferRequest
+from ._wire import InferRequest
 
 Handler = Callable[[InferRequest], Mapping[str, np.ndarray]]
 
@@ -53,3 +53,26 @@ class MockTransport:
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable("mock: this client is closed; make a new one")
+
+
+class AsyncMockTransport:
+    """As :class:`MockTransport`, for an `AsyncRankClient`; `handler` is a plain function too."""
+
+    def __init__(self, handler: Handler, served: ModelSpec | None = None):
+        self._mock = MockTransport(handler, served)
+
+    async def infer(self, request: InferRequest) -> Mapping[str, np.ndarray]:
+        """See Transport."""
+        return self._mock.infer(request)
+
+    async def served_model(self, model: str, timeout_s: float) -> ModelSpec:
+        """See Transport."""
+        return self._mock.served_model(model, timeout_s)
+
+    async def is_ready(self, model: str, timeout_s: float) -> bool:
+        """See Transport."""
+        return self._mock.is_ready(model, timeout_s)
+
+    async def close(self) -> None:
+        """See Transport."""
+        self._mock.close()

@@ -8,8 +8,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ._contract import LIMITS, ModelSpec, array_fault
-from ._errors import ServerError
+from ._errors import ServerError, TritonRankError
 from ._rules import Allowed
+
+
+@dataclass(frozen=True)
+class Degraded:
+    """Why a list is not the one that was asked for.
+
+    Attributes:
+        step: what it is in its place: ``fewer_candidates``, ``model`` or ``first_stage``.
+        reason: the error that the ranker asked for gave.
+        error: its class in the tree of errors.
+    """
+
+    step: str
+    reason: str
+    error: type[TritonRankError] = TritonRankError
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +36,17 @@ class RankedList:
         scores: float32 [K], read-only, comparable within this list only; highest first, but where pins or a brand limit
             moved items.
         left_out: how many of the request's items a filter took out of the list; None where the server does not say.
+        model: which has ranked them; "" = none, it is the first stage's order.
+        request_id: of the call, in the server's log too.
+        degraded: None, or what it is in place of the list asked for, and why.
     """
 
     ids: tuple[str, ...]
     scores: np.ndarray
     left_out: int | None = None
+    model: str = ""
+    request_id: str = ""
+    degraded: Degraded | None = None
 
     @property
     def scored(self) -> np.ndarray:
@@ -46,10 +67,14 @@ class Reranked:
     Attributes:
         indices: K positions, 0 = the first document.
         scores: float32 [K], read-only, comparable within this list only; highest first.
+        model, request_id, degraded: as of a RankedList.
     """
 
     indices: tuple[int, ...]
     scores: np.ndarray
+    model: str = ""
+    request_id: str = ""
+    degraded: Degraded | None = None
 
     @property
     def scored(self) -> np.ndarray:

@@ -21,7 +21,7 @@ from tritonrank_client import (
     Unavailable,
     hashed_id,
 )
-from tritonrank_client._transport import GrpcTransport
+from tritonrank_client._sync._transport import GrpcTransport
 
 from builders.core import contract
 from builders.core.contract import Contract

@@ -19,7 +19,7 @@ from tritonrank_client import (
     Unavailable,
     _errors,
 )
-from tritonrank_client._transport import ERROR_OF_STATUS, _arrays, translated
+from tritonrank_client._wire import ERROR_OF_STATUS, arrays, translated
 
 
 def test_no_grpc_status_is_left_out():
@@ -122,4 +122,4 @@ def test_an_answer_that_cannot_be_decoded_is_a_server_error(dtype, raw):
     response.outputs.add(name="scores", datatype=dtype, shape=[2])
 
     with pytest.raises(ServerError, match="ranker:8001: the answer cannot be decoded"):
-        _arrays("ranker:8001", InferResult(response), ("scores",))
+        arrays("ranker:8001", InferResult(response), ("scores",))

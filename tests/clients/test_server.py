@@ -20,7 +20,7 @@ from tritonrank_client import (
     ServerError,
     Unavailable,
 )
-from tritonrank_client._transport import translated
+from tritonrank_client._wire import translated
 
 from builders.core.contract import ITEM_IDS, QUERY
 from server import TritonServer

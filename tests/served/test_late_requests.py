@@ -17,7 +17,7 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 from tritonrank_client import DeadlineExceeded, InferRequest
-from tritonrank_client._transport import GrpcTransport
+from tritonrank_client._sync._transport import GrpcTransport
 
 from builders.core.workspace import SHARED_CODE
 from server import TritonServer

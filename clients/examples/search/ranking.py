@@ -6,13 +6,13 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
-from tritonrank_client import InvalidRequest, RankClient, RankedList, TritonRankError
+from tritonrank_client import Degradation, RankClient, RankedList
 
-from builders.core.contract import CONTEXT, ENDPOINTS, HISTORY, RECOMMEND, USER_ID
+from builders.core.contract import CONTEXT, ENDPOINTS, HISTORY, RANK, USER_ID
 from builders.data.beir import Request
 from clients.examples.search.answers import Degraded, Times
 from perf.kit.served import endpoint_inputs, read_manifest, steps_of
@@ -31,12 +31,14 @@ WORDS = {
 """Step of the client's degradation => what it means for a reader."""
 
 
+Kind = Literal["rank", "recommend"]
+
+
 @dataclasses.dataclass(frozen=True)
 class PublishedEndpoint:
     """What the repository's manifest names.
 
     Attributes:
-        kind: "rank" or "recommend".
         model: the scorer, such as ``two_tower_fp32_onnx``.
         recipe: name of the recipe that the scorer was built from; "" where that is not known.
         steps: models that a request passes.
@@ -44,7 +46,7 @@ class PublishedEndpoint:
     """
 
     name: str
-    kind: str
+    kind: Kind
     model: str
     recipe: str
     steps: tuple[str, ...]
@@ -60,7 +62,7 @@ def published_endpoints(repository: Path) -> dict[str, PublishedEndpoint]:
         if kind in ENDPOINTS:
             found[name] = PublishedEndpoint(
                 name=name,
-                kind=kind,
+                kind=cast(Kind, kind),
                 model=generation.variant,
                 recipe=Path(str(manifest.built_from(generation).get("recipe", ""))).stem,
                 steps=tuple(step.config.parent.name for step in steps_of(repository, name)),
@@ -113,7 +115,8 @@ class RankingServer:
         self.endpoints = endpoints
         self._load = load
         self._clients = {
-            name: RankClient(url, model=name, recommend_model=name, timeout_s=TIMEOUT_S) for name in endpoints
+            name: RankClient(url, model=name, recommend_model=name, timeout_s=TIMEOUT_S, degradation=Degradation())
+            for name in endpoints
         }
         self._statistics = StepStatistics(url)
 
@@ -124,26 +127,29 @@ class RankingServer:
             InvalidRequest: such a query would never be answered.
         """
         endpoint = self.endpoints[name]
-        before = self._statistics.counted(endpoint)
-        started_s = time.perf_counter()
         try:
             self._load(name)
-            started_s = time.perf_counter()
-            found = self._ranked(endpoint, request, item_ids)
-        except InvalidRequest:
-            raise
-        except (TritonRankError, ServerError) as error:
-            return _first_stage(item_ids, error, _ms_since(started_s))
-        call_ms = _ms_since(started_s)
-        queue_ms, compute_ms = self._statistics.ms_since(before, endpoint)
-        scores = [score if scored else None for (_, score), scored in zip(found, found.scored, strict=True)]
+        except ServerError as error:
+            return Ranked(list(item_ids), [None] * len(item_ids), 0.0, degraded=told("first_stage", str(error)))
+        before = self._statistics.counted(endpoint)
+        started_s = time.perf_counter()
+        found = self._ranked(endpoint, request, item_ids)
+        call_ms = (time.perf_counter() - started_s) * 1e3
+        queue_ms, compute_ms = (None, None) if found.degraded else self._statistics.ms_since(before, endpoint)
         return Ranked(
-            list(found.ids), scores, call_ms, endpoint.model, queue_ms=queue_ms, compute_ms=compute_ms
+            ids=list(found.ids),
+            scores=[score if scored else None for (_, score), scored in zip(found, found.scored, strict=True)],
+            call_ms=call_ms,
+            model=endpoint.model if found.model else "",
+            request_id=found.request_id,
+            degraded=None if found.degraded is None else told(found.degraded.step, found.degraded.reason),
+            queue_ms=queue_ms,
+            compute_ms=compute_ms,
         )
 
     def ready(self, name: str) -> bool:
         """Whether the server answers a request for the endpoint."""
-        return self._clients[name].ready(TIMEOUT_S, endpoint=self.endpoints[name].kind)  # type: ignore[arg-type]
+        return self._clients[name].ready(TIMEOUT_S, endpoint=self.endpoints[name].kind)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -155,19 +161,15 @@ class RankingServer:
         client = self._clients[endpoint.name]
         held = {USER_ID.name: request.user_id, CONTEXT.name: request.context, HISTORY.name: request.history}
         further: dict[str, Any] = {name: value for name, value in held.items() if value and name in endpoint.reads}
-        if endpoint.kind == RECOMMEND.name:
-            further.pop(HISTORY.name, None)
-            return client.recommend(request.history, item_ids, **further)
-        return client.rank(request.query, item_ids, **further)
+        if endpoint.kind == RANK.name:
+            return client.rank(request.query, item_ids, **further)
+        further.pop(HISTORY.name, None)
+        return client.recommend(request.history, item_ids, **further)
 
 
-def _first_stage(item_ids: Sequence[str], error: Exception, call_ms: float) -> Ranked:
-    degraded = Degraded(step="first_stage", words=WORDS["first_stage"], reason=f"{type(error).__name__}: {error}")
-    return Ranked(list(item_ids), [None] * len(item_ids), call_ms, degraded=degraded)
-
-
-def _ms_since(started_s: float) -> float:
-    return (time.perf_counter() - started_s) * 1e3
+def told(step: str, reason: str) -> Degraded:
+    """A step of the client's degradation for a reader."""
+    return Degraded(step=step, words=WORDS[step], reason=reason)
 
 
 # ---------------------------------------------------------------- the server's own times

@@ -78,6 +78,7 @@ function show() {
   showSummary();
   showTimes();
   showOrders();
+  $("request").textContent = answer.request_id && `Request ${answer.request_id}, as in the server’s log`;
 }
 
 function showDegraded() {

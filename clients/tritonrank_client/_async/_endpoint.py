@@ -2,61 +2,75 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from ._contract import ListRules, ModelSpec, check_served_model, outputs_there, unserved
-from ._deadline import Deadline
-from ._errors import DeadlineExceeded, InvalidRequest, Unavailable
-from ._rules import RULE_OF_INPUT
-from ._transport import InferRequest, Transport
+from .._contract import ListRules, ModelSpec, check_served_model, outputs_there, unserved
+from .._deadline import Deadline
+from .._errors import DeadlineExceeded, InvalidRequest, Unavailable
+from .._rules import RULE_OF_INPUT
+from .._wire import AsyncTransport, InferRequest
+from ._waiting import AsyncLock
+
+AsyncSend = Callable[[Callable[[], InferRequest]], Awaitable[Mapping[str, Any]]]
+"""Sends what a function makes, once or as often as it sees fit."""
 
 
-class Endpoint:
-    """From as many threads as you like.
+class AsyncEndpoint:
+    """From as many tasks as you like.
 
     model: its name on the server.
     contract: what the client knows of it.
     """
 
-    def __init__(self, transport: Transport, model: str, contract: ModelSpec):
+    def __init__(self, transport: AsyncTransport, model: str, contract: ModelSpec):
         self.model = model
         self.contract = contract
         self._transport = transport
         self._served: ModelSpec | None = None
-        self._lock = threading.Lock()
+        self._lock = AsyncLock()
 
-    def served(self, deadline: Deadline) -> ModelSpec:
-        """The server's interface, fetched and compared once, from whichever thread comes first; the others wait within
-        their own budget. Raises: ContractMismatch and the transport's errors."""
+    async def served(self, deadline: Deadline) -> ModelSpec:
+        """The server's interface, fetched and compared once, by whoever comes first; the others wait within their own
+        budget. Raises: ContractMismatch and the transport's errors."""
         if (agreed := self._served) is not None:
             return agreed
-        if not self._lock.acquire(timeout=deadline.remaining_s()):
+        if not await self._lock.acquire(deadline.remaining_s()):
             raise DeadlineExceeded(f"timeout_s={deadline.timeout_s:g} was spent on the first check of the contract")
         try:
             if (agreed := self._served) is None:
-                agreed = self._transport.served_model(self.model, deadline.remaining_s())
+                agreed = await self._transport.served_model(self.model, deadline.remaining_s())
                 check_served_model(self.model, agreed, self.contract)
                 self._served = agreed
             return agreed
         finally:
             self._lock.release()
 
-    def check_again(self, deadline: Deadline) -> None:
+    async def check_again(self, deadline: Deadline) -> None:
         """Fetch and compare now. Raises: as `served`."""
         self._served = None
-        self.served(deadline)
+        await self.served(deadline)
 
-    def infer(self, inputs: Mapping[str, np.ndarray], deadline: Deadline) -> tuple[Mapping[str, np.ndarray], ModelSpec]:
+    async def infer(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        deadline: Deadline,
+        request_id: str,
+        headers: Mapping[str, str],
+        send: AsyncSend,
+    ) -> tuple[Mapping[str, np.ndarray], ModelSpec]:
         """Outputs by name, and the interface that the server had. Raises: every TritonRankError."""
-        served = self.served(deadline)
+        served = await self.served(deadline)
         self._check_served(inputs, served)
         outputs = tuple(tensor.name for tensor in outputs_there(self.contract, served))
+
+        def request() -> InferRequest:
+            return InferRequest(self.model, inputs, outputs, deadline.remaining_s(), request_id, headers)
+
         try:
-            request = InferRequest(self.model, inputs, outputs, deadline.remaining_s())
-            return self._transport.infer(request), served
+            return await send(request), served
         except (Unavailable, InvalidRequest):
             # Another model may have been published meanwhile: compare again before the next request.
             self._served = None

@@ -1,0 +1,93 @@
+"""One model of the server that speaks one contract: agreed upon once, then asked. Knows nothing of arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .._contract import ListRules, ModelSpec, check_served_model, outputs_there, unserved
+from .._deadline import Deadline
+from .._errors import DeadlineExceeded, InvalidRequest, Unavailable
+from .._rules import RULE_OF_INPUT
+from .._wire import InferRequest, Transport
+from ._waiting import Lock
+
+Send = Callable[[Callable[[], InferRequest]], Mapping[str, Any]]
+"""Sends what a function makes, once or as often as it sees fit."""
+
+
+class Endpoint:
+    """From as many tasks as you like.
+
+    model: its name on the server.
+    contract: what the client knows of it.
+    """
+
+    def __init__(self, transport: Transport, model: str, contract: ModelSpec):
+        self.model = model
+        self.contract = contract
+        self._transport = transport
+        self._served: ModelSpec | None = None
+        self._lock = Lock()
+
+    def served(self, deadline: Deadline) -> ModelSpec:
+        """The server's interface, fetched and compared once, by whoever comes first; the others wait within their own
+        budget. Raises: ContractMismatch and the transport's errors."""
+        if (agreed := self._served) is not None:
+            return agreed
+        if not self._lock.acquire(deadline.remaining_s()):
+            raise DeadlineExceeded(f"timeout_s={deadline.timeout_s:g} was spent on the first check of the contract")
+        try:
+            if (agreed := self._served) is None:
+                agreed = self._transport.served_model(self.model, deadline.remaining_s())
+                check_served_model(self.model, agreed, self.contract)
+                self._served = agreed
+            return agreed
+        finally:
+            self._lock.release()
+
+    def check_again(self, deadline: Deadline) -> None:
+        """Fetch and compare now. Raises: as `served`."""
+        self._served = None
+        self.served(deadline)
+
+    def infer(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        deadline: Deadline,
+        request_id: str,
+        headers: Mapping[str, str],
+        send: Send,
+    ) -> tuple[Mapping[str, np.ndarray], ModelSpec]:
+        """Outputs by name, and the interface that the server had. Raises: every TritonRankError."""
+        served = self.served(deadline)
+        self._check_served(inputs, served)
+        outputs = tuple(tensor.name for tensor in outputs_there(self.contract, served))
+
+        def request() -> InferRequest:
+            return InferRequest(self.model, inputs, outputs, deadline.remaining_s(), request_id, headers)
+
+        try:
+            return send(request), served
+        except (Unavailable, InvalidRequest):
+            # Another model may have been published meanwhile: compare again before the next request.
+            self._served = None
+            raise
+
+    def own_rules(self, served: ModelSpec) -> ListRules:
+        """What the server's model does to lists by itself; as this client's contract says where the model does not."""
+        return served.lists or self.contract.lists or ListRules()
+
+    def _check_served(self, inputs: Mapping[str, np.ndarray], served: ModelSpec) -> None:
+        missing = unserved(inputs, served)
+        if missing:
+            self._served = None  # one that has it may be published
+            rule = RULE_OF_INPUT.get(missing[0])
+            place = f"rules.{rule}" if rule else missing[0]
+            raise InvalidRequest(
+                f"{place}: model '{self.model}' on the server has no input '{missing[0]}'; leave it out, or publish a "
+                "model that reads it",
+                "rules" if rule else missing[0],
+            )
