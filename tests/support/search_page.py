@@ -34,7 +34,7 @@ CUSTOMERS = Customers(PRODUCTS, {"7": Request(history=("P05", "P32", "P03"), use
 _IDS = f"tensor('{ITEM_IDS.name}')"
 _ORDER = f"""
 ids = {_IDS}
-scores = np.array([{{sign}} * int(item[1:]) for item in ids], np.float32)
+scores = np.array([{{sign}} * int(item[1:] or 0) for item in ids], np.float32)
 scores[ids == b'{UNKNOWN}'] = np.finfo(np.float32).min
 order = np.argsort(-scores, kind='stable')
 """
@@ -43,13 +43,13 @@ _OUTPUTS = {RANKED_IDS.name: "ids[order]", SCORES.name: "scores[order]"}
 
 def write_repository(repository: Path) -> None:
     """``rank`` and ``recommend`` by falling numbers, ``rank_rising_fp32_onnx`` by rising ones."""
-    _write(repository, "rank", "falling_fp32_onnx", QUERY, sign="")
-    _write(repository, "rank_rising_fp32_onnx", "rising_fp32_onnx", QUERY, sign="-")
-    _write(repository, "recommend", "customers_fp32_onnx", HISTORY, sign="")
+    _write(repository, "rank", "falling_fp32_onnx", QUERY, sign=1)
+    _write(repository, "rank_rising_fp32_onnx", "rising_fp32_onnx", QUERY, sign=-1)
+    _write(repository, "recommend", "customers_fp32_onnx", HISTORY, sign=1)
     seal(repository)
 
 
-def _write(repository: Path, endpoint: str, model: str, asked: Tensor, sign: str) -> None:
+def _write(repository: Path, endpoint: str, model: str, asked: Tensor, sign: int) -> None:
     contract = Contract(model, (asked, ITEM_IDS), (RANKED_IDS, SCORES))
     step = model_config.python_config(contract)
     ensemble = model_config.ensemble_config(dataclasses.replace(contract, name=endpoint), [(step, 1)])

@@ -32,7 +32,9 @@ def search(
     console.print(source.note, style="bold red" if source.generated else "")
     with running(PROJECT, source, console, port) as (server, address):
         console.print(f"search page: {address}", style="bold", highlight=False)
-        console.print(f"Ctrl-C ends it. 'kill {server.pid}' ends Triton alone: the page goes on without, until it is back")
+        console.print(
+            f"Ctrl-C ends it. 'kill {server.pid}' ends Triton alone: the page goes on without, until it is back"
+        )
         keep_up(server, console.print)
 
 

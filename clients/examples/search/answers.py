@@ -98,10 +98,16 @@ class Answer(BaseModel):
 
 
 class Part(BaseModel):
-    """adds: what the word, field or item of the history adds to the score."""
+    """A word, field or item of a history.
+
+    Attributes:
+        adds: to the score.
+        rest: whether it stands for all weaker ones together.
+    """
 
     label: str
     adds: float
+    rest: bool = False
 
 
 class Why(BaseModel):

@@ -94,7 +94,7 @@ class SearchService:
         )
         if item_id not in products:
             raise UnknownChoice(f"item '{item_id}' is not in the catalogue; search again")
-        titles = {each: products[each].title for each in request.history if each in products}
+        titles = {each: readable(products[each].title) for each in request.history if each in products}
         return self._explain(self._endpoint(endpoint, kind).recipe, request, products[item_id], titles)
 
     def ready(self, endpoint: str) -> bool:
@@ -156,4 +156,4 @@ def described(product: Product, currency: str) -> Item:
 
 def readable(title: str) -> str:
     """A title in capitals alone is put in small letters."""
-    return title.capitalize() if title.isupper() else title
+    return title.strip().capitalize() if title.isupper() else title.strip()

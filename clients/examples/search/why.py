@@ -66,7 +66,10 @@ class Explainer:
 def why(ranker: str, item: ItemExplanation) -> Why:
     """The strongest parts first, the rest of them as one."""
     whole = dataclasses.replace(item, contributions=tuple(whole_words(item.contributions)))
-    parts = [Part(label=label, adds=value) for label, value in whole.strongest(SHOWN_PARTS)]
+    parts = [
+        Part(label=label, adds=value, rest=place == SHOWN_PARTS)
+        for place, (label, value) in enumerate(whole.strongest(SHOWN_PARTS))
+    ]
     return Why(ranker=ranker, score=item.score, baseline=item.baseline_score, parts=parts)
 
 

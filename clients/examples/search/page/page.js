@@ -95,7 +95,7 @@ function showSummary() {
   const found = answer.first_stage.length;
   const moved = answer.ranked.filter((id, place) => answer.first_stage[place] !== id).length;
   const what = asked.kind === "rank" ? `for “${asked.text}”` : `for customer ${asked.text}`;
-  const how = answer.degraded ? "not re-ordered" : `re-ordered by ${answer.model}: ${moved} moved`;
+  const how = answer.degraded ? "not re-ordered" : `${moved} moved by ${answer.model}`;
   $("summary").replaceChildren(make("b", "", `${count(found, "product")} ${what}`), found ? `, ${how}.` : `. ${NONE[asked.kind]}`);
 }
 
@@ -168,17 +168,17 @@ function wentTo(id, place) {
 function drawMoves() {
   const svg = $("moves");
   const box = svg.getBoundingClientRect();
+  const half = box.width / 2;
   const middle = (list, id) => {
     const row = list.querySelector(`[data-id="${CSS.escape(id)}"]`)?.getBoundingClientRect();
     return row && row.top + Math.min(row.height, 70) / 2 - box.top;
   };
   const curves = answer.degraded || !box.width ? [] : answer.first_stage.map((id, before) => {
     const [left, right] = [middle($("before"), id), middle($("after"), id)];
-    if (left === undefined && right === undefined) return null;
-    const [from, to] = [left ?? box.height, right ?? box.height];
+    if (left === undefined || right === undefined) return null; // the number beside it tells
     const after = answer.ranked.indexOf(id);
     const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-    path.setAttribute("d", `M4 ${from} C${box.width / 2} ${from} ${box.width / 2} ${to} ${box.width - 4} ${to}`);
+    path.setAttribute("d", `M4 ${left} C${half} ${left} ${half} ${right} ${box.width - 4} ${right}`);
     path.setAttribute("class", after < 0 || after > before ? "down" : after < before ? "up" : "");
     path.dataset.id = id;
     return path;
@@ -220,18 +220,21 @@ async function open(row, id) {
 }
 
 function explained({ ranker, score, baseline, parts }) {
-  const most = Math.max(...parts.map(({ adds }) => Math.abs(adds))) || 1;
-  const head = make("p", "", `Score ${score.toFixed(3)} = ${baseline.toFixed(3)} with nothing told ${signed(score - baseline)}, by ${ranker} before compression:`);
-  const bars = parts.map(({ label, adds }) => {
-    const width = (Math.abs(adds) / most) * 50;
-    const bar = Object.assign(make("i", adds < 0 ? "less" : ""), { style: `width: ${width}%; left: ${adds < 0 ? 50 - width : 50}%` });
+  const adds = parts.map((part) => part.adds);
+  const [least, most] = [Math.min(0, ...adds), Math.max(0, ...adds)];
+  const share = (value) => `${(value / (most - least || 1)) * 100}%`;
+  const told = `Score ${number(score)} = ${number(baseline)} + what these add (${ranker}, before compression)`;
+  const lines = parts.map(({ label, adds, rest }) => {
     const axis = make("span", "axis");
-    axis.append(bar);
+    axis.style.setProperty("--zero", share(-least));
+    axis.append(Object.assign(make("i", [adds < 0 && "less", rest && "rest"].filter(Boolean).join(" ")), {
+      style: `width: ${share(Math.abs(adds))}; left: ${share(Math.min(adds, 0) - least)}`,
+    }));
     const line = make("div");
     line.append(Object.assign(make("span", "label", label), { title: label }), axis, make("span", "adds", signed(adds)));
     return line;
   });
-  return [head, ...bars];
+  return [make("p", "", told), ...lines];
 }
 
 function close(row) {
@@ -249,8 +252,9 @@ function make(tag, name = "", text = "") {
 }
 
 const count = (number, thing) => `${number} ${thing}${number === 1 ? "" : "s"}`;
-const milliseconds = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
-const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
+const milliseconds = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
+const number = (value) => value.toFixed(3).replace("-", "−");
+const signed = (value) => (value < 0 ? "" : "+") + number(value);
 const choice = (value, text) => Object.assign(make("option", "", text), { value });
 
 function choose(of) {
