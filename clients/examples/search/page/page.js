@@ -103,9 +103,9 @@ function showTimes() {
   const { first_stage_ms, client_ms, queue_ms, compute_ms } = answer.times;
   const parts = [
     ["first", "first stage", first_stage_ms],
-    ["client", answer.degraded ? "waited for the server" : "client and network", client_ms],
-    ["queue", "server’s queue", queue_ms],
-    ["compute", "server’s compute", compute_ms],
+    ["client", answer.degraded ? "waited for the server" : "client, network", client_ms],
+    ["queue", "server queue", queue_ms],
+    ["compute", "server compute", compute_ms],
   ].filter(([, , ms]) => ms !== null);
   const whole = parts.reduce((sum, [, , ms]) => sum + ms, 0);
   const bar = make("div", "bar");
