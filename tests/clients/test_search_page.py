@@ -13,15 +13,21 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
+from rich.console import Console
 from tritonrank_client import InvalidRequest
 
 from builders.core.recipe import load_recipes
+from builders.core.workspace import Workspace
 from builders.data.beir import Product, Request
-from builders.data.find import find_data
+from builders.data.find import find_data, load_judged
+from builders.data.synthetic import write_generated
 from clients.examples.search.app import search_app, served
 from clients.examples.search.first_stage import Catalogue, Customers
+from clients.examples.search.prepare import prepare, purchases_of
 from clients.examples.search.ranking import RankingServer, published_endpoints
+from clients.examples.search.run import running
 from clients.examples.search.service import SearchService, UnknownChoice, described
 from clients.examples.search.triton import LoadedOnce
 from clients.examples.search.why import Explainer, whole_words
@@ -180,6 +186,19 @@ def test_what_can_never_be_answered_is_refused(service: SearchService) -> None:
 
 
 @pytest.mark.server
+def test_an_endpoint_that_cannot_be_loaded_is_told_over_the_first_stages_order(server: TritonServer) -> None:
+    endpoints = published_endpoints(server.repository)
+    absent = dataclasses.replace(endpoints["rank"], name="rank_absent")
+    ranking = RankingServer(server.grpc_url, {"rank_absent": absent}, LoadedOnce(server))
+    ranked = ranking.ask("rank_absent", Request("red mug"), ["P02", "P01"])
+    ranking.close()
+
+    assert ranked.ids == ["P02", "P01"] and ranked.scores == [None, None]
+    assert ranked.degraded is not None and ranked.degraded.step == "first_stage"
+    assert "rank_absent was not loaded" in ranked.degraded.reason
+
+
+@pytest.mark.server
 @needs_browser
 def test_a_search_shows_the_first_stage_beside_what_the_server_makes_of_it(page: Page) -> None:
     search(page, "red mug")
@@ -296,15 +315,29 @@ def test_a_phone_shows_the_re_ordered_list_first_and_nothing_beside_the_screen(
     context.close()
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- from nothing, and pictures
+@pytest.mark.slow
+@pytest.mark.server
+def test_what_a_fresh_checkout_lacks_is_built_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_generated(tmp_path / "data")
+    source = find_data(tmp_path / "data")
+    workspace = Workspace(tmp_path / "build", tmp_path / "models", tmp_path / "store")
+    with running(workspace, source, Console()) as (_, address):
+        found = httpx2.get(f"{address}/api/search", params={"query": "coffee mug", "endpoint": "rank"}).json()
+        customers = httpx2.get(f"{address}/api/start").json()["customers"]
+    assert found["degraded"] is None and found["ranked"] and None not in found["scores"]
+    assert customers
+    assert "'rank' is not published: two_tower_fp32_onnx is built" in capsys.readouterr().out
+
+    judged, (purchases, _) = load_judged(source.folder), purchases_of(source)
+    prepare(judged, purchases, source, workspace, Console())
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.server
 @needs_browser
 @pytest.mark.skipif(not os.environ.get(SCREENSHOTS), reason=f"{SCREENSHOTS} names no folder for the pictures")
 def test_screenshots_of_real_products(browser: Browser) -> None:
-    from rich.console import Console
-
-    from clients.examples.search.run import running
-
     folder = Path(os.environ[SCREENSHOTS])
     with running(WORKSPACE, find_data(), Console()) as (server, address):
         page = browser.new_page(viewport={"width": 1200, "height": 900})

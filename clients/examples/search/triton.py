@@ -21,8 +21,10 @@ class LoadedOnce:
     def __call__(self, endpoint: str) -> None:
         """Return when the server has the endpoint. Raises: ControlError."""
         models = self._server.models
+        if models is None or endpoint in models:
+            return
         with self._lock:
-            if models is None or endpoint in models:
+            if endpoint in models:
                 return
             control.ask("load", endpoint, self._server.http_host, self._server.http_port, self._server.admin_key)
             models.append(endpoint)
