@@ -59,7 +59,8 @@ Request = tuple[str, list[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One that ended. step: of the degradation, "" for what was asked; error: its class; right: in the order of before.
+    """One that ended. step: of the degradation, "" for what was asked; why: the class of the error
+    behind it; error: the class of one that was raised; right: in the order of before.
 
     Attributes:
         start_s, end_s: by time.monotonic.
@@ -69,6 +70,7 @@ class Call:
     end_s: float
     step: str = ""
     error: str = ""
+    why: str = ""
     right: bool = True
 
     @property
@@ -138,7 +140,8 @@ class Load:
             ranked = await client.rank(*self.requests[number])
         except TritonRankError as error:
             return Call(start_s, time.monotonic(), error=type(error).__name__)
-        return Call(start_s, time.monotonic(), _step(ranked), right=self._is_right(number, ranked))
+        why = ranked.degraded.error.__name__ if ranked.degraded else ""
+        return Call(start_s, time.monotonic(), _step(ranked), why=why, right=self._is_right(number, ranked))
 
     def _is_right(self, number: int, ranked: RankedList) -> bool:
         wanted = self.requests[number][1] if ranked.degraded else self.right[number]
@@ -210,11 +213,14 @@ async def killed(chaos: Chaos) -> list[Figure]:
     async with chaos.client() as client:
         capacity_per_s = await chaos.load.capacity_per_s(client)
         calls = await chaos.load.open_loop(client, SHARE * capacity_per_s, STEADY_S, kill)
-    back_s = max((call.end_s for call in calls if call.step), default=ready_s[0]) - ready_s[0]
+    after = sorted(call.end_s - ready_s[0] for call in calls if call.step and call.end_s > ready_s[0])
+    told = ", ".join(f"{seconds:.1f}" for seconds in after[-8:])
     return [
         *_answered("a killed server", calls),
-        Figure("a killed server: last degraded answer after readiness", max(0.0, back_s), "s", BACK_S),
-    ]
+        Figure("a killed server: last degraded answer after readiness", max([0.0, *after]), "s", BACK_S, detail=(
+            f"{len(after)} after it" + (f", the last at {told} s" if after else "")
+        )),
+    ]  # fmt: skip
 
 
 async def one_of_three_hung(chaos: Chaos) -> list[Figure]:
@@ -328,7 +334,7 @@ PARTS: dict[str, Callable[[Chaos], Coroutine[Any, Any, list[Figure]]]] = {
 
 def _answered(name: str, calls: Sequence[Call]) -> list[Figure]:
     """That each call was answered within its deadline, and the right thing."""
-    ended = Counter(call.step or call.error or "ranked" for call in calls)
+    ended = Counter(f"{call.step} ({call.why})" if call.step else call.error or "ranked" for call in calls)
     told = f"{len(calls)}: " + ", ".join(f"{count} {how}" for how, count in ended.most_common())
     return [
         Figure(f"{name}: calls lost", sum(bool(call.error) for call in calls), "calls", 0, detail=told),

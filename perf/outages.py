@@ -184,9 +184,11 @@ def _limit_s(name: str) -> float:
 
 
 def _growth(values: Sequence[int]) -> float:
-    """Of the largest against the first, both after SETTLED_S; 0 where nothing is that late."""
+    """Median of the last third against that of the first one, after SETTLED_S; 0 where nothing is that late. A flood
+    leaves a tenth more memory behind until the next start: the largest value would say no more than that one came."""
     settled = values[int(SETTLED_S / EVERY_S) :]
-    return max(settled) / settled[0] - 1 if settled else 0.0
+    third = len(settled) // 3
+    return statistics.median(settled[-third:]) / statistics.median(settled[:third]) - 1 if third else 0.0
 
 
 def run_outages(minutes: float, console: Console, seed: int = 0) -> Outages:

@@ -40,14 +40,17 @@ READY, READY_ITEM = "ready", "0"
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """One call's arguments; see `RankClient`. `ids`: its candidates, in first-stage order; of `similar`, none."""
+    """One call's arguments; see `RankClient`. `ids`: its candidates, in first-stage order; of `similar`, none.
+
+    What callers give may be of any type until `inputs` has looked at it.
+    """
 
     endpoint: str
     ids: list[str]
-    top_k: int | None = None
-    query: str | None = None
+    top_k: Any = None
+    query: Any = None
     documents: list[str] | None = None
-    item_id: str | None = None
+    item_id: Any = None
     rules: Rules | None = None
     user_id: str | None = None
     history: Sequence[str] | None = None
@@ -82,8 +85,8 @@ class Asked:
 
     def answer(self, outputs: Mapping[str, np.ndarray], own: ListRules) -> RankedList:
         """What the server's arrays say, each checked. Raises: ServerError."""
-        if self.item_id is not None:
-            return similar_items_from_outputs(outputs, self.item_id, self.top_k or 0, self.contract)
+        if self.endpoint == "similar":
+            return similar_items_from_outputs(outputs, self.item_id, self.top_k, self.contract)
         count = self.top_k or own.default_top_k
         return ranked_list_from_outputs(outputs, self.ids, count, self.contract, allowed(self.inputs, own))
 
@@ -106,13 +109,12 @@ class Asked:
         return replace(head, ids=ids, scores=scores)
 
     def _similar_inputs(self) -> dict[str, np.ndarray]:
-        assert self.item_id is not None and self.top_k is not None
         return {**item_input(self.item_id), **similar_top_k_input(self.top_k)}
 
     def _list_inputs(self) -> dict[str, np.ndarray]:
         documents = {} if self.documents is None else document_inputs(self.documents)
         return {
-            **({} if self.query is None else query_input(self.query)),
+            **(query_input(self.query) if self.endpoint == "rank" else {}),
             **history_input(self.history),
             **(documents or item_inputs(self.ids)),
             **top_k_input(self.top_k),

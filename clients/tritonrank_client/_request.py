@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -43,7 +44,7 @@ def item_inputs(ids: Sequence[str]) -> dict[str, np.ndarray]:
     """`item_ids` BYTES [N]."""
     if not 1 <= len(ids) <= LIMITS.max_candidates:
         raise InvalidRequest(f"item_ids: found {len(ids)} items, wanted 1 to {LIMITS.max_candidates}", "item_ids")
-    texts = [_id_bytes(item_id, f"item_ids[{row}]", "item_ids") for row, item_id in enumerate(ids)]
+    texts = _ids_bytes(ids, "item_ids")
     _check_distinct(ids)
     return {"item_ids": _texts(texts)}
 
@@ -80,7 +81,7 @@ def history_input(history: Iterable[str] | None) -> dict[str, np.ndarray]:
     if len(events) > LIMITS.max_history_events:
         wanted = f"at most {LIMITS.max_history_events}"
         raise InvalidRequest(f"history: found {len(events)} items, wanted {wanted}", "history")
-    return {"history": _texts([_id_bytes(item, f"history[{row}]", "history") for row, item in enumerate(events)])}
+    return {"history": _texts(_ids_bytes(events, "history"))}
 
 
 def user_input(user_id: str | None) -> dict[str, np.ndarray]:
@@ -169,6 +170,16 @@ def _id_bytes(text: str, place: str, argument: str) -> bytes:
         wanted = f"1 to {LIMITS.max_item_id_bytes}"
         raise InvalidRequest(f"{place}: found {len(encoded)} bytes of UTF-8, wanted {wanted}", argument)
     return encoded
+
+
+def _ids_bytes(ids: Sequence[str], argument: str) -> list[bytes]:
+    """All at once where all are well, which is quicker than one by one, else up to the first fault."""
+    if ids and {*map(type, ids)} == {str}:
+        with contextlib.suppress(UnicodeEncodeError):
+            encoded = [item_id.encode() for item_id in ids]
+            if min(map(len, encoded)) >= 1 and max(map(len, encoded)) <= LIMITS.max_item_id_bytes:
+                return encoded
+    return [_id_bytes(item_id, f"{argument}[{row}]", argument) for row, item_id in enumerate(ids)]
 
 
 def _text_bytes(text: str, place: str, argument: str, without: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def ranked_list_from_outputs(
     strangers = set(ids).difference(item_ids)
     if strangers:
         raise _broken(f"ranked_ids: found {min(strangers)!r}, wanted ids of the request")
-    return replace(_checked(ids, scores, rules), left_out=left_out)
+    return _checked(ids, scores, rules, left_out)
 
 
 def similar_items_from_outputs(
@@ -128,7 +128,7 @@ def similar_items_from_outputs(
 
 def _read(outputs: Mapping[str, np.ndarray], contract: ModelSpec) -> tuple[tuple[str, ...], np.ndarray]:
     _check_arrays(outputs, contract)
-    return tuple(_decoded(item_id) for item_id in outputs["ranked_ids"]), np.array(outputs["scores"])
+    return _decoded(outputs["ranked_ids"].tolist()), np.array(outputs["scores"])
 
 
 def _left_out(outputs: Mapping[str, np.ndarray], candidates: int, rules: Allowed) -> int | None:
@@ -142,13 +142,13 @@ def _left_out(outputs: Mapping[str, np.ndarray], candidates: int, rules: Allowed
     return count
 
 
-def _checked(ids: tuple[str, ...], scores: np.ndarray, rules: Allowed) -> RankedList:
+def _checked(ids: tuple[str, ...], scores: np.ndarray, rules: Allowed, left_out: int | None = None) -> RankedList:
     if len(set(ids)) != len(ids):
         raise _broken(f"ranked_ids: found {len(ids) - len(set(ids))} repeated ids, wanted distinct ones")
     _check_finite(scores)
     _check_order(ids, scores, rules)
     scores.flags.writeable = False
-    return RankedList(ids, scores)
+    return RankedList(ids, scores, left_out)
 
 
 def _check_arrays(outputs: Mapping[str, np.ndarray], contract: ModelSpec) -> None:
@@ -162,11 +162,11 @@ def _check_arrays(outputs: Mapping[str, np.ndarray], contract: ModelSpec) -> Non
             raise _broken(fault)
 
 
-def _decoded(item_id: bytes) -> str:
+def _decoded(ids: list[bytes]) -> tuple[str, ...]:
     try:
-        return item_id.decode("utf-8")
+        return tuple([item_id.decode() for item_id in ids])
     except UnicodeDecodeError as error:
-        raise _broken(f"ranked_ids: found {item_id!r}, wanted UTF-8") from error
+        raise _broken(f"ranked_ids: found {error.object!r}, wanted UTF-8") from error
 
 
 def _check_count(ids: int, scores: int, wanted: int, may_be_shorter: bool) -> None:
@@ -183,6 +183,8 @@ def _check_finite(scores: np.ndarray) -> None:
 
 def _check_order(ids: tuple[str, ...], scores: np.ndarray, rules: Allowed) -> None:
     """Highest first. Pinned items may stand anywhere; those that a brand limit put back start from the top again."""
+    if not rules.pinned and (scores[1:] <= scores[:-1]).all():
+        return
     rows = np.array([row for row, item_id in enumerate(ids) if item_id not in rules.pinned], dtype=np.int64)
     rises = np.flatnonzero(scores[rows[1:]] > scores[rows[:-1]])[int(rules.limits_brands) :]
     if rises.size:

@@ -83,6 +83,12 @@ class AsyncTransport(Protocol):
         """See Transport."""
 
 
+PING_AFTER_MS = 1000
+"""Of nothing heard while a request waits; a server ends connections that ping more than twice without data."""
+LEAST_REQUESTS = 3
+"""Of a server between two looks, before it may be set aside."""
+
+
 def channel_options(connections: Connections, authority: str | None = None) -> list[tuple[str, Any]]:
     """gRPC's own: servers that take turns, and one that fails or hangs set aside (gRFC A50)."""
     ejection = {
@@ -93,7 +99,7 @@ def channel_options(connections: Connections, authority: str | None = None) -> l
             "threshold": round(100 * connections.eject_above),
             "enforcementPercentage": 100,
             "minimumHosts": 2,
-            "requestVolume": 5,
+            "requestVolume": LEAST_REQUESTS,
         },
         "childPolicy": [{"round_robin": {}}],
     }
@@ -103,6 +109,9 @@ def channel_options(connections: Connections, authority: str | None = None) -> l
         # After an outage grpc would wait up to two minutes before it tries to connect again.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # A process that stands still answers no ping: its connection is ended, and made again when it answers.
+        ("grpc.keepalive_time_ms", PING_AFTER_MS),
+        ("grpc.keepalive_timeout_ms", PING_AFTER_MS),
         ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
         ("grpc.enable_retries", 0),  # they would know nothing of a budget
         ("grpc.service_config", json.dumps(service)),
@@ -192,11 +201,36 @@ def _queue_timeout_microseconds(timeout_s: float) -> int:
 
 
 def arrays(url: str, result: triton.InferResult, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The outputs of those names that are there. Raises: ServerError for bytes that are no such tensor."""
+    response = result.get_response()
+    raw = response.raw_output_contents
+    found = {}
     try:
-        arrays = {name: result.as_numpy(name) for name in names}
-    except (ValueError, struct.error) as error:  # bytes that do not fit the shape or the lengths they announce
+        for place, output in enumerate(response.outputs):
+            if output.name not in names:
+                continue
+            if output.datatype == "BYTES" and place < len(raw):
+                # tritonclient's own decoding takes two microseconds an item, most of what this client would add to it.
+                found[output.name] = _strings(raw[place]).reshape(tuple(output.shape))
+            elif (array := result.as_numpy(output.name)) is not None:
+                found[output.name] = array
+    except (ValueError, TypeError, IndexError, struct.error) as error:  # shape or lengths do not fit the bytes
         raise ServerError(f"{url}: the answer cannot be decoded ({error})") from error
-    return {name: array for name, array in arrays.items() if array is not None}
+    return found
+
+
+def _strings(raw: bytes) -> np.ndarray:
+    """object [n] of bytes: each with its length before it, little-endian UINT32. Raises: ValueError."""
+    found, place, end = [], 0, len(raw)
+    while place < end:
+        start = place + 4
+        place = start + int.from_bytes(raw[place:start], "little")
+        found.append(raw[start:place])
+    if place != end:
+        raise ValueError(f"found {end} bytes, wanted {place} by the lengths that they announce")
+    strings = np.empty(len(found), np.object_)
+    strings[:] = found
+    return strings
 
 
 def _served_tensors(tensors: Iterable[Any], optional: set[str]) -> tuple[TensorSpec, ...]:
@@ -254,8 +288,13 @@ _TLS_NEXT_STEPS = (
 )
 
 
+_NOT_CONNECTED = ("failed to connect", "connections to all backends failing")
+
+
 def _next_step(kind: type[TritonRankError], message: str) -> str:
-    steps = (step for text, step in _TLS_NEXT_STEPS if text in message and "failed to connect" in message)
+    steps = (
+        step for text, step in _TLS_NEXT_STEPS if text in message and any(sign in message for sign in _NOT_CONNECTED)
+    )
     return next(steps, _NEXT_STEP[kind])
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
 import pytest
 import trustme
-from tritonrank_client import MockTransport, RankClient, _command, _errors
+from tritonrank_client import MockTransport, RankClient, _check, _command, _errors
 
 from builders.core.contract import ITEM_IDS, RANKED_IDS, SCORES
 
 README = (Path(__file__).parents[2] / "clients" / "README.md").read_text(encoding="utf-8")
-USAGES, FOR_A_USER, TEXTS, RULES, ENCRYPTED, PRIVACY, FALLBACK, MOCKS = (
+USAGES, FOR_A_USER, TEXTS, RULES, ENCRYPTED, PRIVACY, FALLBACK, MOCKS, TASKS, CAREFUL, TRIED, RECORDED = (
     block.partition("```")[0] for block in README.split("```python\n")[1:]
 )
 
@@ -77,8 +78,26 @@ def test_the_errors_are_those_of_the_tree():
     assert [line.split()[1] for line in README.splitlines() if "+--" in line] == drawn
 
 
-def test_the_commands_options_are_its_own():
+def test_the_commands_options_are_its_own(capsys):
     (_, _, shell) = README.partition("## From a shell")
     options = {word for word in shell.split() if word.startswith("--")}
 
-    assert options <= set(_command._parser()._option_string_actions)
+    of_check = {"--model"}
+    assert options - of_check <= set(_command._parser()._option_string_actions)
+    with pytest.raises(SystemExit, match="0"):
+        _check.main(["check", "--help"])
+    assert of_check <= set(capsys.readouterr().out.split())
+
+
+@pytest.mark.server
+def test_the_usages_by_asyncio_with_policies_with_another_ranker_and_recorded_run(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"ids": ["1", "2", "3"], "RankClient": RankClient}
+    for block in (TASKS, CAREFUL, TRIED, RECORDED):
+        served = block.replace('["ranker-0:8001", "ranker-1:8001"]', f'["{server.grpc_url}", "{server.grpc_url}"]')
+        served = served.replace("localhost:8001", server.grpc_url).replace("timeout_s=0.05", "timeout_s=30")
+        exec(served.replace("timeout_s=0.1,", "timeout_s=30,").replace("rank_candidate", "rank_filters"), names)
+
+    assert asyncio.run(names["search"]("shoes", ["1", "2", "3"])).ids == ("3", "2", "1")
+    assert names["ranked"].ids == ("3", "2", "1") and names["ranked"].degraded is None
+    assert (tmp_path / "answers.jsonl").exists()

@@ -432,3 +432,37 @@ def test_unscored_is_what_the_contract_says() -> None:
         "shoes", IDS
     )
     assert (found.scores == LIMITS.unscored).all()
+
+
+# ---------------------------------------------------------------- contracts
+class OneOfThreeIsDown(MockTransport):
+    """Three servers in turns, whatever they are asked; the first one is down."""
+
+    def __init__(self) -> None:
+        super().__init__(ranked)
+        self.down, self._turn = True, 0
+
+    def _take_turn(self) -> None:
+        self._turn += 1
+        if self.down and self._turn % 3 == 0:
+            raise Unavailable("down")
+
+    def infer(self, request: InferRequest) -> Mapping[str, np.ndarray]:
+        self._take_turn()
+        return super().infer(request)
+
+    def served_model(self, model: str, timeout_s: float) -> Any:
+        self._take_turn()  # metadata and configuration are one request each
+        self._take_turn()
+        return super().served_model(model, timeout_s)
+
+
+def test_one_server_that_is_down_does_not_keep_the_others_from_answering() -> None:
+    client = RankClient("fake", transport=OneOfThreeIsDown(), retry=RetryPolicy(budget=1.0), timeout_s=5)
+    endings = []
+    for _ in range(30):
+        try:
+            endings.append(bool(client.rank("shoes", IDS)))
+        except Unavailable:
+            endings.append(False)
+    assert sum(endings) >= 29

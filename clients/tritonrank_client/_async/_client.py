@@ -291,7 +291,7 @@ class AsyncRankClient:
         name = _request_id(request_id)
         _ = asked.inputs  # a fault of the caller is raised before anything is sent
         with observed(asked.endpoint, len(asked.ids), name) as observation:
-            ranked = replace(await self._ladder(asked, deadline, observation, key), request_id=name)
+            ranked = await self._ladder(asked, deadline, observation, key)
             if ranked.degraded is not None:
                 observation.degraded(ranked.degraded)
         self._copy(asked, ranked, key)
@@ -304,7 +304,7 @@ class AsyncRankClient:
         try:
             own = deadline.first(1 - self._degradation.keep) if steps and self._degradation else deadline
             ranked, _ = await self._caller(asked.endpoint, model).ask(asked, own, observation)
-            return replace(ranked, model=model)
+            return replace(ranked, model=model, request_id=observation.request_id)
         except InvalidRequest:
             raise
         except TritonRankError as error:
@@ -314,10 +314,12 @@ class AsyncRankClient:
                 ranked = await ask(deadline.first(1 / (len(steps) - number)), observation)
             except TritonRankError:
                 continue
-            return replace(ranked, degraded=Degraded(step, str(fault), type(fault)))
+            why = Degraded(step, str(fault), type(fault))
+            return replace(ranked, request_id=observation.request_id, degraded=why)
         if self._degradation is None or not self._degradation.first_stage or not asked.ids:
             raise fault
-        return replace(asked.in_first_stage_order(), degraded=Degraded("first_stage", str(fault), type(fault)))
+        why = Degraded("first_stage", str(fault), type(fault))
+        return replace(asked.in_first_stage_order(), request_id=observation.request_id, degraded=why)
 
     def _steps(self, asked: Asked, model: str) -> list[tuple[str, AsyncStep]]:
         """The steps that ask a server, with what each asks."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._contract import ListRules, ModelSpec, check_served_model, outputs_there, unserved
 from .._deadline import Deadline
-from .._errors import DeadlineExceeded, InvalidRequest, Unavailable
+from .._errors import ContractMismatch, DeadlineExceeded, InvalidRequest, TritonRankError, Unavailable
 from .._rules import RULE_OF_INPUT
 from .._wire import AsyncTransport, InferRequest
 from ._waiting import AsyncLock
@@ -30,6 +30,7 @@ class AsyncEndpoint:
         self.contract = contract
         self._transport = transport
         self._served: ModelSpec | None = None
+        self._doubted = False
         self._lock = AsyncLock()
 
     async def served(self, deadline: Deadline) -> ModelSpec:
@@ -40,11 +41,7 @@ class AsyncEndpoint:
         if not await self._lock.acquire(deadline.remaining_s()):
             raise DeadlineExceeded(f"timeout_s={deadline.timeout_s:g} was spent on the first check of the contract")
         try:
-            if (agreed := self._served) is None:
-                agreed = await self._transport.served_model(self.model, deadline.remaining_s())
-                check_served_model(self.model, agreed, self.contract)
-                self._served = agreed
-            return agreed
+            return self._served or await self._fetched(deadline)
         finally:
             self._lock.release()
 
@@ -52,6 +49,12 @@ class AsyncEndpoint:
         """Fetch and compare now. Raises: as `served`."""
         self._served = None
         await self.served(deadline)
+
+    async def _fetched(self, deadline: Deadline) -> ModelSpec:
+        agreed = await self._transport.served_model(self.model, deadline.remaining_s())
+        check_served_model(self.model, agreed, self.contract)
+        self._served, self._doubted = agreed, False
+        return agreed
 
     async def infer(
         self,
@@ -70,11 +73,28 @@ class AsyncEndpoint:
             return InferRequest(self.model, inputs, outputs, deadline.remaining_s(), request_id, headers)
 
         try:
-            return await send(request), served
-        except (Unavailable, InvalidRequest):
-            # Another model may have been published meanwhile: compare again before the next request.
+            answered = await send(request)
+        except InvalidRequest:
+            self._served = None  # another model may have been published meanwhile
+            raise
+        except Unavailable:
+            # As above, but one of several servers is enough for this error: to ask all of them for their contracts
+            # before anything else would fail as long as it is there.
+            self._doubted = True
+            raise
+        return answered, await self._compared(served, deadline)
+
+    async def _compared(self, served: ModelSpec, deadline: Deadline) -> ModelSpec:
+        """Again, after the first answer since nothing answered. Raises: ContractMismatch."""
+        if not self._doubted:
+            return served
+        try:
+            return await self._fetched(deadline)
+        except ContractMismatch:
             self._served = None
             raise
+        except TritonRankError:
+            return served  # still in doubt
 
     def own_rules(self, served: ModelSpec) -> ListRules:
         """What the server's model does to lists by itself; as this client's contract says where the model does not."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._contract import ListRules, ModelSpec, check_served_model, outputs_there, unserved
 from .._deadline import Deadline
-from .._errors import DeadlineExceeded, InvalidRequest, Unavailable
+from .._errors import ContractMismatch, DeadlineExceeded, InvalidRequest, TritonRankError, Unavailable
 from .._rules import RULE_OF_INPUT
 from .._wire import InferRequest, Transport
 from ._waiting import Lock
@@ -30,6 +30,7 @@ class Endpoint:
         self.contract = contract
         self._transport = transport
         self._served: ModelSpec | None = None
+        self._doubted = False
         self._lock = Lock()
 
     def served(self, deadline: Deadline) -> ModelSpec:
@@ -40,11 +41,7 @@ class Endpoint:
         if not self._lock.acquire(deadline.remaining_s()):
             raise DeadlineExceeded(f"timeout_s={deadline.timeout_s:g} was spent on the first check of the contract")
         try:
-            if (agreed := self._served) is None:
-                agreed = self._transport.served_model(self.model, deadline.remaining_s())
-                check_served_model(self.model, agreed, self.contract)
-                self._served = agreed
-            return agreed
+            return self._served or self._fetched(deadline)
         finally:
             self._lock.release()
 
@@ -52,6 +49,12 @@ class Endpoint:
         """Fetch and compare now. Raises: as `served`."""
         self._served = None
         self.served(deadline)
+
+    def _fetched(self, deadline: Deadline) -> ModelSpec:
+        agreed = self._transport.served_model(self.model, deadline.remaining_s())
+        check_served_model(self.model, agreed, self.contract)
+        self._served, self._doubted = agreed, False
+        return agreed
 
     def infer(
         self,
@@ -70,11 +73,28 @@ class Endpoint:
             return InferRequest(self.model, inputs, outputs, deadline.remaining_s(), request_id, headers)
 
         try:
-            return send(request), served
-        except (Unavailable, InvalidRequest):
-            # Another model may have been published meanwhile: compare again before the next request.
+            answered = send(request)
+        except InvalidRequest:
+            self._served = None  # another model may have been published meanwhile
+            raise
+        except Unavailable:
+            # As above, but one of several servers is enough for this error: to ask all of them for their contracts
+            # before anything else would fail as long as it is there.
+            self._doubted = True
+            raise
+        return answered, self._compared(served, deadline)
+
+    def _compared(self, served: ModelSpec, deadline: Deadline) -> ModelSpec:
+        """Again, after the first answer since nothing answered. Raises: ContractMismatch."""
+        if not self._doubted:
+            return served
+        try:
+            return self._fetched(deadline)
+        except ContractMismatch:
             self._served = None
             raise
+        except TritonRankError:
+            return served  # still in doubt
 
     def own_rules(self, served: ModelSpec) -> ListRules:
         """What the server's model does to lists by itself; as this client's contract says where the model does not."""
