@@ -23,6 +23,7 @@ from builders.core.workspace import Workspace
 from builders.data.beir import Product, Request
 from builders.data.find import find_data, load_judged
 from builders.data.synthetic import write_generated
+from builders.publish.manifest import PublishedVersion, read_manifest, write_manifest
 from clients.examples.search.app import search_app, served
 from clients.examples.search.first_stage import Catalogue, Customers
 from clients.examples.search.prepare import prepare, purchases_of
@@ -83,6 +84,19 @@ def test_a_product_is_described_by_what_is_known_of_it() -> None:
     assert described(Product("B2", ""), "$").about == ""
 
 
+@pytest.mark.parametrize(
+    ("recipe", "shown"), [("recipes/intent.toml", False), ("recipes/two_tower.toml", True), ("my/own.toml", True)]
+)
+def test_a_ranker_of_something_else_than_products_is_not_offered(recipe: str, shown: bool, tmp_path: Path) -> None:
+    write_repository(tmp_path)
+    manifest = read_manifest(tmp_path)
+    rising = {1: PublishedVersion(built_from={"recipe": recipe}, since="")}
+    write_manifest(tmp_path, manifest.model_copy(update={"models": {**manifest.models, "rising_fp32_onnx": rising}}))
+
+    endpoints = published_endpoints(tmp_path, load_recipes())
+    assert list(endpoints) == ["rank", "recommend", *["rank_rising_fp32_onnx"] * shown]
+
+
 # ---------------------------------------------------------------- the server and the page
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
@@ -99,7 +113,7 @@ def service(server: TritonServer) -> Iterator[SearchService]:
     """Explained by the network of `two_tower`."""
     endpoints = {
         name: dataclasses.replace(endpoint, recipe="two_tower")
-        for name, endpoint in published_endpoints(server.repository).items()
+        for name, endpoint in published_endpoints(server.repository, {}).items()
     }
     ranking = RankingServer(server.grpc_url, endpoints, LoadedOnce(server))
     yield SearchService(
@@ -187,7 +201,7 @@ def test_what_can_never_be_answered_is_refused(service: SearchService) -> None:
 
 @pytest.mark.server
 def test_an_endpoint_that_cannot_be_loaded_is_told_over_the_first_stages_order(server: TritonServer) -> None:
-    endpoints = published_endpoints(server.repository)
+    endpoints = published_endpoints(server.repository, {})
     absent = dataclasses.replace(endpoints["rank"], name="rank_absent")
     ranking = RankingServer(server.grpc_url, {"rank_absent": absent}, LoadedOnce(server))
     ranked = ranking.ask("rank_absent", Request("red mug"), ["P02", "P01"])
@@ -226,6 +240,7 @@ def test_the_keyboard_alone_searches_and_opens_and_closes_a_why(page: Page) -> N
     page.keyboard.press("Enter")
     first = page.locator("#after li").first.locator(".why")
     expect(first).to_be_visible()
+    expect(page.get_by_role("status").first).to_contain_text("moved by")
     while not first.evaluate("each => each === document.activeElement"):
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")

@@ -30,7 +30,7 @@ FIDELITY_LISTS = 100
 
 
 class NothingToServe(BuilderError):
-    """No endpoint ranks, and the one that was built failed its gate."""
+    """No endpoint ranks products."""
 
 
 def purchases_of(source: DataSource) -> tuple[JudgedQueries | None, str]:
@@ -53,10 +53,11 @@ def prepare(
     for kind, data in ((RANK.name, judged), (RECOMMEND.name, purchases)):
         if data is not None and not can_serve(workspace.repository, kind):
             _build(kind, data, source, workspace, say)
-    if not can_serve(workspace.repository, RANK.name):
+    if not any(each.kind == RANK.name for each in published_endpoints(workspace.repository, load_recipes()).values()):
         raise NothingToServe(
-            f"{DEFAULT_PUBLISHED[RANK.name]} failed its gate on this machine, as said above, and nothing else is "
-            "published; 'make repository' builds all rankers"
+            f"no endpoint ranks products: {DEFAULT_PUBLISHED[RANK.name]} failed its gate on this machine, or 'rank' "
+            "serves a ranker of something else; 'make repository' builds all rankers, and 'python -m builders status' "
+            "says what is published"
         )
     for kind, data in ((RANK.name, judged), (RECOMMEND.name, purchases)):
         if data is not None and can_serve(workspace.repository, kind):
@@ -87,7 +88,7 @@ def few(data: JudgedQueries) -> JudgedQueries:
 def _store_missing(kind: str, data: JudgedQueries, workspace: Workspace, say: Say) -> None:
     """The products of ``data`` that a ranker of a published endpoint of this kind does not find in its table."""
     recipes = load_recipes()
-    endpoints = [each for each in published_endpoints(workspace.repository).values() if each.kind == kind]
+    endpoints = [each for each in published_endpoints(workspace.repository, recipes).values() if each.kind == kind]
     for name in dict.fromkeys(each.recipe for each in endpoints if each.recipe in recipes):
         tables = {table for each in endpoints if each.recipe == name for table in tables_of(workspace, each.name)}
         with ItemStore(workspace.item_store) as store:

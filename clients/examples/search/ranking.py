@@ -12,7 +12,8 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 from tritonrank_client import Degradation, RankClient, RankedList
 
-from builders.core.contract import CONTEXT, ENDPOINTS, HISTORY, RANK, USER_ID
+from builders.core.contract import CONTEXT, ENDPOINTS, HISTORY, RANK, RECOMMEND, USER_ID
+from builders.core.recipe import Recipe
 from builders.data.beir import Request
 from clients.examples.search.answers import Degraded, Times
 from perf.kit.served import endpoint_inputs, read_manifest, steps_of
@@ -23,6 +24,8 @@ TIMEOUT_S = 2.0
 STATISTICS_TIMEOUT_S = 0.5
 COUNTED_WITHIN_S = 0.1
 """The server counts a request just after it has answered."""
+DATA = {RANK.name: "judged", RECOMMEND.name: "purchases"}
+"""Kind of endpoint => recipes' data that holds what the page asks it for."""
 WORDS = {
     "first_stage": "The ranking server gave no answer, so this is the first stage's order.",
     "model": "The ranker that was asked gave no answer, so a smaller one ranked.",
@@ -53,18 +56,24 @@ class PublishedEndpoint:
     reads: frozenset[str]
 
 
-def published_endpoints(repository: Path) -> dict[str, PublishedEndpoint]:
-    """Name => endpoint of those that rank, ``rank`` and ``recommend`` themselves first."""
+def published_endpoints(repository: Path, recipes: Mapping[str, Recipe]) -> dict[str, PublishedEndpoint]:
+    """Name => endpoint of those that rank what the page shows, ``rank`` and ``recommend`` themselves first.
+
+    Args:
+        recipes: by name; a ranker of something else than products or purchases, such as `intent`, is left out by its
+            recipe's data. One whose recipe is not among them is taken as it is.
+    """
     manifest = read_manifest(repository)
     found = {}
     for name, generation in sorted(manifest.served.items(), key=lambda each: (each[0] not in ENDPOINTS, each[0])):
         kind = name.split("_")[0]
-        if kind in ENDPOINTS:
+        recipe = Path(str(manifest.built_from(generation).get("recipe", ""))).stem
+        if kind in DATA and (recipe not in recipes or recipes[recipe].data == DATA[kind]):
             found[name] = PublishedEndpoint(
                 name=name,
                 kind=cast(Kind, kind),
                 model=generation.variant,
-                recipe=Path(str(manifest.built_from(generation).get("recipe", ""))).stem,
+                recipe=recipe,
                 steps=tuple(step.config.parent.name for step in steps_of(repository, name)),
                 reads=frozenset(endpoint_inputs(repository, name)),
             )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from builders.core.contract import ENDPOINTS
+from builders.core.contract import ENDPOINTS, RECOMMEND
 from builders.core.recipe import load_recipes
 from builders.core.workspace import Workspace
 from builders.data.find import DataSource, load_judged
@@ -19,7 +19,6 @@ from clients.examples.search.service import SearchService
 from clients.examples.search.triton import LoadedOnce
 from clients.examples.search.why import Explainer
 from perf.endpoints import serving
-from perf.kit.served import can_serve
 from server import TritonServer
 
 EXAMPLES = ("ugg slippers women", "weighted blanket without glass beads", "airpods 2", "red dog bowl")
@@ -43,16 +42,22 @@ def running(
     judged = load_judged(source.folder)
     purchases, no_customers = purchases_of(source)
     prepare(judged, purchases, source, workspace, console)
-    names = [name for name in ENDPOINTS if can_serve(workspace.repository, name)]
+    recipes = load_recipes()
+    endpoints = published_endpoints(workspace.repository, recipes)
+    if purchases is not None and not any(each.kind == RECOMMEND.name for each in endpoints.values()):
+        purchases, no_customers = (
+            None,
+            "No customer can be picked: no endpoint recommends; 'make repository' builds some.",
+        )
+    names = [name for name in endpoints if name in ENDPOINTS] or list(endpoints)[:1]
     test_queries = judged.subset("test").queries.values()
     with serving(names, workspace) as server, contextlib.ExitStack() as opened:
-        endpoints = published_endpoints(workspace.repository)
         ranking = RankingServer(server.grpc_url, endpoints, LoadedOnce(server))
         opened.callback(ranking.close)
         service = SearchService(
             ranking,
             Catalogue(judged.products),
-            Explainer(load_recipes()),
+            Explainer(recipes),
             customers=None if purchases is None else Customers.of(purchases, CUSTOMERS),
             examples=[query for query in EXAMPLES if query in test_queries] or list(test_queries)[: len(EXAMPLES)],
             note=note_of(source, len(judged.products)),
