@@ -23,10 +23,11 @@ from builders.core.workspace import Workspace
 from builders.data.beir import Product, Request
 from builders.data.find import find_data, load_judged
 from builders.data.synthetic import write_generated
+from builders.publish.item_store import ItemStore, table_name
 from builders.publish.manifest import PublishedVersion, read_manifest, write_manifest
 from clients.examples.search.app import search_app, served
 from clients.examples.search.first_stage import Catalogue, Customers
-from clients.examples.search.prepare import prepare, purchases_of
+from clients.examples.search.prepare import prepare, purchases_of, tables_of
 from clients.examples.search.ranking import RankingServer, published_endpoints
 from clients.examples.search.run import running
 from clients.examples.search.service import SearchService, UnknownChoice, described
@@ -347,6 +348,15 @@ def test_what_a_fresh_checkout_lacks_is_built_once(tmp_path: Path, capsys: pytes
     judged, (purchases, _) = load_judged(source.folder), purchases_of(source)
     prepare(judged, purchases, source, workspace, Console())
     assert capsys.readouterr().out == ""
+
+    [lost, *others], [table] = judged.products, tables_of(workspace, "rank")
+    with ItemStore(workspace.item_store) as store:
+        store.remove(table_name(*table), [lost], {"two_tower"})
+        store.put(*table, [("of another catalogue", b"")])
+    prepare(judged, purchases, source, workspace, Console())
+    with ItemStore(workspace.item_store) as store:
+        assert store.ids(*table) == {lost, *others, "of another catalogue"}
+    assert f"two_tower: 1 of {len(judged.products)} products are not in the item store" in capsys.readouterr().out
 
 
 @pytest.mark.server

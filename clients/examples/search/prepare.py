@@ -86,18 +86,20 @@ def few(data: JudgedQueries) -> JudgedQueries:
 
 
 def _store_missing(kind: str, data: JudgedQueries, workspace: Workspace, say: Say) -> None:
-    """The products of ``data`` that a ranker of a published endpoint of this kind does not find in its table."""
+    """Add the products of ``data`` that a published ranker of this kind does not know; what is stored besides stays."""
     recipes = load_recipes()
     endpoints = [each for each in published_endpoints(workspace.repository, recipes).values() if each.kind == kind]
     for name in dict.fromkeys(each.recipe for each in endpoints if each.recipe in recipes):
         tables = {table for each in endpoints if each.recipe == name for table in tables_of(workspace, each.name)}
         with ItemStore(workspace.item_store) as store:
-            missing = {table: len(data.products.keys() - store.ids(*table)) for table in tables}
-        if any(missing.values()):
-            from perf.kit.rankers import fill_store, load_ranker  # with torch
+            stored = [store.ids(*table) for table in tables]
+        missing = [product for item_id, product in data.products.items() if any(item_id not in ids for ids in stored)]
+        if missing:
+            from builders.publish.catalogue import add_items  # with torch
+            from builders.rankers.load import load_ranker
 
-            say(f"{name}: {max(missing.values()):,} products are not in the item store yet")
-            fill_store(load_ranker(recipes[name]), recipes[name], data, say, workspace)
+            say(f"{name}: {len(missing):,} of {len(data.products):,} products are not in the item store yet")
+            add_items([load_ranker(recipes[name])], missing, workspace, generated=data.generated, say=say)
 
 
 def tables_of(workspace: Workspace, endpoint: str) -> set[tuple[str, str]]:

@@ -24,6 +24,7 @@ from server import TritonServer
 EXAMPLES = ("ugg slippers women", "weighted blanket without glass beads", "airpods 2", "red dog bowl")
 """Queries of ESCI to begin with; of other data the first test queries."""
 CUSTOMERS = 40
+NO_RECOMMENDER = "No customer can be picked: no endpoint recommends; 'make repository' builds some."
 
 
 @contextlib.contextmanager
@@ -44,11 +45,8 @@ def running(
     prepare(judged, purchases, source, workspace, console)
     recipes = load_recipes()
     endpoints = published_endpoints(workspace.repository, recipes)
-    if purchases is not None and not any(each.kind == RECOMMEND.name for each in endpoints.values()):
-        purchases, no_customers = (
-            None,
-            "No customer can be picked: no endpoint recommends; 'make repository' builds some.",
-        )
+    if RECOMMEND.name not in {each.kind for each in endpoints.values()}:
+        purchases, no_customers = None, no_customers or NO_RECOMMENDER
     names = [name for name in endpoints if name in ENDPOINTS] or list(endpoints)[:1]
     test_queries = judged.subset("test").queries.values()
     with serving(names, workspace) as server, contextlib.ExitStack() as opened:
