@@ -125,14 +125,15 @@ class Connections:
         max_age_s: after which they are made anew and names are resolved again, a tenth earlier or later, so that a new
             replica gets its share; those under way end on the old ones.
         eject_above: share of a server's requests that may fail in `eject_every_s`, a deadline passed among them; above
-            it the server gets none for `ejected_s`, longer each time, but never more than half of the servers.
+            it the server gets none for `ejected_s`, longer each time, but never more than half of the servers. (Shorter
+            than a server takes to start again: in a rolling restart the first one is wanted when the next one stops.)
         eject_every_s: how often that is looked at, where a server had three requests since.
     """
 
     max_age_s: float = 300.0
     eject_above: float = 0.5
     eject_every_s: float = 0.5
-    ejected_s: float = 30.0
+    ejected_s: float = 5.0
 
     def __post_init__(self) -> None:
         _check_number("connections.max_age_s", self.max_age_s, 0.1, 86_400)

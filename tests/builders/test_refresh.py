@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from builders import commands
+from builders import commands, retrain
 from builders.__main__ import app
 from builders.core.recipe import RecipeError
 from builders.core.workspace import Workspace
@@ -130,3 +130,21 @@ def test_pruning_tells_what_was_dropped(run: Callable, workspace: Workspace, ran
     told = " ".join(run("prune").output.split())
     assert "dropped 1 tables that no version of a published model reads (two_tower@before); " in told
     assert "every table is read by a version of a published model" in run("prune").output
+
+
+def test_users_reach_the_networks_of_before_that_are_still_read(
+    run: Callable, workspace: Workspace, ranker: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retraining has left one; which ones there are is asked of the real module, its checkpoints are given here."""
+    before = Watched("two_tower", version="before")
+    monkeypatch.setattr(retrain, "_kept_checkpoints", lambda recipe, workspace: [tmp_path / "before"])
+    monkeypatch.setattr(retrain, "_is_read", lambda checkpoint, workspace: checkpoint.name == "before")
+    monkeypatch.setattr(retrain, "load_ranker", lambda recipe: before)
+    users = tmp_path / "users.jsonl"
+    users.write_text('{"_id": "eve", "country": "no"}\n')
+    recipe = Path(__file__).parents[2] / "recipes" / "two_tower.toml"
+    assert "1 users are known from the next request on" in run("add-users", str(users), str(recipe)).output
+    with ItemStore(workspace.item_store) as store:
+        for each in (ranker, before):
+            table = items_table(each).replace("@", "_users@")
+            assert [user for user, _ in store.known(table)] == ["eve"], table
