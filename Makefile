@@ -19,9 +19,10 @@ MINUTES   ?=
 ITEMS     ?=
 ROUNDS    ?=
 PART      ?=
+PORT      ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu check check-supply-chain setup data train export build-engines quality recommend repository pareto publish serve reload \
+.PHONY: help demo test test-slow test-gpu check check-supply-chain setup data train export build-engines quality recommend repository pareto publish serve search reload \
     gateway perf bench scale soak outages chaos peers report gpu-report setup-tensorrt-cpu gpu-pack docker-build docker-build-engines docker-serve docs docs-serve lock clean
 
 help: ## list the targets
@@ -102,6 +103,9 @@ publish: setup ## point `rank` (or `recommend`) at VARIANT; none = what 'python 
 
 serve: setup ## start Triton on model_repository/ (SERVE="rank_two_tower_fp32_onnx ...": those too; ALL=1; CONFIG=machine)
 	@$(RUN) -m server $(if $(ALL),--all,--load rank $(foreach model,$(SERVE),--load $(model))) $(if $(CONFIG),--config-name $(CONFIG))
+
+search: setup ## a search page over a Triton of its own: first stage beside ranking, what moved and why (PORT=8080)
+	@PYTHONPATH=.:clients $(RUN) -m clients.examples.search $(if $(PORT),--port $(PORT))
 
 reload: setup ## make the running server take up what was published (MODEL=rank_candidate; none = rank)
 	@$(RUN) -m server.control load $(or $(MODEL),rank)
