@@ -140,9 +140,10 @@ def _readable(value: float) -> str:
 # ---------------------------------------------------------------- errors
 def tree(module: ModuleType) -> str:
     """The tree of errors in a module's docstring, as a list; with exit codes where the errors have some."""
-    drawn = re.findall(r"^    ( *)(\+-- )?(\w+)(?: +(.*))?$", module.__doc__ or "", re.MULTILINE)
+    drawn = re.findall(r"^    ([ |]*)(\+-- )?(\w+)(?: +(.*))?$", module.__doc__ or "", re.MULTILINE)
     return "\n".join(
-        f"{indent}{'    ' if below else ''}- `{name}`{_exit_code(module, name)}{f': {meaning}' if meaning else ''}"
+        f"{indent.replace('|', ' ')}{'    ' if below else ''}- `{name}`{_exit_code(module, name)}"
+        f"{f': {meaning}' if meaning else ''}"
         for indent, below, name, told in drawn
         if isinstance(getattr(module, name, None), type)
         for meaning in [re.sub(r"^(\d+: |exit code \d+$)", "", told)]
