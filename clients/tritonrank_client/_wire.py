@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import socket
 import struct
@@ -89,8 +90,8 @@ LEAST_REQUESTS = 3
 """Of a server between two looks, before it may be set aside."""
 
 
-def channel_options(connections: Connections, authority: str | None = None) -> list[tuple[str, Any]]:
-    """gRPC's own: servers that take turns, and one that fails or hangs set aside (gRFC A50)."""
+def channel_options(connections: Connections, several: bool, authority: str | None = None) -> list[tuple[str, Any]]:
+    """gRPC's own: servers that take turns where there are several, and one that fails or hangs set aside (gRFC A50)."""
     ejection = {
         "interval": f"{connections.eject_every_s:g}s",
         "baseEjectionTime": f"{connections.ejected_s:g}s",
@@ -103,7 +104,8 @@ def channel_options(connections: Connections, authority: str | None = None) -> l
         },
         "childPolicy": [{"round_robin": {}}],
     }
-    service = {"loadBalancingConfig": [{"outlier_detection_experimental": ejection}, {"round_robin": {}}]}
+    turns: list[dict[str, Any]] = [{"outlier_detection_experimental": ejection}, {"round_robin": {}}]
+    service = {"loadBalancingConfig": turns if several else [{"pick_first": {}}]}
     named = [] if authority is None else [("grpc.default_authority", authority)]
     return [
         # After an outage grpc would wait up to two minutes before it tries to connect again.
@@ -120,14 +122,26 @@ def channel_options(connections: Connections, authority: str | None = None) -> l
     ]
 
 
-def target(urls: Sequence[str]) -> str:
-    """gRPC's name of one server or of several, of which the names are resolved now. Raises: Unavailable."""
+def target(urls: Sequence[str]) -> tuple[str, bool]:
+    """gRPC's name of what there is to connect to, and whether that may be several servers. Of one url gRPC resolves the
+    name, again and again; those of several are resolved now. Raises: Unavailable."""
     if len(urls) == 1:
-        return urls[0]
+        return urls[0], _is_name(urls[0])
     found = [address for url in urls for address in _addresses(url)]
     one_family = [each for each in found if each[0] is socket.AF_INET] or found
     scheme = "ipv4" if one_family[0][0] is socket.AF_INET else "ipv6"
-    return f"{scheme}:" + ",".join(dict.fromkeys(address for _, address in one_family))
+    return f"{scheme}:" + ",".join(dict.fromkeys(address for _, address in one_family)), True
+
+
+def _is_name(url: str) -> bool:
+    """Whether it can stand for several servers: no address, not this machine, whose two families are one server."""
+    host = url.rpartition(":")[0].strip("[]")
+    if url.startswith("unix:") or host == "localhost":
+        return False
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return False
+    return True
 
 
 def _addresses(url: str) -> list[tuple[socket.AddressFamily, str]]:

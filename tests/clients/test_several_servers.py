@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from tritonrank_client import (
     Connections,
+    DeadlineExceeded,
     Degradation,
     RankClient,
     RankedList,
@@ -162,3 +164,16 @@ def test_what_no_server_speaks_is_unavailable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"127.0.0.1:{silent.getsockname()[1]}"
         assert RankClient(url, timeout_s=0.3, degradation=Degradation()).rank("shoes", IDS).degraded is not None
+
+
+def test_names_that_take_too_long_end_with_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered_late = threading.Event()
+
+    def resolve(url: str) -> list[tuple[socket.AddressFamily, str]]:
+        answered_late.wait(10)
+        return [(socket.AF_INET, "127.0.0.1:1")]
+
+    monkeypatch.setattr(_wire, "_addresses", resolve)
+    with RankClient(["a:8001", "b:8001"], timeout_s=0.1) as client, pytest.raises(DeadlineExceeded, match="names"):
+        client.rank("shoes", IDS)
+    answered_late.set()

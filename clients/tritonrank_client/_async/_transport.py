@@ -65,7 +65,7 @@ class AsyncGrpcTransport:
     async def infer(self, request: InferRequest) -> dict[str, np.ndarray]:
         """See Transport."""
         with translated_errors(self.url, request.timeout_s):
-            client = await self.connected()
+            client = await self.connected(request.timeout_s)
             result = await client.infer(
                 request.model, headers={**self.headers, **request.headers}, **request_arguments(request, self.name)
             )
@@ -75,7 +75,7 @@ class AsyncGrpcTransport:
         """See Transport."""
         deadline = Deadline(timeout_s)
         with translated_errors(self.url, timeout_s):
-            client = await self.connected()
+            client = await self.connected(timeout_s)
             metadata = await client.get_model_metadata(
                 model, headers=self.headers, client_timeout=deadline.remaining_s()
             )
@@ -85,7 +85,7 @@ class AsyncGrpcTransport:
     async def is_ready(self, model: str, timeout_s: float) -> bool:
         """See Transport."""
         with translated_errors(self.url, timeout_s):
-            client = await self.connected()
+            client = await self.connected(timeout_s)
             return bool(await client.is_model_ready(model, headers=self.headers, client_timeout=timeout_s))
 
     async def close(self) -> None:
@@ -97,19 +97,19 @@ class AsyncGrpcTransport:
             if client is not None:
                 await client.close()
 
-    async def connected(self) -> triton.InferenceServerClient:
+    async def connected(self, timeout_s: float) -> triton.InferenceServerClient:
         """Triton's own client, the newest. One that is older than connections may be is kept for what is under way on
-        it, until the next one is as old."""
+        it, until the next one is as old. Raises: Unavailable, DeadlineExceeded where names take too long."""
         if (client := self._young()) is not None:
             return client
-        address = await run_async(target, self._urls)
+        address, several = await run_async(target, self._urls, timeout_s=timeout_s)
         outgoing = None
         with self._lock:
             if self._closed:
                 raise Unavailable(f"{self.url}: this client is closed; make a new one")
             if self._client is None or time.monotonic() >= self._renewed_at:
                 outgoing, self._retired = self._retired, self._client
-                self._client = self._connect(address)
+                self._client = self._connect(address, several)
                 self._renewed_at = time.monotonic() + self._connections.max_age_s * random.uniform(0.9, 1.1)
             client = self._client
         if outgoing is not None:
@@ -120,9 +120,9 @@ class AsyncGrpcTransport:
         client = self._client
         return client if time.monotonic() < self._renewed_at else None
 
-    def _connect(self, address: str) -> triton.InferenceServerClient:
+    def _connect(self, address: str, several: bool) -> triton.InferenceServerClient:
         authority = None if address == self._urls[0] else self._urls[0]
-        options = channel_options(self._connections, authority)
+        options = channel_options(self._connections, several, authority)
         if self._tls is None:
             return triton.InferenceServerClient(address, channel_args=options)
         return triton.InferenceServerClient(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from .._errors import TritonRankError
+from .._errors import DeadlineExceeded, TritonRankError
 from .._wire import AsyncTransport, InferRequest
 
 Result = TypeVar("Result")
@@ -31,9 +31,12 @@ class AsyncLock:
         self._lock.release()
 
 
-async def run_async(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call what may block."""
-    return await asyncio.to_thread(function, *arguments)
+async def run_async(function: Callable[..., Result], *arguments: Any, timeout_s: float) -> Result:
+    """Call what may block, for so long. Raises: DeadlineExceeded."""
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(function, *arguments), timeout_s)
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"timeout_s={timeout_s:.3f} was spent on the names of the servers") from error
 
 
 async def infer_hedged_async(

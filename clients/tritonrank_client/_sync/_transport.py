@@ -65,7 +65,7 @@ class GrpcTransport:
     def infer(self, request: InferRequest) -> dict[str, np.ndarray]:
         """See Transport."""
         with translated_errors(self.url, request.timeout_s):
-            client = self.connected()
+            client = self.connected(request.timeout_s)
             result = client.infer(
                 request.model, headers={**self.headers, **request.headers}, **request_arguments(request, self.name)
             )
@@ -75,7 +75,7 @@ class GrpcTransport:
         """See Transport."""
         deadline = Deadline(timeout_s)
         with translated_errors(self.url, timeout_s):
-            client = self.connected()
+            client = self.connected(timeout_s)
             metadata = client.get_model_metadata(model, headers=self.headers, client_timeout=deadline.remaining_s())
             config = client.get_model_config(model, headers=self.headers, client_timeout=deadline.remaining_s())
         return model_spec(model, metadata, config.config)
@@ -83,7 +83,7 @@ class GrpcTransport:
     def is_ready(self, model: str, timeout_s: float) -> bool:
         """See Transport."""
         with translated_errors(self.url, timeout_s):
-            client = self.connected()
+            client = self.connected(timeout_s)
             return bool(client.is_model_ready(model, headers=self.headers, client_timeout=timeout_s))
 
     def close(self) -> None:
@@ -95,19 +95,19 @@ class GrpcTransport:
             if client is not None:
                 client.close()
 
-    def connected(self) -> triton.InferenceServerClient:
+    def connected(self, timeout_s: float) -> triton.InferenceServerClient:
         """Triton's own client, the newest. One that is older than connections may be is kept for what is under way on
-        it, until the next one is as old."""
+        it, until the next one is as old. Raises: Unavailable, DeadlineExceeded where names take too long."""
         if (client := self._young()) is not None:
             return client
-        address = run(target, self._urls)
+        address, several = run(target, self._urls, timeout_s=timeout_s)
         outgoing = None
         with self._lock:
             if self._closed:
                 raise Unavailable(f"{self.url}: this client is closed; make a new one")
             if self._client is None or time.monotonic() >= self._renewed_at:
                 outgoing, self._retired = self._retired, self._client
-                self._client = self._connect(address)
+                self._client = self._connect(address, several)
                 self._renewed_at = time.monotonic() + self._connections.max_age_s * random.uniform(0.9, 1.1)
             client = self._client
         if outgoing is not None:
@@ -118,9 +118,9 @@ class GrpcTransport:
         client = self._client
         return client if time.monotonic() < self._renewed_at else None
 
-    def _connect(self, address: str) -> triton.InferenceServerClient:
+    def _connect(self, address: str, several: bool) -> triton.InferenceServerClient:
         authority = None if address == self._urls[0] else self._urls[0]
-        options = channel_options(self._connections, authority)
+        options = channel_options(self._connections, several, authority)
         if self._tls is None:
             return triton.InferenceServerClient(address, channel_args=options)
         return triton.InferenceServerClient(

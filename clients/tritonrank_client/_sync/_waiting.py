@@ -7,13 +7,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from .._errors import TritonRankError
+from .._errors import DeadlineExceeded, TritonRankError
 from .._wire import InferRequest, Transport, arrays, request_arguments, translated_errors
 
 Result = TypeVar("Result")
@@ -34,9 +34,21 @@ class Lock:
         self._lock.release()
 
 
-def run(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call what may block."""
-    return function(*arguments)
+def run(function: Callable[..., Result], *arguments: Any, timeout_s: float) -> Result:
+    """Call what may block, for so long: in a thread, which ends by itself. Raises: DeadlineExceeded."""
+    done: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(function(*arguments))
+        except TritonRankError as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return done.result(timeout_s)
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"timeout_s={timeout_s:.3f} was spent on the names of the servers") from error
 
 
 def infer_hedged(
@@ -96,7 +108,7 @@ class OverChannel(Protocol):
     name: str
     headers: Mapping[str, str]
 
-    def connected(self) -> triton.InferenceServerClient:
+    def connected(self, timeout_s: float) -> triton.InferenceServerClient:
         """Triton's own client."""
 
 
@@ -113,7 +125,7 @@ def _over_channel(transport: OverChannel, request: InferRequest, landed: Landed)
             landed(outputs, None)
 
     with translated_errors(transport.url, request.timeout_s):
-        call = transport.connected().async_infer(
+        call = transport.connected(request.timeout_s).async_infer(
             request.model,
             callback=land,
             headers={**transport.headers, **request.headers},
