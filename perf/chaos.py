@@ -29,6 +29,7 @@ from tritonrank_client import (
     AsyncRankClient,
     BreakerPolicy,
     Degradation,
+    HedgePolicy,
     RankedList,
     RetryPolicy,
     TritonRankError,
@@ -191,7 +192,12 @@ class Chaos:
         """Of the first so many servers, as a careful service sets it up."""
         urls = [server.grpc_url for server in self.servers[:servers]]
         async with AsyncRankClient(
-            urls, timeout_s=TIMEOUT_S, degradation=Degradation(), retry=RetryPolicy(), breaker=BreakerPolicy()
+            urls,
+            timeout_s=TIMEOUT_S,
+            degradation=Degradation(),
+            retry=RetryPolicy(),
+            breaker=BreakerPolicy(),
+            hedge=HedgePolicy() if servers > 1 else None,
         ) as client:
             await self.load.learn(client)
             yield client
