@@ -9,6 +9,7 @@ graphs      exported graphs of the text rankers over a plain export of the same 
 prefix      a causal reranker whose prompts' common start is encoded once, over whole prompts; random weights
 dcn         a dcn_v2 of 26 sparse and 13 dense fields with 512 candidates, served over in-process; random weights
 late        late interaction with 1,000 candidates, token vectors stored in FP32, FP16 and INT8; a random projection
+client      what the client adds to a bare tritonclient call, and the memory of 2,000 calls at once
 overload    goodput of ``rank`` at three times its capacity over that at capacity, at the client's default deadline
 memory      of the server's process tree with two endpoints: idle, at 1,024 candidates, and over 5,000 requests
 
@@ -28,6 +29,7 @@ import numpy as np
 from rich.console import Console
 
 from perf.bench_base import Bench, Figure, figures_table, paired_ms
+from perf.bench_client import bench_client
 from perf.bench_dcn import bench_dcn
 from perf.bench_graphs import bench_graphs
 from perf.bench_late import bench_late
@@ -70,7 +72,7 @@ SETTLE_S = 0.05
 INT8_SWEEP = Sweep(concurrencies=(2,), window_ms=2000, rounds=5)
 GROWTH_REQUESTS, GROWTH_FROM, GROWTH_CANDIDATES = 5000, 1000, 8
 SAMPLE_EVERY_S = 0.05
-ON_ITS_OWN = frozenset({"graphs", "prefix", "dcn", "late"})
+ON_ITS_OWN = frozenset({"graphs", "prefix", "dcn", "late", "client"})
 """Parts that make what they measure, and ask for nothing that is published."""
 
 
@@ -104,6 +106,7 @@ def run_bench(
         "prefix": bench_prefix,
         "dcn": bench_dcn,
         "late": bench_late,
+        "client": bench_client,
         "overload": bench_overload,
         "memory": bench_memory,
     }
