@@ -1,7 +1,7 @@
 """What the client adds to a bare tritonclient call, and what two thousand calls at once take.
 
-The server holds one Python model that gives the candidates back as they came. Both kinds of calls make their tensors from
-the same Python strings and read the same outputs, in turn on the same server.
+The server holds one Python model that gives the candidates back as they came. Both kinds of calls make their tensors
+from the same Python strings and read the same outputs, in turn on the same server.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ backend: "python"
 max_batch_size: 0
 input [ { name: "query" data_type: TYPE_STRING dims: [ 1 ] }, { name: "item_ids" data_type: TYPE_STRING dims: [ -1 ] },
         { name: "top_k" data_type: TYPE_INT32 dims: [ 1 ] optional: true } ]
-output [ { name: "ranked_ids" data_type: TYPE_STRING dims: [ -1 ] }, { name: "scores" data_type: TYPE_FP32 dims: [ -1 ] } ]
+output [ { name: "ranked_ids" data_type: TYPE_STRING dims: [ -1 ] },
+         { name: "scores" data_type: TYPE_FP32 dims: [ -1 ] } ]
 """
 ALL_AT_ONCE = """
 import asyncio, json, resource, sys
@@ -90,7 +91,7 @@ def _medians_ms(bench: Bench, url: str, ids: list[str]) -> list[float]:
     with (
         grpc.InferenceServerClient(url) as triton,
         RankClient(url, timeout_s=10.0) as plain,
-        RankClient(url, timeout_s=10.0, **options) as careful,  # type: ignore[arg-type]
+        RankClient(url, timeout_s=10.0, **options) as careful,
     ):
         calls = [
             lambda: _bare(triton, ids),
