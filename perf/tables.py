@@ -45,7 +45,7 @@ def quality_table(
         name = first_stage if row.name == FIRST_STAGE else row.name
         name += f"\n= {kind}" if row.name == found.published else ""
         difference = found.difference(row.name, FIRST_STAGE)
-        queries = f"{len(row.ndcg)} {'test' if row.split == 'test' else 'judged'}"
+        queries = f"{len(row.ndcg)} {'test' if row.split == 'test' else 'validation and test'}"
         table.add_row(name, queries, f"{row.mean_ndcg:.4f}", interval_text(difference) if difference else "")
     return table
 
