@@ -158,6 +158,7 @@ def test_without_the_reference_nothing_is_measured(monkeypatch: pytest.MonkeyPat
 
 # ---------------------------------------------------------------- going on after a cut, for real
 @pytest.mark.server
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ENDPOINTS:
         write_endpoint(tmp_path / "models", name)

@@ -78,7 +78,7 @@ def test_checkpoint_is_small() -> None:
     assert sum(path.stat().st_size for path in files) <= LARGEST_CHECKPOINT_BYTES
 
 
-@pytest.mark.parametrize(("rows", "length"), [(1, 16), (40, 64), (128, 128)])
+@pytest.mark.parametrize(("rows", "length"), [(1, 16), (40, 64), pytest.param(128, 128, marks=pytest.mark.slow)])
 def test_onnx_agrees_with_torch(model: CrossEncoder, exported: Path, rows: int, length: int) -> None:
     tokens = random_pairs(rows, length)
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])

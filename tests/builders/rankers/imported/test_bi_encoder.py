@@ -120,7 +120,7 @@ def test_modernberts_sliding_window(write: Write, tmp_path: Path) -> None:
     "similarity",
     [
         "cosine",
-        "euclidean",
+        pytest.param("euclidean", marks=pytest.mark.slow),
         pytest.param("dot", marks=pytest.mark.slow),
         pytest.param("manhattan", marks=pytest.mark.slow),
     ],
