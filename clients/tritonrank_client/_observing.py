@@ -72,10 +72,10 @@ def observed(endpoint: str, candidates: int, request_id: str) -> Iterator[Observ
         _count(endpoint, candidates, observation, time.perf_counter() - start_s)
 
 
-def shadow_dropped(endpoint: str) -> None:
-    """Count a copy that found no room."""
+def shadow_dropped(endpoint: str, why: str) -> None:
+    """Count a copy that found no room, or was not answered."""
     if (figures := _figures()) is not None:
-        figures.shadows_dropped.labels(endpoint).inc()
+        figures.shadows_dropped.labels(endpoint, why).inc()
 
 
 @contextlib.contextmanager
@@ -149,7 +149,7 @@ def _figures() -> Any:
                 "tritonrank_client_breaker_changes", "Of a model's circuit breaker.", ["model", "state"]
             ),
             shadows_dropped=prometheus.Counter(
-                "tritonrank_client_shadows_dropped", "Copies that found no room.", ["endpoint"]
+                "tritonrank_client_shadows_dropped", "Copies without a line.", ["endpoint", "why"]
             ),
         )
     return None

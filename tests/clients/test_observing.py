@@ -7,31 +7,18 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import prometheus_client
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from tritonrank_client import Degradation, InferRequest, MockTransport, RankClient, RetryPolicy, Unavailable
+from tritonrank_client import Degradation, MockTransport, RankClient, RetryPolicy, Unavailable
+
+from tests.support.failing_ranker import FailingRanker
 
 IDS = ["a", "b"]
 SECRET = "a secret query"
-
-
-class Server:
-    """Fails so often, then answers."""
-
-    def __init__(self, failures: int = 0) -> None:
-        self.failures, self.asked = failures, list[InferRequest]()
-
-    def __call__(self, request: InferRequest) -> dict[str, np.ndarray]:
-        self.asked.append(request)
-        if len(self.asked) <= self.failures:
-            raise Unavailable("gone")
-        ids = request.inputs["item_ids"]
-        return {"ranked_ids": ids, "scores": np.zeros(len(ids), np.float32)}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +35,7 @@ def value(name: str, **labels: str) -> float:
 
 def test_a_span_says_how_the_call_ended_and_its_context_goes_to_the_server(spans: InMemorySpanExporter) -> None:
     spans.clear()
-    server = Server(failures=1)
+    server = FailingRanker(failures=1)
     RankClient("fake", transport=MockTransport(server), retry=RetryPolicy()).rank(SECRET, IDS, request_id="r1")
     [span] = spans.get_finished_spans()
     assert span.name == "tritonrank rank" and span.attributes is not None
@@ -66,10 +53,10 @@ def test_figures_count_by_outcome(spans: InMemorySpanExporter) -> None:
     degraded = value(seconds, endpoint="rank", outcome="first_stage")
     failed = value(seconds, endpoint="rank", outcome="Unavailable")
     further = value("tritonrank_client_further_attempts_total", endpoint="rank", kind="retry")
-    RankClient("fake", transport=MockTransport(Server(1)), retry=RetryPolicy()).rank(SECRET, IDS)
-    RankClient("fake", transport=MockTransport(Server(9)), degradation=Degradation()).rank(SECRET, IDS)
+    RankClient("fake", transport=MockTransport(FailingRanker(1)), retry=RetryPolicy()).rank(SECRET, IDS)
+    RankClient("fake", transport=MockTransport(FailingRanker(9)), degradation=Degradation()).rank(SECRET, IDS)
     with pytest.raises(Unavailable):
-        RankClient("fake", transport=MockTransport(Server(9))).rank(SECRET, IDS)
+        RankClient("fake", transport=MockTransport(FailingRanker(9))).rank(SECRET, IDS)
     assert value(seconds, endpoint="rank", outcome="answered") == ranked + 1
     assert value(seconds, endpoint="rank", outcome="first_stage") == degraded + 1
     assert value(seconds, endpoint="rank", outcome="Unavailable") == failed + 1
@@ -80,7 +67,7 @@ def test_a_degraded_call_is_logged_with_its_request_id_and_nothing_of_the_user(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING, "tritonrank_client"):
-        RankClient("fake", transport=MockTransport(Server(9)), degradation=Degradation()).rank(
+        RankClient("fake", transport=MockTransport(FailingRanker(9)), degradation=Degradation()).rank(
             SECRET, IDS, request_id="r2", user_id="a secret user"
         )
     [record] = caplog.records

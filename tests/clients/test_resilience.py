@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prometheus_client
 import pytest
 from tritonrank_client import (
     AsyncMockTransport,
@@ -376,8 +377,55 @@ def test_a_copy_that_fails_is_nobodys_fault() -> None:
         "fake", transport=MockTransport(FakeServer(models=["rank_candidate"])),
         shadow=Shadow("rank_candidate", 1.0, lines.append),
     ) as client:  # fmt: skip
+        before = dropped()
         assert client.rank("shoes", IDS).model == "rank"
-    assert lines == []
+    assert lines == [] and dropped() == before + 1
+
+
+def test_a_log_that_fails_is_counted_and_nobodys_fault() -> None:
+    def full_disk(line: dict[str, Any]) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = dropped("not logged")
+    shadow = Shadow("rank_candidate", 1.0, full_disk)
+    with RankClient("fake", transport=MockTransport(FakeServer()), shadow=shadow) as client:
+        assert client.rank("shoes", IDS).model == "rank"
+    assert dropped("not logged") == before + 1
+
+
+def dropped(why: str = "Unavailable") -> float:
+    labels = {"endpoint": "rank", "why": why}
+    return prometheus_client.REGISTRY.get_sample_value("tritonrank_client_shadows_dropped_total", labels) or 0.0
+
+
+class CountingTransport(MockTransport):
+    """How often it was asked for a contract."""
+
+    asked_for_contracts = 0
+
+    def served_model(self, model: str, timeout_s: float) -> Any:
+        self.asked_for_contracts += 1
+        return super().served_model(model, timeout_s)
+
+
+def test_a_contract_is_fetched_once_for_copies_and_once_for_health_checks() -> None:
+    transport = CountingTransport(ranked)
+    shadow = Shadow("rank_candidate", 1.0, lambda line: None)
+    with RankClient("fake", transport=transport, shadow=shadow) as client:
+        for _ in range(5):
+            client.rank("shoes", IDS)
+            assert client.ready()
+    assert transport.asked_for_contracts <= 3
+
+
+def test_retries_of_every_step_are_counted() -> None:
+    faults = [Unavailable("x"), Unavailable("x"), Unavailable("x"), None]
+    name, labels = "tritonrank_client_further_attempts_total", {"endpoint": "rank", "kind": "retry"}
+    before = prometheus_client.REGISTRY.get_sample_value(name, labels) or 0.0
+    plan = {"retry": RetryPolicy(first_wait_s=0.0), "degradation": Degradation(model="rank_small")}
+    with RankClient("fake", transport=MockTransport(FakeServer(*faults)), timeout_s=5, **plan) as client:
+        assert client.rank("shoes", IDS).model == "rank_small"
+    assert prometheus_client.REGISTRY.get_sample_value(name, labels) == before + 2
 
 
 # ---------------------------------------------------------------- options

@@ -16,7 +16,7 @@ import httpx2
 import jsonschema
 import numpy as np
 import pytest
-from tritonrank_client import AsyncMockTransport, AsyncRankClient, InferRequest, Unavailable
+from tritonrank_client import AsyncMockTransport, AsyncRankClient, InferRequest
 from typer.testing import CliRunner
 
 import gateway.__main__ as command
@@ -27,6 +27,7 @@ from gateway.errors import GatewayError
 from gateway.settings import Settings, models_of
 from server import TritonServer
 from tests.gateway.test_rerank import COHERE_2, INTERFACES, Interface, each
+from tests.support.failing_ranker import FailingRanker
 from tests.support.gateways import gateway
 from tests.support.small_model import Gates
 from tests.support.waiting import wait_until
@@ -272,26 +273,12 @@ def test_an_id_that_no_log_should_hold_is_replaced(client: httpx2.Client, unfit:
     assert answer.json()["id"] == answer.headers["x-request-id"]
 
 
-class Ranker:
-    """Answers in the place of a server, after so many failures."""
-
-    def __init__(self, failures: int = 0) -> None:
-        self.failures, self.asked = failures, list[InferRequest]()
-
-    def __call__(self, request: InferRequest) -> dict[str, np.ndarray]:
-        self.asked.append(request)
-        if len(self.asked) <= self.failures:
-            raise Unavailable("gone")
-        ids = request.inputs["item_ids"]
-        return {"ranked_ids": ids, "scores": np.zeros(len(ids), np.float32)}
-
-
 @pytest.fixture
-def before(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Ranker], httpx2.Client]]:
+def before(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[FailingRanker], httpx2.Client]]:
     """Starts a gateway before a ranker of this process."""
     with contextlib.ExitStack() as stack:
 
-        def start(ranker: Ranker) -> httpx2.Client:
+        def start(ranker: FailingRanker) -> httpx2.Client:
             def connected(_: list[str], **options: Any) -> AsyncRankClient:
                 return AsyncRankClient("mock", transport=AsyncMockTransport(ranker), **{**options, "tls": None})
 
@@ -301,8 +288,8 @@ def before(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Ranker], httpx
         yield start
 
 
-def test_a_callers_trace_goes_on_to_the_server(before: Callable[[Ranker], httpx2.Client]) -> None:
-    trace, ranker = "4bf92f3577b34da6a3ce929d0e0e4736", Ranker()
+def test_a_callers_trace_goes_on_to_the_server(before: Callable[[FailingRanker], httpx2.Client]) -> None:
+    trace, ranker = "4bf92f3577b34da6a3ce929d0e0e4736", FailingRanker()
     client = before(ranker)
     COHERE_2.post(client, "any", ["1"])
     header = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
@@ -310,18 +297,18 @@ def test_a_callers_trace_goes_on_to_the_server(before: Callable[[Ranker], httpx2
     assert [trace in request.headers.get("traceparent", "") for request in ranker.asked] == [False, True]
 
 
-def test_a_server_that_does_not_answer_is_asked_once_more(before: Callable[[Ranker], httpx2.Client]) -> None:
-    once, twice = Ranker(failures=1), Ranker(failures=2)
+def test_a_server_that_does_not_answer_is_asked_once_more(before: Callable[[FailingRanker], httpx2.Client]) -> None:
+    once, twice = FailingRanker(failures=1), FailingRanker(failures=2)
     assert COHERE_2.post(before(once), "any", ["1"]).status_code == 200
     assert COHERE_2.post(before(twice), "any", ["1"]).status_code == 503
     assert (len(once.asked), len(twice.asked)) == (2, 2)
 
 
 def test_whoever_asks_whether_it_is_ready_cannot_keep_the_ranker_busy(
-    before: Callable[[Ranker], httpx2.Client], monkeypatch: pytest.MonkeyPatch
+    before: Callable[[FailingRanker], httpx2.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "READY_FOR_S", 3600.0)
-    ranker = Ranker()
+    ranker = FailingRanker()
     client = before(ranker)
     assert [client.get("/readyz").status_code for _ in range(5)] == [200] * 5
     assert len(ranker.asked) == 1
@@ -337,9 +324,9 @@ def test_the_log_names_the_request_and_quotes_nothing_of_it(
 
 
 def test_a_mistake_of_the_gateway_is_500_and_its_place_is_in_the_log_without_its_text(
-    before: Callable[[Ranker], httpx2.Client], caplog: pytest.LogCaptureFixture
+    before: Callable[[FailingRanker], httpx2.Client], caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Mistaken(Ranker):
+    class Mistaken(FailingRanker):
         def __call__(self, request: InferRequest) -> dict[str, np.ndarray]:
             raise KeyError(request.inputs["query"][0])
 

@@ -61,7 +61,7 @@ class AsyncCaller:
             reraise=True,
         ):
             with attempt:
-                observation.retries = attempt.retry_state.attempt_number - 1
+                observation.retries += attempt.retry_state.attempt_number > 1
                 return await self._attempt(asked, deadline, observation)
         raise AssertionError("tenacity gives a result or raises")
 

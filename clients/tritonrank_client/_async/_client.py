@@ -13,7 +13,7 @@ from typing import Literal
 from .._arguments import Asked, asked_documents, asked_whether_ready
 from .._deadline import Deadline
 from .._errors import DeadlineExceeded, InvalidRequest, Overloaded, ServerError, TritonRankError, Unavailable
-from .._observing import Observation, observed, shadow_dropped
+from .._observing import LOG, Observation, observed, shadow_dropped
 from .._options import BreakerPolicy, Connections, Degradation, Experiment, HedgePolicy, RetryPolicy, Shadow
 from .._privacy import check_key
 from .._request import Fields, document_position, listed
@@ -95,6 +95,7 @@ class AsyncRankClient:
         self._models: dict[str, str] = {"rank": model, "recommend": recommend_model, "similar": similar_model}
         self._policies = Policies(retry, hedge, breaker)
         self._callers: dict[tuple[str, str], AsyncCaller] = {}
+        self._plain_callers: dict[tuple[str, str], AsyncCaller] = {}
         for endpoint in self._models:
             self._caller(endpoint)
         self._copies = None if shadow is None else AsyncBackground(shadow.at_once)
@@ -245,14 +246,12 @@ class AsyncRankClient:
         Raises: ContractMismatch.
         """
         deadline = self._deadline(timeout_s)
-        caller = self._caller(endpoint)
+        caller = self._plain_caller(endpoint, self._models[endpoint])
         try:
             if not await self._transport.is_ready(caller.endpoint.model, deadline.remaining_s()):
                 return False
             asked = asked_whether_ready(endpoint, await caller.endpoint.served(deadline))
-            await AsyncCaller(self._transport, caller.endpoint.model, endpoint, Policies()).ask(
-                asked, deadline, Observation(_request_id(None))
-            )
+            await caller.ask(asked, deadline, Observation(_request_id(None)))
         except InvalidRequest:
             return True  # the model has answered: it does not know the item, say
         except (Unavailable, Overloaded, DeadlineExceeded, ServerError):
@@ -364,19 +363,33 @@ class AsyncRankClient:
             return
 
         async def ask() -> None:
-            caller = AsyncCaller(self._transport, shadow.model, asked.endpoint, Policies())
-            copy, _ = await caller.ask(asked, Deadline(shadow.timeout_s), Observation(ranked.request_id))
+            caller = self._plain_caller(asked.endpoint, shadow.model)
+            try:
+                copy, _ = await caller.ask(asked, Deadline(shadow.timeout_s), Observation(ranked.request_id))
+            except TritonRankError as error:
+                shadow_dropped(asked.endpoint, type(error).__name__)
+                return
             line = shadow_line(ranked.request_id, asked.endpoint, asked.ids, ranked, replace(copy, model=shadow.model))
-            shadow.log(line)
+            try:
+                shadow.log(line)
+            except Exception as error:  # of the caller's own function, with nobody above to see it
+                LOG.warning("a copy of request %s was not logged: %s", ranked.request_id, type(error).__name__)
+                shadow_dropped(asked.endpoint, "not logged")
 
         if not self._copies.start(ask):
-            shadow_dropped(asked.endpoint)
+            shadow_dropped(asked.endpoint, "no room")
 
     def _caller(self, endpoint: str, model: str | None = None) -> AsyncCaller:
         name = (endpoint, model or self._models[endpoint])
         if name not in self._callers:
             self._callers[name] = AsyncCaller(self._transport, name[1], endpoint, self._policies)
         return self._callers[name]
+
+    def _plain_caller(self, endpoint: str, model: str) -> AsyncCaller:
+        """Without policies: for what no caller waits for, which is not to be repeated nor to open a breaker."""
+        if (endpoint, model) not in self._plain_callers:
+            self._plain_callers[endpoint, model] = AsyncCaller(self._transport, model, endpoint, Policies())
+        return self._plain_callers[endpoint, model]
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         if os.getpid() != self._made_in:

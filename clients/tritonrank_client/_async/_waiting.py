@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from .._errors import DeadlineExceeded, TritonRankError
+from .._errors import DeadlineExceeded
 from .._wire import AsyncTransport, InferRequest
 
 Result = TypeVar("Result")
@@ -77,12 +77,12 @@ class AsyncBackground:
         self._tasks: set[asyncio.Task[None]] = set()
         self.dropped = 0
 
-    def start(self, work: Callable[[], Awaitable[None]]) -> bool:
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Whether there was room."""
         if len(self._tasks) >= self._at_once:
             self.dropped += 1
             return False
-        task = asyncio.ensure_future(_quietly(work))
+        task = asyncio.ensure_future(work())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
@@ -94,8 +94,3 @@ class AsyncBackground:
             await asyncio.wait(set(self._tasks), timeout=max(0.0, end_s - time.monotonic()))
         for task in set(self._tasks):
             task.cancel()
-
-
-async def _quietly(work: Callable[[], Awaitable[None]]) -> None:
-    with contextlib.suppress(TritonRankError):
-        await work()

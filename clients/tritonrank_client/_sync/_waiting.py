@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
@@ -150,7 +149,7 @@ class Background:
             if len(self._running) >= self._at_once:
                 self.dropped += 1
                 return False
-            future = self._pool.submit(_quietly, work)
+            future = self._pool.submit(work)
             self._running.add(future)
         future.add_done_callback(self._ended)
         return True
@@ -166,8 +165,3 @@ class Background:
     def _ended(self, future: Any) -> None:
         with self._lock:
             self._running.discard(future)
-
-
-def _quietly(work: Callable[[], None]) -> None:
-    with contextlib.suppress(TritonRankError):
-        work()
