@@ -11,8 +11,6 @@ from tritonrank_client._sync._transport import GrpcTransport
 
 from server import TritonServer
 
-pytest_plugins = ["tritonrank_client._pytest"]
-
 
 @pytest.mark.server
 def test_a_server_that_is_well(server: TritonServer, capsys: pytest.CaptureFixture[str]) -> None:
