@@ -32,7 +32,8 @@ demo: setup ## from a fresh clone to ranked lists and a report: three variants (
 	@$(RUN) -m perf demo $(if $(QUERIES),--queries $(QUERIES)) $(if $(FRESH),--fresh)
 
 test: setup ## the tests, on the real Triton, without the slow tier
-	@$(RUN) -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(RUN) -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile \
+	    --no-loadscope-reorder $(ARGS)
 
 test-slow: setup ## the slow tier: TensorRT 11's builder on this CPU, the kit packed for a GPU machine, recommenders of three libraries
 	@$(RUN) -m pytest -m slow $(ARGS)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from torch.onnx._internal.exporter._registration import ONNXRegistry
@@ -27,6 +28,24 @@ ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torc
 
 READY_TIMEOUT_S = 600
 """A busy machine takes minutes for the whole kit."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One file that needs the kit first and the others last: while a worker builds it, none waits for it.
+
+    The rest as ``--dist loadfile`` orders them by itself, files of most tests first; see ``make test``.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    needs_kit = {path for path, found in files.items() if any("kit" in _fixtures(item) for item in found)}
+    first = next(iter(sorted(needs_kit)), None)
+    files_in_order = sorted(files, key=lambda path: (path != first, path in needs_kit, -len(files[path])))
+    items[:] = [item for path in files_in_order for item in files[path]]
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
 
 
 @pytest.fixture(scope="session", autouse=True)
