@@ -35,6 +35,7 @@ from perf.bench_graphs import bench_graphs
 from perf.bench_late import bench_late
 from perf.bench_overload import bench_overload
 from perf.bench_prefix import bench_prefix
+from perf.bench_split import bench_split
 from perf.bench_texts import bench_texts
 from perf.bench_tiled import CANDIDATES, gain_of_computing_once
 from perf.endpoints import Endpoint, EndpointClient, served_scorers, serving
@@ -72,7 +73,7 @@ SETTLE_S = 0.05
 INT8_SWEEP = Sweep(concurrencies=(2,), window_ms=2000, rounds=5)
 GROWTH_REQUESTS, GROWTH_FROM, GROWTH_CANDIDATES = 5000, 1000, 8
 SAMPLE_EVERY_S = 0.05
-ON_ITS_OWN = frozenset({"graphs", "prefix", "dcn", "late", "client"})
+ON_ITS_OWN = frozenset({"graphs", "prefix", "dcn", "late", "split", "client"})
 """Parts that make what they measure, and ask for nothing that is published."""
 
 
@@ -106,6 +107,7 @@ def run_bench(
         "prefix": bench_prefix,
         "dcn": bench_dcn,
         "late": bench_late,
+        "split": bench_split,
         "client": bench_client,
         "overload": bench_overload,
         "memory": bench_memory,

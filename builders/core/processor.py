@@ -22,3 +22,8 @@ def has_vnni() -> bool:
     """Whether it adds products of bytes up in 32 bits. Without that, libraries add them up in 16 bits, which saturate:
     INT8 loses more quality."""
     return bool({"avx_vnni", "avx512_vnni", "amx_int8"} & set(instruction_sets()))
+
+
+def has_bf16() -> bool:
+    """Whether it multiplies matrices in BF16. Without that, libraries emulate it."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(instruction_sets()))

@@ -121,13 +121,10 @@ class IntentSettings(TextSettings):
     title_words: int = pydantic.Field(8, ge=2)
 
 
-class CrossEncoderSettings(TrainerSettings):
-    """The cross-encoder's adapter and head: ``builders/training/cross_encoder.py:train_from_recipe``.
-
-    Judge them by cross-validation over training queries (``--cross-validate``).
+class PairSettings(TrainerSettings):
+    """What both trainers of the kit's cross-encoders have: distilling, then tuning.
 
     Attributes:
-        lora_rank: of every linear layer's update; its scale (alpha) is twice the rank.
         pseudo_queries: made-up queries to distill from; 0 skips distilling.
         distill_batch: lists a step while distilling.
         tune_batch: lists a step while tuning.
@@ -136,10 +133,8 @@ class CrossEncoderSettings(TrainerSettings):
         head_rate_factor: the head's learning rate is so many times the matrices'.
         tune_epochs: passes over the judged training queries; 0 skips tuning.
         candidates: judged candidates drawn a query and pass, at most half of them Exact if others are there.
-        folds: of cross-validation over training queries.
     """
 
-    lora_rank: int = pydantic.Field(16, ge=1)
     pseudo_queries: int = pydantic.Field(1200, ge=0)
     distill_batch: int = pydantic.Field(12, ge=1)
     tune_batch: int = pydantic.Field(4, ge=1)
@@ -148,7 +143,33 @@ class CrossEncoderSettings(TrainerSettings):
     head_rate_factor: float = pydantic.Field(4.0, gt=0)
     tune_epochs: int = pydantic.Field(2, ge=0)
     candidates: int = pydantic.Field(16, ge=2)
+
+
+class CrossEncoderSettings(PairSettings):
+    """The cross-encoder's adapter and head: ``builders/training/cross_encoder.py:train_from_recipe``.
+
+    Judge them by cross-validation over training queries (``--cross-validate``).
+
+    Attributes:
+        lora_rank: of every linear layer's update; its scale (alpha) is twice the rank.
+        folds: of cross-validation over training queries.
+    """
+
+    lora_rank: int = pydantic.Field(16, ge=1)
     folds: int = pydantic.Field(4, ge=2)
+
+
+class SplitCrossEncoderSettings(PairSettings):
+    """A cross-encoder split between two layers, taught by the whole one, whose adapter and head go on learning:
+    ``builders/training/split_cross_encoder.py:train_from_recipe``.
+
+    Attributes:
+        teacher: checkpoint of the whole cross-encoder.
+        split_after: layers that encode query and item apart.
+    """
+
+    teacher: str = "checkpoints/cross_encoder"
+    split_after: int = pydantic.Field(5, ge=1)
 
 
 class StCrossEncoderSettings(TrainerSettings):
@@ -175,6 +196,7 @@ TRAINERS: Mapping[str, type[TrainerSettings]] = {
     "builders/training/text.py:train_text_ranker": MatcherSettings,
     "builders/training/text.py:train_intent": IntentSettings,
     "builders/training/cross_encoder.py:train_from_recipe": CrossEncoderSettings,
+    "builders/training/split_cross_encoder.py:train_from_recipe": SplitCrossEncoderSettings,
 }
 """Trainer of the kit, as a recipe names it => its table."""
 

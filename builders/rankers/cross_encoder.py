@@ -138,7 +138,7 @@ class CrossEncoder(nn.Module):
         model = cls.untrained(folder)
         if checkpoint is not None:
             model.backbone = _merged(model.backbone, Path(checkpoint), folder)
-            _load_head(model.head, Path(checkpoint))
+            load_head(model.head, Path(checkpoint))
         return model.eval()
 
     @classmethod
@@ -230,7 +230,8 @@ def _first_fault(error: Exception) -> str:
     return lines[1 if len(lines) > 1 else 0].strip()
 
 
-def _load_head(head: InteractionHead, checkpoint: Path) -> None:
+def load_head(head: InteractionHead, checkpoint: Path) -> None:
+    """Of the checkpoint's folder. Raises: CheckpointError: it does not fit the backbone."""
     try:
         head.load_state_dict(load_file(str(checkpoint / HEAD_FILE)))
     except (RuntimeError, SafetensorError) as error:

@@ -30,8 +30,9 @@ from transformers import get_linear_schedule_with_warmup
 
 from builders.compress.distill import WARM_UP
 from builders.core.errors import told_in_one_line
+from builders.core.processor import has_bf16
 from builders.core.recipe import Recipe, load_recipe
-from builders.core.training_settings import CrossEncoderSettings, TrainerSettings
+from builders.core.training_settings import CrossEncoderSettings, PairSettings, TrainerSettings
 from builders.data.beir import GAINS, JudgedQueries, Product, load_judged
 from builders.features.text import KIT_FORM, Tokenizer, encode_pairs, item_texts, load_tokenizer
 from builders.rankers.backbone import packaged_backbone
@@ -97,12 +98,12 @@ def train_cross_encoder(
     """
     settings = CrossEncoderSettings.of(recipe)
     folder = backbone or packaged_backbone()
-    judged = _training_queries(data)
+    judged = training_queries(data)
     console.print(f"training on {len(judged.queries)} judged queries: {settings}")
     model = _seeded_model(folder, settings)
     _distill(model, _teacher_lists(judged, folder, settings), folder, settings)
-    _tune(model, judged, folder, settings)
-    return _save(model, out, backbone)
+    tune(model, judged, folder, settings)
+    return save(model, out, backbone)
 
 
 def cross_validate(
@@ -114,14 +115,14 @@ def cross_validate(
     """
     settings = CrossEncoderSettings.of(recipe)
     folder = backbone or packaged_backbone()
-    judged = _training_queries(data)
+    judged = training_queries(data)
     model = _seeded_model(folder, settings)
     _distill(model, _teacher_lists(judged, folder, settings), folder, settings)
     distilled = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     found: dict[str, float] = {}
     for held_out in _folds(judged, settings.folds):
         model.load_state_dict(distilled)
-        _tune(model, _without(judged, held_out), folder, settings)
+        tune(model, _without(judged, held_out), folder, settings)
         found |= {query_id: _ndcg(model, judged, query_id, folder) for query_id in held_out}
     console.print(f"cross-validated NDCG@10 {np.mean(list(found.values())):.4f} over {len(found)} training queries")
     return found
@@ -139,7 +140,7 @@ def _seeded_model(folder: Path, settings: CrossEncoderSettings) -> CrossEncoder:
     return model
 
 
-def _save(model: CrossEncoder, out: Path, backbone: Path | None) -> Path:
+def save(model: CrossEncoder, out: Path, backbone: Path | None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     adapted = model.backbone
     assert isinstance(adapted, PeftModel)
@@ -164,7 +165,7 @@ def _sort_sets(config: Path) -> None:
 
 
 # ---------------------------------------------------------------- what is learned from
-def _training_queries(data: Path) -> JudgedQueries:
+def training_queries(data: Path) -> JudgedQueries:
     judged = load_judged(data).subset("train")
     if not judged.queries:
         raise TrainingError(f"{data}: no training query (all fall into the test set); wanted more judged queries")
@@ -182,7 +183,7 @@ def _teacher_lists(judged: JudgedQueries, folder: Path, settings: CrossEncoderSe
     for made in pseudo_queries(products, teacher, tokenizer, settings.pseudo_queries, settings.seed):
         logits = TEACHER_SCALE * torch.tensor(made.cosines)
         logits[0] += SOURCE_BONUS
-        lists.append(CandidateList(made.text, tuple(_text(products[row]) for row in made.candidates), logits))
+        lists.append(CandidateList(made.text, tuple(item_text(products[row]) for row in made.candidates), logits))
     return lists
 
 
@@ -194,7 +195,7 @@ def _drawn_lists(judged: JudgedQueries, candidates: int, rng: random.Random) -> 
         drawn = _drawn(grades, candidates, rng)
         gains = torch.tensor([GAINS[grades[item_id]] for item_id in drawn])
         if gains.max() > gains.min():
-            texts = tuple(_text(judged.products[item_id]) for item_id in drawn)
+            texts = tuple(item_text(judged.products[item_id]) for item_id in drawn)
             lists.append(CandidateList(judged.queries[query_id], texts, gains))
     return lists
 
@@ -208,16 +209,16 @@ def _drawn(grades: Mapping[str, int], count: int, rng: random.Random) -> list[st
     return rng.sample(exact, from_exact) + rng.sample(others, from_others)
 
 
-def _text(product: Product) -> str:
+def item_text(product: Product) -> str:
     return item_texts([product])[0]
 
 
 # ---------------------------------------------------------------- the two stages
 def _distill(model: CrossEncoder, lists: list[CandidateList], folder: Path, settings: CrossEncoderSettings) -> None:
     order = random.Random(settings.seed).sample(lists, len(lists))
-    _fit(
+    fit(
         model,
-        list(_batches(order, settings.distill_batch)),
+        list(batches(order, settings.distill_batch)),
         listnet,
         folder,
         settings,
@@ -226,21 +227,21 @@ def _distill(model: CrossEncoder, lists: list[CandidateList], folder: Path, sett
     )
 
 
-def _tune(model: CrossEncoder, judged: JudgedQueries, folder: Path, settings: CrossEncoderSettings) -> None:
+def tune(model: CrossEncoder, judged: JudgedQueries, folder: Path, settings: PairSettings) -> None:
     """Seeded anew, so that every fold and the whole start alike from the same distilled weights."""
     torch.manual_seed(settings.seed)  # dropout
     rng = random.Random(settings.seed)
     epochs = [_drawn_lists(judged, settings.candidates, rng) for _ in range(settings.tune_epochs)]
-    steps = [batch for lists in epochs for batch in _batches(lists, settings.tune_batch)]
-    _fit(model, steps, pairwise, folder, settings, settings.tune_learning_rate, "tuning")
+    steps = [batch for lists in epochs for batch in batches(lists, settings.tune_batch)]
+    fit(model, steps, pairwise, folder, settings, settings.tune_learning_rate, "tuning")
 
 
-def _fit(
+def fit(
     model: CrossEncoder,
     steps: Sequence[Sequence[CandidateList]],
     loss: Loss,
     folder: Path,
-    settings: CrossEncoderSettings,
+    settings: PairSettings,
     learning_rate: float,
     title: str,
 ) -> None:
@@ -253,7 +254,7 @@ def _fit(
     schedule = get_linear_schedule_with_warmup(optimizer, int(WARM_UP * len(steps)), len(steps))
     model.train()
     for step, lists in enumerate(track(steps, title, console=console, transient=True), start=1):
-        scores = _scores(model, tokenizer, lists)
+        scores = scores_of_lists(model, tokenizer, lists)
         mean_loss = torch.stack([loss(found, one.targets) for found, one in zip(scores, lists, strict=True)]).mean()
         check_loss(mean_loss, title, step, len(steps))
         optimizer.zero_grad()
@@ -284,11 +285,12 @@ def _optimizer(model: CrossEncoder, lora_rate: float, head_rate: float) -> torch
 
 
 # ---------------------------------------------------------------- scoring while learning
-def _scores(model: CrossEncoder, tokenizer: Tokenizer, lists: Sequence[CandidateList]) -> list[Tensor]:
-    """Scores of each list, float32 [candidates] each, in order; in bfloat16 with rows of like length together."""
+def scores_of_lists(model: CrossEncoder, tokenizer: Tokenizer, lists: Sequence[CandidateList]) -> list[Tensor]:
+    """Scores of each list, float32 [candidates] each, in order, rows of like length together; in bfloat16 where the
+    processor computes it, which takes many times as long elsewhere."""
     rows = [row for one in lists for row in _rows(tokenizer, one)]
     order = sorted(range(len(rows)), key=lambda position: rows[position]["input_ids"].size)
-    passes = [_pass(model, [rows[position] for position in chosen]) for chosen in _batches(order, ROWS_PER_PASS)]
+    passes = [_pass(model, [rows[position] for position in chosen]) for chosen in batches(order, ROWS_PER_PASS)]
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
     return list(torch.cat(passes)[back].split([len(one.item_texts) for one in lists]))
@@ -305,7 +307,7 @@ def _pass(model: CrossEncoder, rows: Sequence[dict[str, np.ndarray]]) -> Tensor:
     longest = max(row["input_ids"].size for row in rows)
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if model.takes_token_types else [])]
     inputs = [np.stack([np.pad(row[name], (0, longest - row[name].size)) for row in rows]) for name in names]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
         return model(*(torch.from_numpy(array) for array in inputs))[:, 0].float()
 
 
@@ -323,14 +325,14 @@ def _without(judged: JudgedQueries, held_out: Sequence[str]) -> JudgedQueries:
 
 def _ndcg(model: CrossEncoder, judged: JudgedQueries, query_id: str, folder: Path) -> float:
     grades = judged.judgements[query_id]
-    texts = tuple(_text(judged.products[item_id]) for item_id in grades)
+    texts = tuple(item_text(judged.products[item_id]) for item_id in grades)
     one = CandidateList(judged.queries[query_id], texts, torch.zeros(len(texts)))
     with torch.inference_mode():
-        [scores] = _scores(model, load_tokenizer(folder), [one])
+        [scores] = scores_of_lists(model, load_tokenizer(folder), [one])
     return float(ndcg_score([[GAINS[grade] for grade in grades.values()]], [scores.numpy()], k=10))
 
 
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
 

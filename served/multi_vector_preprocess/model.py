@@ -60,7 +60,7 @@ def packed(stored: Sequence[bytes | None], form: str, width: int) -> dict[str, n
 
     Returns:
         item_vectors [tokens, width] as stored; item_tokens INT32 [candidates, longest], an item's last row repeated to
-        the longest; of int8 also item_scales FP32 [tokens].
+        the longest; item_mask INT32 [candidates, longest], 0 where it is; of int8 also item_scales FP32 [tokens].
     """
     row_bytes = width * _VALUE_BYTES[form] + (_SCALE_BYTES if form == "int8" else 0)
     joined = b"".join([value for value in stored if value]) or bytes(row_bytes)  # all unknown: one row to point at
@@ -69,12 +69,14 @@ def packed(stored: Sequence[bytes | None], form: str, width: int) -> dict[str, n
     last = np.maximum(ends - 1, 0)
     places = np.arange(max(int(counts.max()), 1), dtype=np.int32)
     item_tokens = np.minimum((ends - counts)[:, None] + places, last[:, None])
+    item_mask = (places < np.maximum(counts, 1)[:, None]).astype(np.int32)
+    indexed = {"item_tokens": item_tokens, "item_mask": item_mask}
     if form != "int8":
         vectors = np.frombuffer(joined, dtype=f"<f{_VALUE_BYTES[form]}").reshape(-1, width)
-        return {"item_vectors": vectors, "item_tokens": item_tokens}
+        return {"item_vectors": vectors, **indexed}
     rows = np.frombuffer(joined, dtype=np.int8).reshape(-1, row_bytes)
     return {
         "item_vectors": np.ascontiguousarray(rows[:, _SCALE_BYTES:]),
-        "item_tokens": item_tokens,
+        **indexed,
         "item_scales": np.ascontiguousarray(rows[:, :_SCALE_BYTES]).view("<f4").reshape(-1),
     }

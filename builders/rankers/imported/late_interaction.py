@@ -25,16 +25,23 @@ from builders.core.contract import (
     MAX_ROWS_PER_RUN,
     SCORE,
     Contract,
-    length_buckets,
-    padded_length,
 )
-from builders.core.contract import Tensor as ContractTensor
 from builders.core.keys import key_of
 from builders.core.recipe import Text
 from builders.data.beir import Product, Request
 from builders.features.batches import batched
 from builders.features.preprocessing import TEXT_CODE, preprocess_contract, special_token_template, tokens_version
 from builders.features.text import TextForm, encode_texts, load_tokenizer_text, padding_id, truncated_texts
+from builders.features.token_vectors import (
+    BYTES_OF,
+    SCALE_BYTES,
+    QueryForm,
+    item_tensors,
+    packed_vectors,
+    query_vectors,
+    read_vectors,
+    stored_vectors,
+)
 from builders.rankers.backbone import CheckpointError, check_positions, known_positions
 from builders.rankers.base import Graph, Sample
 from builders.rankers.imported import library
@@ -44,11 +51,6 @@ from builders.rankers.imported.folder import look_at
 PRODUCTS_AT_ONCE = 1024
 """Of a catalogue, so that its texts and vectors are never all in memory."""
 MEBIBYTE = 2**20
-DTYPE_OF = {"fp32": "FP32", "fp16": "FP16", "int8": "INT8"}
-"""What is stored => what the scorer takes."""
-BYTES_OF = {"fp32": 4, "fp16": 2, "int8": 1}
-_SCALE_BYTES = 4
-_LARGEST_INT8 = 127
 _METADATA = "artifact.metadata"
 
 
@@ -126,105 +128,6 @@ class MaxSim(nn.Module):
             similarities = similarities * item_scales.unsqueeze(1)
         of_items = similarities.index_select(0, item_tokens.reshape(-1)).unflatten(0, item_tokens.shape)
         return of_items.amax(dim=1).sum(dim=1, keepdim=True)
-
-
-# ---------------------------------------------------------------- how a query becomes tokens
-@dataclasses.dataclass(frozen=True)
-class QueryForm:
-    """A query's row of tokens.
-
-    Attributes:
-        limit: tokens that are read, special ones counted.
-        floor: a shorter query is filled up to as many; 0 = it is not.
-        expansion_id: what it is filled up with.
-        attend: whether the network attends to that.
-    """
-
-    limit: int
-    floor: int = 0
-    expansion_id: int = 0
-    attend: bool = False
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        """Every padded length, shortest first."""
-        return sorted({self._length(tokens) for tokens in length_buckets(self.limit)})
-
-    def tokens(self, ids: np.ndarray, pad_id: int) -> Sample:
-        """INT32 [1, length] each. ids: int32 [tokens], at most ``limit``, with special tokens."""
-        input_ids = np.full((1, self._length(len(ids))), pad_id, dtype=np.int32)
-        attention_mask = np.zeros_like(input_ids)
-        input_ids[0, len(ids) : self.floor] = self.expansion_id
-        attention_mask[0, len(ids) : self.floor] = self.attend
-        input_ids[0, : len(ids)], attention_mask[0, : len(ids)] = ids, 1
-        return {INPUT_IDS.name: input_ids, ATTENTION_MASK.name: attention_mask}
-
-    def _length(self, tokens: int) -> int:
-        return max(padded_length(tokens, self.limit), self.floor)
-
-
-# ---------------------------------------------------------------- how token vectors are stored
-def stored_vectors(vectors: np.ndarray, form: str) -> bytes:
-    """One item's token vectors as the item store keeps them, little-endian, a row a token.
-
-    Args:
-        vectors: float32 [tokens, width].
-        form: "fp32", "fp16", or "int8": each row an FP32 scale, then the values; a vector is their product.
-    """
-    if form != "int8":
-        return vectors.astype(f"<f{BYTES_OF[form]}").tobytes()
-    scales = np.abs(vectors).max(axis=1, keepdims=True).clip(min=np.finfo(np.float32).tiny) / _LARGEST_INT8
-    values = np.round(vectors / scales).astype(np.int8)
-    return np.concatenate([scales.astype("<f4").view(np.int8), values], axis=1).tobytes()
-
-
-def read_vectors(stored: bytes, form: str, width: int) -> np.ndarray:
-    """FP32 [tokens, width] of what :func:`stored_vectors` makes."""
-    packed = packed_vectors([stored], form, width)
-    return packed["item_vectors"].astype(np.float32) * packed.get("item_scales", np.ones(1, np.float32))[:, None]
-
-
-def packed_vectors(stored: Sequence[bytes], form: str, width: int) -> Sample:
-    """What :class:`MaxSim` takes of items: ``item_vectors``, ``item_tokens`` and, of int8, ``item_scales``."""
-    if form == "int8":
-        rows = [np.frombuffer(item, dtype=np.int8).reshape(-1, _SCALE_BYTES + width) for item in stored]
-    else:
-        rows = [np.frombuffer(item, dtype=f"<f{BYTES_OF[form]}").reshape(-1, width) for item in stored]
-    starts = np.cumsum([0, *(len(item) for item in rows)])
-    places = np.arange(max(map(len, rows)))
-    item_tokens = np.array(
-        [start + np.minimum(places, len(item) - 1) for start, item in zip(starts, rows, strict=False)], dtype=np.int32
-    )
-    joined = np.concatenate(rows)
-    if form != "int8":
-        return {"item_vectors": joined, "item_tokens": item_tokens}
-    scales, values = joined[:, :_SCALE_BYTES], joined[:, _SCALE_BYTES:]
-    return {
-        "item_vectors": np.ascontiguousarray(values),
-        "item_tokens": item_tokens,
-        "item_scales": np.ascontiguousarray(scales).view("<f4").reshape(-1),
-    }
-
-
-def query_vectors(width: int, rows: int | str = 1) -> ContractTensor:
-    """FP32 [rows, length, width]."""
-    return ContractTensor("query_vectors", "FP32", (rows, "length", width), "a vector a token of the query; or zeros")
-
-
-def item_tensors(width: int, form: str) -> tuple[ContractTensor, ...]:
-    """What the pre-processing gives of the items."""
-    scales = ContractTensor("item_scales", "FP32", ("tokens",), "what a row of item_vectors is multiplied with")
-    return (
-        ContractTensor("item_vectors", DTYPE_OF[form], ("tokens", width), "token vectors of all candidates"),
-        ContractTensor(
-            "item_tokens",
-            "INT32",
-            ("candidates", "longest"),
-            "rows of item_vectors; an item with fewer repeats one",
-            "per_candidate",
-        ),
-        *((scales,) if form == "int8" else ()),
-    )
 
 
 # ---------------------------------------------------------------- the ranker
@@ -355,7 +258,7 @@ class ImportedLateInteraction(ImportedRanker):
         modules = " => ".join(type(module).__name__ for module in self._library)
         of_score = "mean" if self._network.mean else "sum"
         longest = MAX_CANDIDATES * self._form.max_length
-        bytes_a_token = self._width * BYTES_OF[self._vectors] + (_SCALE_BYTES if self._vectors == "int8" else 0)
+        bytes_a_token = self._width * BYTES_OF[self._vectors] + (SCALE_BYTES if self._vectors == "int8" else 0)
         request = longest * (bytes_a_token + 2 * 4 * self._query.limit) // MEBIBYTE
         return (
             f"late interaction: {type(self._network.backbone).__name__}, modules {modules}; score: {of_score} over the "
@@ -474,7 +377,8 @@ class ImportedLateInteraction(ImportedRanker):
         with torch.inference_mode():
             vectors = self._network(*map(torch.from_numpy, tokens.values())).numpy()
         encoder, head = self.graphs
-        items = packed_vectors(self._stored(products), self._vectors, self._width)
+        packed = packed_vectors(self._stored(products), self._vectors, self._width)
+        items = {tensor.name: packed[tensor.name] for tensor in item_tensors(self._width, self._vectors)}
         return {encoder.name: tokens, head.name: {"query_vectors": vectors, **items}}
 
     def score(self, request: Request, products: Sequence[Product]) -> np.ndarray:
