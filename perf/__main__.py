@@ -327,7 +327,7 @@ def ceiling(
     requests: Annotated[
         int, typer.Option(min=1, help="Judged requests that are counted and sent in turn, at most.")
     ] = 40,
-    window_ms: Annotated[int, typer.Option(min=100, help="Of each of three windows of a served figure.")] = 2000,
+    window_ms: Annotated[int, typer.Option(min=100, help="Of each of three windows of a served figure.")] = 4000,
     data: Data = None,
 ) -> None:
     """Measure what the machine can do at most, and each published variant as a share of that (roofline)."""

@@ -44,7 +44,7 @@ REQUESTS = 40
 """Judged requests that are counted, and sent in turn, at most."""
 CONCURRENCY = 4
 """Requests at once, or two an instance where that is more: enough that the scorers never wait."""
-WINDOW_MS, SECONDS = 2000, 3.0
+WINDOW_MS, SECONDS = 4000, 3.0
 IN_PROCESS, SERVED = "in process", "served"
 LIBRARIES = ("onnxruntime", "openvino", "torch")
 
@@ -118,7 +118,8 @@ class VariantCeiling(pydantic.BaseModel):
     """A served variant.
 
     Attributes:
-        multiplied_in: type in the graph => type of the arithmetic.
+        multiplied_in: type in the graph => type of the arithmetic, of which the limit is.
+        kernels: types that the served files' kernels multiply in, as the runtime says; empty where it is not asked.
     """
 
     model: str
@@ -128,6 +129,7 @@ class VariantCeiling(pydantic.BaseModel):
     threads: int
     concurrency: int
     multiplied_in: dict[str, str]
+    kernels: list[str]
     counted: Counted
     reached: list[Reached]
 
@@ -331,6 +333,7 @@ def variant_ceiling(
         threads=endpoint.recipe.serving.threads,
         concurrency=concurrency,
         multiplied_in=multiplied,
+        kernels=kernel_types(endpoint, asked, files),
         counted=counted(costs, mean_candidates(requests)),
         reached=[
             reached(IN_PROCESS, one, costs, roofs[0], in_process(asked, sessions, effort.seconds)),
@@ -382,6 +385,16 @@ def request_costs(
             whole.append(packed(file.cost(_shapes(run)) for run in runs_without_padding(graph, sample)))
         found.append(RequestCost(served_runs, whole))
     return found
+
+
+def kernel_types(endpoint: Endpoint, asked: Asked, files: Sequence[Path]) -> list[str]:
+    """Types that the files' kernels multiply in, for the first run of the first request."""
+    variant, computes_in, found = endpoint.variant, endpoint.variant.runtime.computes_in, set[str]()
+    if computes_in is None:
+        return []
+    for graph, path in zip(asked.ranker.graphs, files, strict=True):
+        found |= computes_in(path, variant.precision, runs_of(graph, variant, asked.samples[0][graph.name])[0])
+    return sorted(found)
 
 
 def _shapes(sample: Sample) -> dict[str, tuple[int, ...]]:

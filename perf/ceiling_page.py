@@ -140,6 +140,11 @@ def notes(report: CeilingReport) -> Iterator[str]:
         for type_, found in row.multiplied_in.items():
             if type_ != found:
                 yield f"{row.model}: {type_} products are computed in {found} here, so their limit is {found}'s"
+        if row.kernels and (missed := sorted(set(row.multiplied_in.values()) - set(row.kernels))):
+            yield (
+                f"{row.model}: no kernel of it multiplies in {', '.join(missed)} as its graph asks, but in "
+                f"{', '.join(row.kernels)}: that part of its limit is out of reach"
+            )
         if any(side.share > 1 for side in row.reached):
             yield f"{row.model}: a share above 1 is of weights that stay in the cache from run to run"
     counts = {(row.counted.requests, round(row.counted.candidates, 1)) for row in report.variants}

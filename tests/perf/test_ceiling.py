@@ -18,9 +18,12 @@ from perf.ceiling import (
     IN_PROCESS,
     SERVED,
     Asked,
+    CeilingReport,
     Effort,
     Rate,
+    Reached,
     RequestCost,
+    VariantCeiling,
     counted,
     reached,
     request_costs,
@@ -34,6 +37,7 @@ from perf.gpu_ceiling import missing_gpu
 from perf.gpu_figures import flops_of
 from perf.graph_cost import Cost
 from perf.kit.rankers import runs_without_padding
+from perf.machine import Machine
 from perf.roofline import Roof
 from tests.support.figures import small_endpoints
 from tests.support.own_ranker import built_own_ranker
@@ -74,6 +78,55 @@ def test_without_padding_every_row_is_as_long_as_its_own_tokens(tmp_path: Path) 
     )
 
 
+def test_a_reader_is_told_of_types_that_are_not_multiplied_as_asked() -> None:
+    machine = Machine("a CPU", 2, 7.8, "Linux", 0.1, {"Triton": "2.51.0"})
+    row = VariantCeiling(
+        model="small_int8_openvino",
+        endpoint="rank_small_int8_openvino",
+        runtime="openvino",
+        instances=1,
+        threads=2,
+        concurrency=4,
+        multiplied_in={"bf16": "fp32", "int8": "int8"},
+        kernels=["fp32"],
+        counted=counted([RequestCost([Cost({"int8": 6.0}, 1.0, 1.0)], [])], candidates=40.0),
+        reached=[
+            Reached(
+                where=SERVED,
+                threads=2,
+                requests=9,
+                requests_per_s=600.0,
+                least_ms=2.0,
+                least_ms_without_padding=1.0,
+                foreign_share=0.0,
+                measured_times=1,
+            )
+        ],
+    )
+    report = CeilingReport(
+        written="some day",
+        machine=machine,
+        processor=("x86_64",),
+        libraries={},
+        window_ms=1,
+        data={},
+        peaks=[],
+        bandwidths=[],
+        variants=[row],
+        skipped=["skipped, no GPU"],
+        failures={"gone": "does not start"},
+    )
+    assert list(notes(report)) == [
+        "small_int8_openvino: bf16 products are computed in fp32 here, so their limit is fp32's",
+        "small_int8_openvino: no kernel of it multiplies in int8 as its graph asks, but in fp32: that part of its "
+        "limit is out of reach",
+        "small_int8_openvino: a share above 1 is of weights that stay in the cache from run to run",
+        "counted over 1 requests of 40 candidates on average",
+        "not measured: gone: does not start",
+        "skipped, no GPU",
+    ]
+
+
 # ---------------------------------------------------------------- what is chosen
 def test_variants_are_named_as_users_know_them() -> None:
     endpoints = small_endpoints()
@@ -101,7 +154,7 @@ def test_a_published_variant_has_its_share_in_process_and_served(own: tuple[Endp
     report = run_ceiling([endpoint], data, EFFORT, workspace, console)
     [row] = report.variants
     assert (row.model, row.multiplied_in, report.failures) == ("every_kind_fp32_onnx", {"fp32": "fp32"}, {})
-    assert row.counted.requests == 3
+    assert (row.counted.requests, row.kernels) == (3, ["fp32"])
     assert [(side.where, side.threads) for side in row.reached] == [(IN_PROCESS, 2), (SERVED, 2)]
     assert all(side.requests >= 3 and side.share > 0 and side.requests_per_s > 0 for side in row.reached)
 
