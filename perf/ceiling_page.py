@@ -164,8 +164,8 @@ def roofline_figure(report: CeilingReport) -> go.Figure:
         _draw_roof(figure, label, roof, dash, _span(report))
     for color, row in zip(cycled_colors(), report.variants, strict=False):
         _draw_variant(figure, row, color)
-    figure.update_xaxes(title="operations a byte (weights, inputs and outputs)", type="log")
-    figure.update_yaxes(title="10^9 operations/s", type="log")
+    figure.update_xaxes(title="operations a byte (weights, inputs and outputs)", type="log", dtick=1)
+    figure.update_yaxes(title="10^9 operations/s (circle: in process, diamond: served)", type="log", dtick=1)
     styled(figure, height=560, legend=True)
     figure.update_layout(margin_t=40, legend={"y": -0.15, "yanchor": "top"})
     return figure
@@ -174,7 +174,7 @@ def roofline_figure(report: CeilingReport) -> go.Figure:
 def _roofs(report: CeilingReport) -> Iterator[tuple[str, Roof]]:
     for one in report.bandwidths:
         runtime = next(each for each in RUNTIMES.values() if each.needs_gpu == (one.device != "cpu"))
-        where = f"{one.threads} threads" if one.threads else "GPU"
+        where = f"{one.threads} thread{'s' * (one.threads > 1)}" if one.threads else "GPU"
         yield where, roof_of(runtime, one.threads, report.peaks, report.bandwidths)
 
 
@@ -190,8 +190,11 @@ def _draw_roof(figure: go.Figure, label: str, roof: Roof, dash: str, span: np.nd
         figure.add_scatter(
             x=span,
             y=[roof.at(intensity, type_) / 1e9 for intensity in span],
-            mode="lines",
+            mode="lines+text",
             name=f"limit of {type_}, {label}",
+            text=[""] * (len(span) - 1) + [f"{type_}, {label}"],
+            textposition="top left",
+            showlegend=False,
             line={"color": TEXT_COLOR, "dash": dash, "width": 1.5},
             hovertemplate="%{y:,.1f} at %{x:.1f} operations a byte<extra>%{fullData.name}</extra>",
         )
