@@ -336,12 +336,14 @@ def ceiling(
     from perf.ceiling import Effort, run_ceiling
     from perf.ceiling_page import ceiling_table, notes, peaks_table, write_ceiling
     from perf.endpoints import chosen_endpoints, published_endpoints
+    from perf.tables import print_whole
 
     published = published_endpoints(load_recipes(), data=None, say=console.print)
     endpoints = chosen_endpoints(variant or (), published)
     effort = Effort(requests=requests, window_ms=window_ms)
     found = run_ceiling(endpoints, find_data(data).folder, effort, console=console)
-    console.print(peaks_table(found), ceiling_table(found))
+    for table in (peaks_table(found), ceiling_table(found)):
+        print_whole(table, console)
     for line in notes(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for path in write_ceiling(found):
