@@ -320,6 +320,37 @@ def pareto(
 
 
 @app.command()
+def ceiling(
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Such as cross_encoder_int8_onnx; repeatable; none = all published.")
+    ] = None,
+    requests: Annotated[
+        int, typer.Option(min=1, help="Judged requests that are counted and sent in turn, at most.")
+    ] = 40,
+    window_ms: Annotated[int, typer.Option(min=100, help="Of each of three windows of a served figure.")] = 4000,
+    data: Data = None,
+) -> None:
+    """Measure what the machine can do at most, and each published variant as a share of that (roofline)."""
+    from builders.core.recipe import load_recipes
+    from builders.data.find import find_data
+    from perf.ceiling import Effort, run_ceiling
+    from perf.ceiling_page import ceiling_table, notes, peaks_table, write_ceiling
+    from perf.endpoints import chosen_endpoints, published_endpoints
+    from perf.tables import print_whole
+
+    published = published_endpoints(load_recipes(), data=None, say=console.print)
+    endpoints = chosen_endpoints(variant or (), published)
+    effort = Effort(requests=requests, window_ms=window_ms)
+    found = run_ceiling(endpoints, find_data(data).folder, effort, console=console)
+    for table in (peaks_table(found), ceiling_table(found)):
+        print_whole(table, console)
+    for line in notes(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for path in write_ceiling(found):
+        console.print(f"written: {path}", soft_wrap=True)
+
+
+@app.command()
 def forms(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes whose variants are published.")],
     rounds: Annotated[int | None, typer.Option(min=1, help="Each drives both forms.")] = None,

@@ -107,6 +107,19 @@ def published_endpoints(
     return published
 
 
+def chosen_endpoints(variants: Sequence[str], endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+    """Those of the variants' or endpoints' names, each once, in the order of ``endpoints``; all where none is named.
+
+    Raises:
+        PerfError: one is not published.
+    """
+    known = {name for each in endpoints for name in (each.model, each.name)}
+    if strangers := [name for name in variants if name not in known]:
+        models = ", ".join(each.model for each in endpoints)
+        raise PerfError(f"variant {', '.join(strangers)} is not published; wanted of {models}")
+    return [each for each in endpoints if not variants or {each.model, each.name} & set(variants)]
+
+
 def published_model(workspace: Workspace = PROJECT, kind: str = RANK) -> str:
     """The scorer that ``rank`` (or ``recommend``) serves. Raises: RepositoryError."""
     return served_variant(workspace.repository, kind)

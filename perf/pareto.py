@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pydantic
 from rich.console import Console
-from rich.table import Table
 
 from perf.analyzer import AnalyzerError, Measurement, measure
 from perf.csv_text import csv_text
@@ -52,6 +51,7 @@ from perf.pareto_text import layer_text, pareto_table
 from perf.process_memory import tree_memory
 from perf.progress import track
 from perf.served_inputs import figures_key
+from perf.tables import print_whole
 from server.errors import ServerError
 
 CONCURRENCY = 2
@@ -457,13 +457,6 @@ def _csv(report: ParetoReport) -> str:
     )
 
 
-def _print_whole(table: Table, console: Console) -> None:
-    """However narrow the terminal: a line that it breaks can still be read, a column of dots cannot."""
-    wide = Console(file=console.file, width=1000)
-    wide.width = max(console.width, wide.measure(table).maximum)
-    wide.print(table)
-
-
 def run_all(paths: Sequence[Path], console: Console, **settings: Any) -> list[ParetoReport]:
     """Recipe by recipe; of the kit's own, where none is named, those whose data is there.
 
@@ -479,7 +472,7 @@ def run_all(paths: Sequence[Path], console: Console, **settings: Any) -> list[Pa
                 raise
             console.print(f"{path.stem}: skipped, {error}", style="yellow", markup=False, soft_wrap=True)
             continue
-        _print_whole(pareto_table(report), console)
+        print_whole(pareto_table(report), console)
         for model, reason in report.failures.items():
             console.print(f"not measured: {model}: {reason}", style="bold red", markup=False, soft_wrap=True)
         if report.failures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -187,6 +188,13 @@ def _perf_row(point: Point, published: str) -> Sequence[str]:
     rates = [f"{point.requests_per_s:.1f}", f"{point.candidates_per_s:,.0f}"]
     others = foreign_text(point.foreign_share, disturbed=point.disturbed > 0)
     return [name, str(point.load), requests, *latency_texts(point), *rates, speedup_text(point), others]
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """However narrow the terminal: a line that it breaks can still be read, a column of dots cannot."""
+    wide = Console(file=console.file, width=1000)
+    wide.width = max(console.width, wide.measure(table).maximum)
+    wide.print(table)
 
 
 def _graded_title(judged: JudgedQueries, query_id: str, item_id: str) -> Text:

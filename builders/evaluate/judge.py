@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pydantic
 
+from backends.common.batching import parts_of
 from builders.compress.chain import Artifact, compressed, network_inputs, variant_files
 from builders.compress.context import BuildContext, Say, ranker_inputs
 from builders.core.contract import ATTENTION_MASK, SCORE, padded_length
@@ -374,8 +375,25 @@ def open_sessions(
 
 
 def _as_limited(session: Session, graph: Graph, variant: Variant) -> Session:
-    splits = (graph.batches or graph.splits) and variant.rows_independent and not variant.runtime.needs_gpu
-    return PartedSession(session, graph.limits) if splits else session
+    return PartedSession(session, graph.limits) if _splits(graph, variant) else session
+
+
+def _splits(graph: Graph, variant: Variant) -> bool:
+    return (graph.batches or graph.splits) and variant.rows_independent and not variant.runtime.needs_gpu
+
+
+def runs_of(graph: Graph, variant: Variant, sample: Sample) -> list[Sample]:
+    """The runs that the served model computes one request's sample in, if it is joined with no other request."""
+    return list(graph.parts(sample)) if _splits(graph, variant) else [sample]
+
+
+def runs_without_padding(graph: Graph, sample: Sample) -> list[Sample]:
+    """The same rows, each at its own length; the sample as it is where the graph has no padding to cut off."""
+    if not (graph.padding_mask and (graph.batches or graph.splits)):
+        return [sample]
+    lengths = tuple(range(1, sample[graph.padding_mask].shape[1] + 1))
+    limits = dataclasses.replace(graph.limits, rows=None, tokens=None, lengths=lengths)
+    return [part for _, part in parts_of(sample, limits)]
 
 
 def score_in_process(

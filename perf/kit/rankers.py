@@ -16,7 +16,7 @@ from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries, Product, Request
 from builders.data.evaluation import judging_queries
 from builders.evaluate import judge
-from builders.evaluate.judge import BuiltRanker, BuiltVariant, Scores
+from builders.evaluate.judge import BuiltRanker, BuiltVariant, Scores, runs_of, runs_without_padding
 from builders.export.onnx import onnx_from_ranker, run_onnx
 from builders.features.encoder import Feature, dense, history, sparse
 from builders.features.prompts import padded_sequences, split_sequences
@@ -58,6 +58,8 @@ __all__ = [
     "prefix_graphs",
     "publish",
     "run_onnx",
+    "runs_of",
+    "runs_without_padding",
     "sessions_of",
     "sparse",
     "split_sequences",

@@ -68,6 +68,8 @@ class Runtime:
         quantizes: None = an int8 step is done in ONNX.
         int8_methods: that an int8 step may ask for.
         needs_gpu: its scorers are built and run on a GPU machine alone.
+        computes_in: (file, precision, one sample) => types that its kernels multiply in, as the runtime itself says:
+            on a processor that lacks an instruction set it may be another than was asked for. None = it is not asked.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Runtime:
     quantizes: Quantizes | None = None
     int8_methods: frozenset[str] = frozenset({"minmax", "entropy", "percentile"})
     needs_gpu: bool = False
+    computes_in: Callable[[Path, Precision, Sample], frozenset[str]] | None = None
 
     def files(self, path: Path) -> dict[str, Path]:
         """What the served version's folder holds: file name => file. path: the scorer's file, under any name."""

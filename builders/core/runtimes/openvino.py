@@ -50,6 +50,24 @@ def openvino_properties(threads: int, precision: Precision) -> dict[str, str | i
     return {**limit, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
 
 
+def product_types(path: Path, precision: Precision, sample: Sample) -> frozenset[str]:
+    """Of the kernels that the CPU plugin chose for matrix products: ``fp32``, ``fp16``, ``bf16``, ``int8``.
+
+    Their names end in the type of the arithmetic, such as ``jit_gemm_i8`` and ``gemm_mlas_f32``; ``runtimePrecision``
+    is that of the tensors, which may be wider or narrower. The sample is not run.
+    """
+    from builders.core.untracked import openvino
+
+    compiled = openvino.Core().compile_model(path, "CPU", openvino_properties(1, precision))
+    kernels = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
+    products = [one for one in kernels if one["layerType"].astype(str) in ("FullyConnected", "MatMul")]
+    found = {str(one["primitiveType"].astype(str)).rsplit("_", 1)[-1].lower() for one in products}
+    return frozenset(_TYPES.get(name, name) for name in found)
+
+
+_TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+
+
 def _parameters(threads: int, precision: Precision) -> Mapping[str, str]:
     """Latency mode: one stream of all the instance's threads. Without a hint OpenVINO computes in BF16 where the
     processor has it, so FP32 is asked for as well, by a parameter that the container's backend does not know."""
@@ -131,6 +149,7 @@ OPENVINO = Runtime(
     thread_parameter="INFERENCE_NUM_THREADS",
     joins_requests=False,  # with a max_batch_size its backend takes exactly so many rows, and cannot pad free lengths
     files_beside=lambda path: {"model.bin": path.with_suffix(".bin")},
+    computes_in=product_types,
     converts=ir_from_onnx,
     quantizes=int8_ir_from_onnx,
     int8_methods=frozenset({"minmax"}),
