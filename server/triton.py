@@ -19,7 +19,7 @@ from server.errors import ModelsNotReady, RepositoryError, ServerNotReady
 from server.plans import servable_repository
 from server.ports import is_this_machine, port_to_bind
 from server.process import GuardedProcess
-from server.repository import all_published, check_models_exist, served_names
+from server.repository import all_published, asking_for_response_cache, check_models_exist, served_names
 from server.tls import ServerTls
 from server.triton_log import reasons_in
 from server.verify import NotAsPublished, check_as_published
@@ -238,6 +238,11 @@ class TritonServer:
             _LOGGER.warning(refusal.line)
 
     def _check_repository(self) -> None:
+        if not self.response_cache_mb and (asking := asking_for_response_cache(self._served)):
+            _LOGGER.warning(
+                "%s: no response cache, which the configuration asks for; give one with --response-cache-mb 64",
+                ", ".join(asking),
+            )
         if self.models is not None:
             check_models_exist(self._served, self.models)
             self._wanted = self.models

@@ -29,6 +29,8 @@ from builders.core.runtimes import ONNX, RUNTIMES, TRT, Precision, Runtime, runt
 from builders.publish.pbtxt import add_parameters, add_tensors, data_type
 from builders.rankers.base import Graph
 
+ROW_CAP = "max_rows_per_run"
+"""Parameter of a scorer whose rows are run apart, as ``backends/common/model_configuration.py`` reads it."""
 _THREADS = tuple(runtime.thread_parameter for runtime in RUNTIMES.values() if runtime.thread_parameter)
 """Parameters that say how many threads a run takes, of the backends."""
 _ALONE = {runtime.backend for runtime in RUNTIMES.values() if not runtime.joins_requests}
@@ -129,7 +131,7 @@ def _scorer(graph: Graph, name: str, serving: Serving, backend: str, *, joins: b
 def _add_limits(config: triton.ModelConfig, graph: Graph) -> None:
     """What one run may take; ``row_inputs`` where a request is parted although some inputs are not of rows."""
     limits = graph.limits
-    add_parameters(config, max_rows_per_run=MAX_ROWS_PER_RUN)
+    add_parameters(config, **{ROW_CAP: MAX_ROWS_PER_RUN})
     if limits.tokens:
         add_parameters(config, max_tokens_per_run=limits.tokens)
     if not graph.batches:

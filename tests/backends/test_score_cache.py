@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-import shutil
 import sqlite3
 import sys
 import types
@@ -370,8 +369,9 @@ def test_without_a_usable_file_rows_are_run_which_is_counted_and_said_once(
 
 
 @pytest.mark.server
-def test_a_server_may_have_no_score_cache(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder / "models" / "counting", tmp_path / "models" / "counting")
+def test_a_server_without_caches_says_so_and_runs_every_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = COUNTING + CACHED + "response_cache { enable: true }"
+    save_row_counting_model(write_config(tmp_path / "models", "counting", config) / "model.onnx")
     ports = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
     with TritonServer(tmp_path / "models", None, store=tmp_path / "store", score_cache=False, **ports) as server:
         client = grpc.InferenceServerClient(server.grpc_url)
@@ -379,6 +379,7 @@ def test_a_server_may_have_no_score_cache(folder: Path, tmp_path: Path) -> None:
         assert "counting: no score cache, TRITONRANK_SCORE_CACHE names no folder" in server.log()
         server.kill()
     assert not (tmp_path / "store").exists()
+    assert "counting: no response cache, which the configuration asks for" in caplog.text
 
 
 IDENTITY = """

@@ -15,8 +15,10 @@ from onnx import numpy_helper
 from tritonclient.grpc import model_config_pb2 as triton
 
 from builders.core.contract import ITEM_IDS, QUERY, RANK
+from builders.publish.caches import publish_caching
 from builders.publish.fused import fused_model, published_steps
 from builders.publish.item_store import ItemStore
+from builders.publish.manifest import RepositoryError
 from builders.publish.model_config import add_score_cache, endpoint_contract
 from builders.publish.repository import Ensemble, ServedModel, publish_models
 from server import TritonServer
@@ -178,3 +180,13 @@ def test_what_is_published_anew_has_its_own_scores(
     for endpoint in endpoints:
         assert scores(client, endpoint, "published") == pytest.approx(wanted, abs=TOLERANCE)
         assert max(abs(wanted[item] - before[endpoint][item]) for item in IDS) > 100 * TOLERANCE
+
+
+def test_an_endpoint_is_published_once_more_with_caches_to_be_measured(folder: Path, tmp_path: Path) -> None:
+    publish_caching(folder / "models", "rank", tmp_path, size_mb=3)
+    steps = published_steps(tmp_path, "rank")
+    configs = [step.config for step in steps]
+    asked = [(one.parameters["score_cache_mb"].string_value, one.response_cache.enable) for one in configs]
+    assert asked == [("", False), ("3", True), ("", False)]
+    with pytest.raises(RepositoryError, match="recommend: no network of it runs the rows of a request apart"):
+        publish_caching(folder / "models", "recommend", tmp_path / "other", size_mb=3)
