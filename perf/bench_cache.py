@@ -26,7 +26,7 @@ from perf.kit.data import USUAL_CANDIDATES, Request
 from perf.kit.forms import publish_caching
 from server import TritonServer
 
-REQUESTS, BLOCK = 400, 20
+REQUESTS, BLOCK = 240, 20
 EXPONENT = 1.0
 FIRST_STAGE = 44
 """Items of a query, of which USUAL_CANDIDATES are asked for in a request."""

@@ -56,14 +56,14 @@ def open_score_cache(
     size_mib = _size_mib(config)
     _check_rows(config, rows_apart)
     layout = _row_layout(config)
-    folder = os.environ.get(FOLDER_VARIABLE)
+    model_name, folder = args["model_name"], os.environ.get(FOLDER_VARIABLE)
     if not folder:
-        pb_utils.Logger.log_info(f"{args['model_name']}: no score cache, {FOLDER_VARIABLE} names no folder")
+        pb_utils.Logger.log_info(f"{model_name}: no score cache, TRITONRANK_SCORE_CACHE names no folder")
         return None
     model = model_digest(Path(args["model_repository"]) / args["model_version"], config, runtime)
     keys = RowKeys(model, limits, _sequences(config, limits))
-    path = Path(folder) / f"{args['model_name']}.sqlite"
-    return ScoreCache(keys, limits, layout, path, size_mib * MIB, args["model_name"])
+    path = Path(folder) / f"{model_name}.sqlite"
+    return ScoreCache(keys, limits, layout, path, size_mib * MIB, model_name)
 
 
 @dataclass
@@ -84,22 +84,24 @@ class ScoreCache:
         layout: structured type of a row of scores, a field an output.
         path: of the file.
         most_bytes: of the file.
-        model: its name, for metrics and log.
+        model_name: for metrics and log.
     """
 
     def __init__(
-        self, keys: RowKeys, limits: RunLimits, layout: np.dtype[Any], path: Path, most_bytes: int, model: str
+        self, keys: RowKeys, limits: RunLimits, layout: np.dtype[Any], path: Path, most_bytes: int, model_name: str
     ) -> None:
         self._keys, self._limits, self._layout = keys, limits, layout
-        self._path, self._most_bytes, self._model = path, most_bytes, model
+        self._path, self._most_bytes, self.model_name = path, most_bytes, model_name
         self._store: ScoreStore | None = None
         self._told = False
-        self._hits = Counter("tritonrank_score_cache_hits_total", "Rows whose scores the score cache knew", model)
+        self._hits = Counter("tritonrank_score_cache_hits_total", "Rows whose scores the score cache knew", model_name)
         self._misses = Counter(
-            "tritonrank_score_cache_misses_total", "Rows that it did not know, which were run", model
+            "tritonrank_score_cache_misses_total", "Rows that it did not know, which were run", model_name
         )
         self._unusable = Counter(
-            "tritonrank_score_cache_unusable_total", "Times that the score cache could not be read or written", model
+            "tritonrank_score_cache_unusable_total",
+            "Times that the score cache could not be read or written",
+            model_name,
         )
 
     def results(self, requests: Sequence[Any], inputs: Sequence[Arrays], run: RunRequests) -> list[Arrays | RunFailed]:
@@ -192,13 +194,15 @@ class ScoreCache:
             return None
 
     def _tell(self, error: Exception) -> None:
+        """Once. Neither names a request: SQLite's errors quote no value."""
+        cache_path, cache_fault = self._path, f"{type(error).__name__}: {error}"
         if not self._told:
-            self._told = True
             pb_utils.Logger.log_warn(
-                f"{self._model}: score cache '{self._path}' cannot be used ({type(error).__name__}: {error}): rows are "
-                "run in its place, which tritonrank_score_cache_unusable_total counts. Let the server write that "
-                "folder; remove a damaged file, it is made anew"
+                f"{self.model_name}: score cache '{cache_path}' cannot be used ({cache_fault}): rows are run in its "
+                "place, which tritonrank_score_cache_unusable_total counts. Let the server write that folder; remove a "
+                "damaged file, it is made anew"
             )
+        self._told = True
 
 
 # ---------------------------------------------------------------- what a configuration says
