@@ -102,7 +102,9 @@ RUN pip3 install --no-cache-dir --require-hashes --no-deps --only-binary=:all: -
 # Mounted writable, because LMDB's readers write its lock file. LMDB knows its readers by process id: containers that
 # share a store must share a PID namespace too (--pid=host), else the second one is refused with a LockError.
 ENV TRITONRANK_ITEM_STORE=/item_store
-# As above.
+# Where fused models keep scores, if their recipe says so.
+ENV TRITONRANK_SCORE_CACHE=/item_store/score_cache
+# As in the other server.
 ENV TRITONRANK_ADMIN_KEY_FILE=/tmp/tritonrank-admin.key
 
 WORKDIR /opt/tritonrank

@@ -143,8 +143,8 @@ def bench(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="preprocess, latency, int8, broadcast, texts, graphs, prefix, dcn, late, client, overload, memory; "
-            "repeatable."
+            help="preprocess, latency, int8, broadcast, texts, graphs, prefix, dcn, late, client, overload, cache, "
+            "memory; repeatable."
         ),
     ] = None,
     data: Data = None,

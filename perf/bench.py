@@ -29,6 +29,7 @@ import numpy as np
 from rich.console import Console
 
 from perf.bench_base import Bench, Figure, figures_table, paired_ms
+from perf.bench_cache import bench_cache
 from perf.bench_client import bench_client
 from perf.bench_dcn import bench_dcn
 from perf.bench_graphs import bench_graphs
@@ -110,6 +111,7 @@ def run_bench(
         "split": bench_split,
         "client": bench_client,
         "overload": bench_overload,
+        "cache": bench_cache,
         "memory": bench_memory,
     }
     strangers = [part for part in parts if part not in measures]

@@ -138,10 +138,15 @@ def serving(
     tls: ServerTls | None = None,
     open_apis: bool = False,
     config_name: str | None = None,
+    score_cache: Path | None = None,
+    response_cache_mb: int = 0,
 ) -> Iterator[TritonServer]:
     """A Triton of our own with these endpoints, on free ports of this machine.
 
     Args:
+        score_cache: folder for models that ask for a score cache; None = every row is run, since a measurement asks the
+            same again and again.
+        response_cache_mb: MiB of Triton's own.
         tls: of gRPC; None = in the clear.
         open_apis: clients may register shared memory, which perf_analyzer cannot show a key for.
         config_name: of a machine's own configurations.
@@ -152,6 +157,8 @@ def serving(
         store=workspace.item_store,
         verify="hash",
         config_name=config_name,
+        score_cache=score_cache or False,
+        response_cache_mb=response_cache_mb,
         grpc_port=0,
         http_port=0,
         metrics_port=0,

@@ -21,6 +21,7 @@ import lmdb
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from byte_tensors import decoded, encoded
+from counters import Counter
 from deadlines import Deadlines
 from tokenizers import Tokenizer
 
@@ -352,20 +353,6 @@ class ItemReader:
             return [*map(transaction.get, ids)]  # a third quicker than a cursor's getmulti, sorted or not
 
 
-class Counter:
-    """A counter of Triton's own metrics, labelled with the model's name."""
-
-    def __init__(self, name: str, description: str, model: str) -> None:
-        # The family must outlive its metric, or Triton drops both.
-        self._family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
-        self._metric = self._family.Metric(labels={"model": model})
-
-    def add(self, amount: int) -> None:
-        """Add ``amount`` >= 0."""
-        if amount:
-            self._metric.increment(amount)
-
-
 class StoreGauges:
     """What is known of the store among Triton's own metrics, as of the model's latest request."""
 
@@ -382,7 +369,7 @@ class StoreGauges:
             )
             for name, meaning in zip(self._read, meanings, strict=True)
         ]
-        self._gauges = [(family, family.Metric(labels={"model": model})) for family in families]  # see Counter
+        self._gauges = [(family, family.Metric(labels={"model": model})) for family in families]  # see counters.py
         self._next_s = 0.0
         self.update()
 

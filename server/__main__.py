@@ -50,6 +50,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repository", type=Path, default=DEFAULT_REPOSITORY, help="model repository (%(default)s)")
     parser.add_argument("--store", type=Path, default=DEFAULT_STORE, help="item-store folder (%(default)s)")
     parser.add_argument(
+        "--response-cache-mb", type=_size_mb, default=0, metavar="MB",
+        help="MiB of Triton's response cache, for models that ask for it (%(default)s = none)",
+    )  # fmt: skip
+    parser.add_argument(
         "--server-env", type=Path, help="the server's Python environment ($TRITONRANK_SERVER_ENV, .venv-server)"
     )
     models = parser.add_mutually_exclusive_group()
@@ -93,6 +97,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _size_mb(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted a number of MiB; 0 = none")
+    return int(text)
+
+
 def _add_doors(parser: argparse.ArgumentParser) -> None:
     doors = parser.add_mutually_exclusive_group()
     doors.add_argument(
@@ -117,6 +127,7 @@ def _server(options: argparse.Namespace) -> TritonServer:
         options.repository,
         None if options.all else options.load or [DEFAULT_MODEL],
         store=options.store,
+        response_cache_mb=options.response_cache_mb,
         environment=options.server_env,
         verify=options.verify,
         public_key=options.public_key,

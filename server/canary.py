@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+FRESH = {"score_cache": False}
+"""Parameter of a request whose scores shall be computed and not remembered; see backends/common/score_cache.py."""
 RANKED, SCORES = "ranked_ids", "scores"
 BAD_REQUEST = 400
 
@@ -71,7 +73,7 @@ def silent_endpoint(host: str, port: int, repository: Path, timeout_s: float) ->
         connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
         try:
             if _call(connection, "GET", f"/v2/models/{endpoint}/ready")[0] == http.client.OK:
-                _call(connection, "POST", f"/v2/models/{endpoint}/infer", json.dumps({"inputs": inputs}))
+                _ask(connection, endpoint, inputs)
         except TimeoutError:
             return endpoint
         except (OSError, http.client.HTTPException):
@@ -119,7 +121,7 @@ def _of_what_is_loaded(
 def _fault(
     connection: http.client.HTTPConnection, endpoint: str, canary: Mapping[str, Any], stored: bool
 ) -> str | None:
-    status, body = _call(connection, "POST", f"/v2/models/{endpoint}/infer", json.dumps({"inputs": canary["inputs"]}))
+    status, body = _ask(connection, endpoint, canary["inputs"])
     if status == BAD_REQUEST and canary["may_be_refused"] and not stored:
         return None
     if status != http.client.OK:
@@ -150,6 +152,11 @@ def _wrong_scores(canary: Mapping[str, Any], ids: list[str], scores: list[float]
         if abs(found[item] - wanted) > tolerance:
             return f"scored item '{item}' {found[item]:.6g}, the build {wanted:.6g} (tolerance {tolerance:.3g})"
     return None
+
+
+def _ask(connection: http.client.HTTPConnection, endpoint: str, inputs: list[dict[str, Any]]) -> tuple[int, bytes]:
+    request = {"inputs": inputs, "parameters": FRESH}
+    return _call(connection, "POST", f"/v2/models/{endpoint}/infer", json.dumps(request))
 
 
 def _call(connection: http.client.HTTPConnection, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:

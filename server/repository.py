@@ -1,4 +1,4 @@
-"""Reads a model repository's folders and its manifest; writes nothing. Knows nothing of what is in a config.pbtxt."""
+"""Reads a model repository's folders and its manifest; writes nothing."""
 
 from __future__ import annotations
 
@@ -55,6 +55,12 @@ def served_names(repository: Path) -> tuple[list[str], list[str]]:
 def all_published(repository: Path, wanted: Sequence[str]) -> bool:
     """Whether our builders published each of these models, so that none of their configurations lacks anything."""
     return (repository / MANIFEST).is_file() and set(wanted) <= set(published_names(repository)[0])
+
+
+def asking_for_response_cache(repository: Path) -> list[str]:
+    """Return the models whose configuration names Triton's response cache, which a server without one leaves unsaid."""
+    configs = [repository / name / "config.pbtxt" for name in model_names(repository)]
+    return [path.parent.name for path in configs if path.is_file() and "response_cache" in path.read_text("utf-8")]
 
 
 def check_models_exist(repository: Path, wanted: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from server.errors import ModelsNotReady, RepositoryError, ServerNotReady
 from server.plans import servable_repository
 from server.ports import is_this_machine, port_to_bind
 from server.process import GuardedProcess
-from server.repository import all_published, check_models_exist, served_names
+from server.repository import all_published, asking_for_response_cache, check_models_exist, served_names
 from server.tls import ServerTls
 from server.triton_log import reasons_in
 from server.verify import NotAsPublished, check_as_published
@@ -29,6 +29,9 @@ DEFAULT_STORE = REPOSITORY_ROOT / "item_store"
 DEFAULT_MODEL = "rank"
 LOOPBACK = "127.0.0.1"
 STORE_VARIABLE = "TRITONRANK_ITEM_STORE"
+SCORE_CACHE_VARIABLE = "TRITONRANK_SCORE_CACHE"
+SCORE_CACHE = "score_cache"  # in the store's folder, which the models may write to
+MIB = 1 << 20
 POLL_S = 0.05
 EXIT_TIMEOUT_S = 10  # for requests that run when the server is stopped
 EXIT_MARGIN_S = 5  # for Triton itself after that
@@ -43,6 +46,9 @@ class TritonServer:
     repository     Triton model repository; where its TensorRT plans are not for this machine, see server/plans.py
     load           models to load, with what they depend on; None loads all that were published
     store          item-store folder, told to the models as $TRITONRANK_ITEM_STORE
+    score_cache    folder of the score caches of models that ask for one; True = in the store's, False = none, where
+                   what is measured or compared is the network
+    response_cache_mb  MiB of Triton's own response cache, for models that ask for it; 0 = none
     verify         off, hash or signature: whether what is loaded must be as published, see server/verify.py
     public_key     PEM file with the Ed25519 key of the manifest's signature, for verify="signature"
     config_name    <model>/configs/<config_name>.pbtxt takes the place of config.pbtxt where it exists
@@ -70,6 +76,8 @@ class TritonServer:
         load: Sequence[str] | None = (DEFAULT_MODEL,),
         *,
         store: str | os.PathLike[str] = DEFAULT_STORE,
+        score_cache: bool | str | os.PathLike[str] = True,
+        response_cache_mb: int = 0,
         environment: str | os.PathLike[str] | None = None,
         verify: str = "off",
         public_key: str | os.PathLike[str] | None = None,
@@ -94,6 +102,8 @@ class TritonServer:
         self.repository = Path(repository).absolute()
         self.models = list(load) if load is not None else None
         self.store = Path(store).absolute()
+        self.score_cache = self.store / SCORE_CACHE if score_cache is True else score_cache
+        self.response_cache_mb = response_cache_mb
         self.environment: ServerEnvironment = find_environment(environment)
         self.verify = verify
         self.public_key = Path(public_key) if public_key is not None else None
@@ -228,6 +238,11 @@ class TritonServer:
             _LOGGER.warning(refusal.line)
 
     def _check_repository(self) -> None:
+        if not self.response_cache_mb and (asking := asking_for_response_cache(self._served)):
+            _LOGGER.warning(
+                "%s: no response cache, which the configuration asks for; give one with --response-cache-mb 64",
+                ", ".join(asking),
+            )
         if self.models is not None:
             check_models_exist(self._served, self.models)
             self._wanted = self.models
@@ -303,6 +318,7 @@ class TritonServer:
             f"--backend-directory={self._work_folder / 'backends'}",
             f"--backend-config=python,shm-region-prefix-name={self._shared_memory_prefix}",
             f"--cache-directory={self.environment.caches}",
+            *([f"--cache-config=local,size={self.response_cache_mb * MIB}"] if self.response_cache_mb else []),
             f"--http-address={self.http_host}",
             f"--http-port={self.http_port}",
             f"--grpc-address={self.host}",
@@ -328,6 +344,7 @@ class TritonServer:
             "PATH": path,
             "LD_LIBRARY_PATH": os.pathsep.join(libraries),
             STORE_VARIABLE: str(self.store),
+            SCORE_CACHE_VARIABLE: str(Path(self.score_cache).absolute()) if self.score_cache else "",
         }
 
     def _wait_until_ready(self) -> None:

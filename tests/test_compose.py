@@ -122,7 +122,8 @@ def mounts(service: str) -> dict[str, tuple[str, str]]:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """Name => labels of what the real server exports after one request, started with the container's options."""
-    counters = sorted(set(re.findall(r'"(tritonrank_\w+_total)"', (ROOT / "served" / "served.py").read_text())))
+    code = [ROOT / "served" / "served.py", ROOT / "backends" / "common" / "score_cache.py"]
+    counters = sorted({name for path in code for name in re.findall(r'"(tritonrank_\w+_total)"', path.read_text())})
     repository = tmp_path_factory.mktemp("models")
     step = write_model(repository, "step", 'backend: "python"' + VECTORS, COUNTS.replace("{names}", str(counters)))
     for source in SHARED_CODE:

@@ -37,8 +37,9 @@ OTHERS = ("clients/**/*.py", "gateway/*.py", "server/*.py")
 ITS_OUTPUT_IS_THE_ANSWER = REPOSITORY_ROOT / "clients" / "tritonrank_client" / "_command.py"
 """Prints to whoever typed the query."""
 
-HARMLESS = {"model_name", "where", "store_fault", "FutureWarning"}
-"""A model's name; a file and line of the code; what is wrong with the item store; a warning's category."""
+HARMLESS = {"model_name", "where", "store_fault", "cache_path", "cache_fault", "FutureWarning"}
+"""A model's name; a file and line of the code; what is wrong with the item store; where the score cache is, and what is
+wrong with it; a warning's category."""
 ASKED = re.compile(
     r"(quer(y|ies)|texts?|histor(y|ies)|events?|users?(_ids?)?|contexts?|item_(ids|fields)|fields|requests?|tensors?|"
     r"inputs?|payload|body|arrays?)$"

@@ -129,7 +129,7 @@ def parts_of(inputs: Arrays, limits: RunLimits) -> Iterator[tuple[NDArray[np.int
 def _alike(mask: NDArray[Any], limits: RunLimits) -> Iterator[tuple[NDArray[np.intp], int]]:
     """The rows of each run with its length, the longest first: the least that fits them of what a run may have."""
     whole = mask.shape[1]
-    used = whole - np.argmax(mask[:, ::-1] != 0, axis=1)  # a row without a token counts as a full one
+    used = used_lengths(mask)
     fits = np.array([*(length for length in limits.lengths if length < whole), whole])
     lengths = fits[np.searchsorted(fits, used)]
     for length in np.unique(lengths)[::-1] if len(lengths) else (whole,):
@@ -137,6 +137,11 @@ def _alike(mask: NDArray[Any], limits: RunLimits) -> Iterator[tuple[NDArray[np.i
         step = limits.rows_of_length(int(length)) or max(len(rows), 1)
         for start in range(0, max(len(rows), 1), step):
             yield rows[start : start + step], int(length)
+
+
+def used_lengths(mask: NDArray[Any]) -> NDArray[np.intp]:
+    """Of each row as far as its last token; a row without a token counts as a full one."""
+    return mask.shape[1] - np.argmax(mask[:, ::-1] != 0, axis=1)
 
 
 def _cut(array: NDArray[Any], mask: NDArray[Any], rows: NDArray[np.intp], length: int) -> NDArray[Any]:

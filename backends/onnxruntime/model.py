@@ -11,15 +11,18 @@ Knows nothing of rankers.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import triton_python_backend_utils as pb_utils
 from batching import Arrays, RunFailed, run_joined, run_parts, run_whole
 from configuration import complete_configuration, needs_completion
 from deadlines import Deadlines
 from model_configuration import LoadErrors, run_limits
 from ort_session import OrtError, OrtInvalidArgument, create_run_options, create_session, onnx_file
+from score_cache import open_score_cache
 from signature import check_configuration, is_scalar, read_signature
 
 
@@ -47,6 +50,13 @@ class TritonPythonModel:
             self.run_options = create_run_options(self.config)
             self.batches = self.config["max_batch_size"] > 0
             self.limits = run_limits(self.config, takes_any_rows=self.batches)
+            self.cache = open_score_cache(
+                self.config,
+                args,
+                self.limits,
+                f"onnxruntime {onnxruntime.__version__}",
+                rows_apart=self.batches or bool(self.limits.row_inputs),
+            )
         self.deadlines = Deadlines()
         self.output_names = [output["name"] for output in self.config["output"]]
         self.scalar_shapes = _scalar_shapes(self.config, self.session)
@@ -59,12 +69,17 @@ class TritonPythonModel:
 
     def _execute(self, requests: list[Any]) -> list[Any]:
         inputs = [self._inputs(request) for request in requests]
-        results = run_joined(self._run, inputs, self.limits) if self.batches else map(self._run_alone, inputs)
+        results = self.cache.results(requests, inputs, self._results) if self.cache else self._results(inputs)
         return [self._response(request, result) for request, result in zip(requests, results, strict=True)]
 
     def finalize(self) -> None:
         """Release the session."""
+        if self.cache:
+            self.cache.close()
         del self.session
+
+    def _results(self, inputs: Sequence[Arrays]) -> list[Arrays | RunFailed]:
+        return run_joined(self._run, inputs, self.limits) if self.batches else [*map(self._run_alone, inputs)]
 
     def _run_alone(self, inputs: Arrays) -> Arrays | RunFailed:
         try:

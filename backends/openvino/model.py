@@ -11,6 +11,7 @@ Knows nothing of rankers.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from ov_core import (
     read_model,
     refuse_unsupported,
 )
+from score_cache import open_score_cache
 from signature import fit_to_configuration, fixed_rows, takes_any_rows
+from untracked_openvino import ov
 
 
 class TritonPythonModel:
@@ -55,10 +58,17 @@ class TritonPythonModel:
             model = fit_to_configuration(read_model(core, model_file(self.config, version_folder)), self.config)
             self.fixed_rows = fixed_rows(self.config)
             self.limits = run_limits(self.config, takes_any_rows(model))
+            self.joins = not self.limits.row_inputs and (
+                self.limits != RunLimits() or (self.config["max_batch_size"] > 0 and self.fixed_rows is None)
+            )
+            self.cache = open_score_cache(
+                self.config,
+                args,
+                self.limits,
+                f"openvino {ov.__version__}",
+                rows_apart=self.joins or bool(self.limits.row_inputs),
+            )
             self.request = compile_model(core, model).create_infer_request()
-        self.joins = not self.limits.row_inputs and (
-            self.limits != RunLimits() or (self.config["max_batch_size"] > 0 and self.fixed_rows is None)
-        )
         self.deadlines = Deadlines()
         self.output_names = [output["name"] for output in self.config["output"]]
 
@@ -68,12 +78,17 @@ class TritonPythonModel:
 
     def _execute(self, requests: list[Any]) -> list[Any]:
         inputs = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
-        results = run_joined(self._run, inputs, self.limits) if self.joins else map(self._run_alone, inputs)
+        results = self.cache.results(requests, inputs, self._results) if self.cache else self._results(inputs)
         return [self._response(request, result) for request, result in zip(requests, results, strict=True)]
 
     def finalize(self) -> None:
         """Release the model."""
+        if self.cache:
+            self.cache.close()
         del self.request
+
+    def _results(self, inputs: Sequence[Arrays]) -> list[Arrays | RunFailed]:
+        return run_joined(self._run, inputs, self.limits) if self.joins else [*map(self._run_alone, inputs)]
 
     def _run_alone(self, inputs: Arrays) -> Arrays | RunFailed:
         try:

@@ -58,6 +58,10 @@ class CudaEngine:
         self._buffers: dict[str, _Buffers] = {}
 
     @property
+    def runtime_version(self) -> str:
+        return str(trt.__version__)
+
+    @property
     def tensors(self) -> list[PlanTensor]:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         return [self._tensor(name) for name in names]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from deadlines import Deadlines
 from model_configuration import LoadErrors, run_limits
 from plan_signature import allocation_strategy, check_configuration, check_supported, hints_not_followed, plan_file
 from profiles import choose_profile, most_rows, profile_indices
+from score_cache import open_score_cache
 
 TENSORRT_VARIABLE = "TRITONRANK_TENSORRT"
 """Names a folder with the packages tensorrt and polygraphy, where the server's environment has none."""
@@ -44,6 +46,8 @@ class TritonPythonModel:
             indices = profile_indices(self.config, args["model_instance_name"], self.engine.profile_count)
             self.profiles = [self.engine.profile(index) for index in indices]
             self.engine.allocate(self.profiles)
+            runtime = f"tensorrt {self.engine.runtime_version}"
+            self.cache = open_score_cache(self.config, args, self.limits, runtime, rows_apart=self.batches)
         self.deadlines = Deadlines()
         self.output_names = [output["name"] for output in self.config["output"]]
         _log_hints(args["model_name"], hints_not_followed(self.config))
@@ -54,12 +58,17 @@ class TritonPythonModel:
 
     def _execute(self, requests: list[Any]) -> list[Any]:
         inputs = [{tensor.name(): tensor.as_numpy() for tensor in request.inputs()} for request in requests]
-        results = run_joined(self._run, inputs, RunLimits()) if self.batches else map(self._run_alone, inputs)
+        results = self.cache.results(requests, inputs, self._results) if self.cache else self._results(inputs)
         return [self._response(request, result) for request, result in zip(requests, results, strict=True)]
 
     def finalize(self) -> None:
         """Give back what the GPU holds."""
+        if self.cache:
+            self.cache.close()
         self.engine.free()
+
+    def _results(self, inputs: Sequence[Arrays]) -> list[Arrays | RunFailed]:
+        return run_joined(self._run, inputs, RunLimits()) if self.batches else [*map(self._run_alone, inputs)]
 
     def _run(self, inputs: Arrays) -> Arrays:
         """Run rows in as few enqueues as the profiles and the limits of a run allow."""

@@ -125,13 +125,19 @@ class Serving(Settings):
         form: "ensemble" = a process each for pre-processing, scorer and post-processing; "fused" = one process for all
             three, in each instance, where the runtime can (onnx); "measured" = fused where ``python -m perf forms``
             has measured that it answers more than 5 % more requests on this machine, an ensemble else, or with a
-            ``max_queue_size``.
+            ``max_queue_size`` or ``response_cache``.
+        score_cache_mb: MiB of a file in which the pip-only server keeps the scores of the rows that a scorer has
+            scored last, for each scorer; absent = none. See ``docs/explanation/caches.md``.
+        response_cache: whether the scorers ask for Triton's own response cache; a server has one that is started with
+            ``--response-cache-mb``.
     """
 
     instances: int = pydantic.Field(1, ge=1)
     threads: int = pydantic.Field(2, ge=1)
     max_queue_size: int | None = pydantic.Field(None, ge=1)
     form: Literal["measured", "ensemble", "fused"] = "measured"
+    score_cache_mb: int | None = pydantic.Field(None, ge=1)
+    response_cache: bool = False
 
     @pydantic.model_validator(mode="after")
     def _bound_needs_two_instances(self) -> Serving:
@@ -148,6 +154,15 @@ class Serving(Settings):
             raise ValueError(
                 f"max_queue_size {self.max_queue_size} with form 'fused', wanted no bound or form 'ensemble': Triton "
                 "bounds the queue of models that join requests alone"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _fused_has_no_response_cache(self) -> Serving:
+        if self.response_cache and self.form == "fused":
+            raise ValueError(
+                "response_cache with form 'fused', wanted form 'ensemble' or no response_cache: a fused model reads "
+                "the item store, and Triton would answer from before an update of it"
             )
         return self
 
@@ -412,6 +427,15 @@ class Recipe(Settings):
         ):
             raise ValueError(f"the first variant is {names[0]}, wanted one without steps for the runtime onnx: it is "
                              "the reference of the others")  # fmt: skip
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _cached_scores_are_of_their_rows(self) -> Recipe:
+        dependent = [each.name for each in self.variants if not (each.rows_independent or each.experimental)]
+        if self.serving.score_cache_mb is not None and dependent:
+            raise ValueError(f"score_cache_mb {self.serving.score_cache_mb} with {', '.join(dependent)}, whose scores "
+                             "depend on the rows beside them; leave score_cache_mb out, or these variants, or make "
+                             "them experimental: those are published without a score cache")  # fmt: skip
         return self
 
     def model_name(self, variant: Variant) -> str:

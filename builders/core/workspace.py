@@ -11,6 +11,7 @@ DROP_INS = REPOSITORY_ROOT / "backends"
 SHARED_CODE = (
     SERVED_CODE / "served.py",
     SERVED_CODE / "byte_tensors.py",
+    DROP_INS / "common" / "counters.py",
     DROP_INS / "common" / "deadlines.py",
 )
 """Beside every served model."""

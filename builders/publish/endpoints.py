@@ -13,7 +13,7 @@ from typing import Any
 from builders.compress.context import Say
 from builders.core.contract import ENDPOINTS, Contract
 from builders.core.files import sha256
-from builders.core.recipe import SIMILAR_BY, Recipe, RecipeError
+from builders.core.recipe import SIMILAR_BY, Recipe, RecipeError, Variant
 from builders.core.runtimes import runtime_of
 from builders.core.versions import libraries
 from builders.core.workspace import PROJECT, SERVED_CODE, SHARED_CODE, Workspace
@@ -65,7 +65,8 @@ def publish_rankers(
         forced: variants, such as ``cross_encoder_int8_onnx``, written although they failed; the manifest says so.
 
     Raises:
-        RecipeError: no built variant that passed its gate is called as ``published`` says.
+        RecipeError: no built variant that passed its gate is called as ``published`` says; or a recipe asks for a score
+            cache that no network of its can have.
 
     What no version of a model reads any more is dropped from the item store.
     """
@@ -76,8 +77,8 @@ def publish_rankers(
             if variant.passed or not gated or built.recipe.model_name(variant.variant) in forced:
                 steps = _served_steps(built, variant, data_note)
                 form, why = form_of(built.recipe, variant.variant, workspace)
-                if why:
-                    say(why)
+                for told in filter(None, (why, _told_uncached(built, variant.variant))):
+                    say(told)
                 if form == "fused":
                     steps = [fused_model(steps, built.ranker.endpoint, built.recipe.serving.instances)]
                 models.update({model.name: model for model in steps})
@@ -193,6 +194,11 @@ def _served_steps(owner: BuiltRanker, built: BuiltVariant, data_note: str) -> li
         }  # fmt: skip
         steps.append(ServedModel(config, contract, runtime_of(path).files(path), built_from))
     return [*steps, _postprocess(recipe, ranker)]
+
+
+def _told_uncached(built: BuiltRanker, variant: Variant) -> str:
+    recipe = built.recipe
+    return model_config.told_uncached(built.ranker.graphs, recipe.model_name(variant), recipe.serving, variant)
 
 
 def _postprocess(recipe: Recipe, ranker: Ranker) -> ServedModel:

@@ -186,7 +186,7 @@ def form_of(recipe: Recipe, variant: Variant, workspace: Workspace) -> tuple[For
         RepositoryError: what was measured cannot be read.
     """
     asked, name = recipe.serving.form, recipe.model_name(variant)
-    if asked == "ensemble" or recipe.serving.max_queue_size is not None:
+    if asked == "ensemble" or recipe.serving.max_queue_size is not None or recipe.serving.response_cache:
         return "ensemble", ""
     if not variant.runtime.fuses:
         why = f"{name} is published as an ensemble: {variant.runtime.name} runs in no process but its own"

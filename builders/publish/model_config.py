@@ -24,11 +24,13 @@ from builders.core.contract import (
     ContractError,
     rows_per_run,
 )
-from builders.core.recipe import Serving, Variant
+from builders.core.recipe import RecipeError, Serving, Variant
 from builders.core.runtimes import ONNX, RUNTIMES, TRT, Precision, Runtime, runtime_of
 from builders.publish.pbtxt import add_parameters, add_tensors, data_type
 from builders.rankers.base import Graph
 
+ROW_CAP = "max_rows_per_run"
+"""Parameter of a scorer whose rows are run apart, as ``backends/common/model_configuration.py`` reads it."""
 _THREADS = tuple(runtime.thread_parameter for runtime in RUNTIMES.values() if runtime.thread_parameter)
 """Parameters that say how many threads a run takes, of the backends."""
 _ALONE = {runtime.backend for runtime in RUNTIMES.values() if not runtime.joins_requests}
@@ -49,8 +51,48 @@ def scorer_config(graph: Graph, name: str, serving: Serving, variant: Variant, p
         from builders.engines.profiles import profiles_of
         from builders.publish.tensorrt_config import tensorrt_config
 
-        return tensorrt_config(graph, name, profiles_of(graph))
-    return runtime_config(graph, name, serving, runtime, variant.precision, joins=variant.rows_independent)
+        config = tensorrt_config(graph, name, profiles_of(graph))
+    else:
+        config = runtime_config(graph, name, serving, runtime, variant.precision, joins=variant.rows_independent)
+    if serving.score_cache_mb is not None and not why_not_cached(graph, variant):
+        add_score_cache(config, serving.score_cache_mb)
+    if serving.response_cache:
+        config.response_cache.enable = True
+    return config
+
+
+def add_score_cache(config: triton.ModelConfig, size_mb: int) -> None:
+    """Let the drop-in backend remember scores, see ``backends/common/score_cache.py``. size_mb: MiB of its file."""
+    add_parameters(config, score_cache_mb=size_mb)
+
+
+def why_not_cached(graph: Graph, variant: Variant) -> str:
+    """Why scores of a graph's rows cannot be remembered one by one; "" where they can."""
+    if not variant.rows_independent:
+        return "a score depends on the rows beside it"
+    if not (graph.batches or graph.splits):
+        return "its rows are scored together"
+    free = [tensor.name for tensor in graph.contract.outputs if any(isinstance(dim, str) for dim in tensor.dims[1:])]
+    return f"a row of {', '.join(free)} has no fixed size" if free else ""
+
+
+def told_uncached(graphs: Sequence[Graph], name: str, serving: Serving, variant: Variant) -> str:
+    """What of a variant is published without the score cache that the recipe asks for; "" where nothing is.
+
+    Args:
+        name: of its scorer.
+
+    Raises:
+        RecipeError: no graph could have one, whatever the variant.
+    """
+    if serving.score_cache_mb is None:
+        return ""
+    reasons = {graph.name: why for graph in graphs if (why := why_not_cached(graph, variant))}
+    told = "; ".join(f"{graph}: {why}" for graph, why in reasons.items())
+    if variant.rows_independent and len(reasons) == len(graphs):
+        raise RecipeError(f"{name}: score_cache_mb {serving.score_cache_mb}, but no network of it can have a score "
+                          f"cache ({told}); leave score_cache_mb out of [serving]")  # fmt: skip
+    return f"{name}: without a score cache {told}" if told else ""
 
 
 def runtime_config(
@@ -89,7 +131,7 @@ def _scorer(graph: Graph, name: str, serving: Serving, backend: str, *, joins: b
 def _add_limits(config: triton.ModelConfig, graph: Graph) -> None:
     """What one run may take; ``row_inputs`` where a request is parted although some inputs are not of rows."""
     limits = graph.limits
-    add_parameters(config, max_rows_per_run=MAX_ROWS_PER_RUN)
+    add_parameters(config, **{ROW_CAP: MAX_ROWS_PER_RUN})
     if limits.tokens:
         add_parameters(config, max_tokens_per_run=limits.tokens)
     if not graph.batches:

@@ -154,11 +154,11 @@ def test_what_is_asked_fires_and_clears(alert: str, server: TritonServer, watche
 @needs_prometheus
 @pytest.mark.server
 def test_every_panel_of_the_dashboard_shows_something(server: TritonServer, watched: Monitoring) -> None:
-    """After what the tests above did, but for what only a GPU gives, or a ranker that reads texts."""
+    """After what the tests above did, but for what only a GPU gives, a ranker that reads texts, or a score cache."""
     panels = [
         expression
         for _, expression in panel_expressions()
-        if "nv_gpu" not in expression and "truncated_texts" not in expression
+        if not any(name in expression for name in ("nv_gpu", "truncated_texts", "score_cache"))
     ]
 
     def shows(expression: str) -> bool:

@@ -33,12 +33,12 @@ def save(graph: onnx.GraphProto, path: Path) -> None:
     onnx.save(model, path)
 
 
-def save_summing_model(path: Path, rows: int | str = "rows") -> None:
-    """tokens int64 [rows, length], below VOCABULARY => score float32 [rows]: the sum of the tokens' ids.
+def save_summing_model(path: Path, rows: int | str = "rows", factor: float = 1) -> None:
+    """tokens int64 [rows, length], below VOCABULARY => score float32 [rows]: ``factor`` times the sum of their ids.
 
     A token that is not below VOCABULARY makes ONNX Runtime fail: Gather checks its indices.
     """
-    table = numpy_helper.from_array(np.arange(VOCABULARY, dtype=np.float32), "table")
+    table = numpy_helper.from_array(np.arange(VOCABULARY, dtype=np.float32) * np.float32(factor), "table")
     nodes = [
         helper.make_node("Gather", ["table", "tokens"], ["weights"]),
         helper.make_node("ReduceSum", ["weights", "axes"], ["score"], keepdims=0),

@@ -138,6 +138,7 @@ def measured(workspace: Workspace) -> Callable[[float], None]:
         ({"form": "ensemble"}, 2.0, "ensemble"),
         ({"form": "fused"}, 0.5, "fused"),
         ({"max_queue_size": 8}, 2.0, "ensemble"),
+        ({"response_cache": True}, 2.0, "ensemble"),
         ({"threads": 2}, 2.0, "ensemble"),
     ],
 )

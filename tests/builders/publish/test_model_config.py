@@ -38,7 +38,7 @@ from builders.core.contract import (
     length_buckets,
     query_vector,
 )
-from builders.core.recipe import Recipe, RuleDefaults, Serving, load_recipes
+from builders.core.recipe import Recipe, RecipeError, RuleDefaults, Serving, Variant, load_recipes
 from builders.core.runtimes import ONNX, OPENVINO, Runtime
 from builders.core.workspace import REPOSITORY_ROOT
 from builders.publish import model_config, pbtxt
@@ -146,6 +146,70 @@ def test_of_a_scorer_that_shares_inputs_only_those_of_rows_are_parted() -> None:
 def test_a_scorer_whose_rows_depend_on_each_other_is_never_parted(runtime: Runtime) -> None:
     config = reparsed(model_config.runtime_config(SCORER, "scorer", SERVING, runtime, joins=False))
     assert limits_of(config) == ("", "", "") and not config.HasField("dynamic_batching")
+
+
+# ---------------------------------------------------------------- caches
+CACHING = Serving(score_cache_mb=64)
+INDEPENDENT, DEPENDENT = Variant(name="fp32_onnx"), Variant(name="int8_onnx", steps=({"step": "dynamic_int8"},))
+TOKEN_VECTORS = Tensor("vectors", "FP32", ("rows", "length", 8), "of tokens")
+
+
+def scorer_config(graph: Graph, serving: Serving, variant: Variant = INDEPENDENT) -> triton.ModelConfig:
+    suffix = "onnx" if variant.runtime is ONNX else "xml"
+    return reparsed(model_config.scorer_config(graph, "scorer", serving, variant, Path(f"model.{suffix}")))
+
+
+@pytest.mark.parametrize("variant", [INDEPENDENT, Variant(name="fp32_openvino")], ids=lambda variant: variant.name)
+def test_a_scorer_whose_rows_are_apart_remembers_scores_where_the_recipe_says_so(variant: Variant) -> None:
+    assert scorer_config(SCORER, CACHING, variant).parameters["score_cache_mb"].string_value == "64"
+    assert "score_cache_mb" not in scorer_config(SCORER, Serving(), variant).parameters
+
+
+@pytest.mark.parametrize(
+    ("graph", "variant", "why"),
+    [
+        (SCORER, DEPENDENT, "scorer: a score depends on the rows beside it"),
+        (HEAD, INDEPENDENT, "head: its rows are scored together"),
+        (
+            dataclasses.replace(SCORER, contract=Contract("scorer", (INPUT_IDS,), (TOKEN_VECTORS,))),
+            INDEPENDENT,
+            "scorer: a row of vectors has no fixed size",
+        ),
+    ],
+    ids=["dynamic int8", "head", "token vectors"],
+)
+def test_other_scorers_remember_none_which_is_said(graph: Graph, variant: Variant, why: str) -> None:
+    assert "score_cache_mb" not in scorer_config(graph, CACHING, variant).parameters
+    told = model_config.told_uncached([SCORER, graph], "mugs", CACHING, variant)
+    assert told.startswith("mugs: without a score cache ") and why in told
+    assert not model_config.told_uncached([SCORER, graph], "mugs", Serving(), variant)
+
+
+def test_a_recipe_none_of_whose_networks_could_remember_is_refused() -> None:
+    assert not model_config.told_uncached([SCORER], "mugs", CACHING, INDEPENDENT)
+    with pytest.raises(RecipeError, match=r"mugs: score_cache_mb 64, but no network of it .*its rows are scored"):
+        model_config.told_uncached([HEAD], "mugs", CACHING, INDEPENDENT)
+
+
+def test_a_published_variant_whose_scores_depend_on_their_neighbours_refuses_a_score_cache() -> None:
+    recipe = load_recipes()["cross_encoder"].model_dump(exclude={"root"})
+    recipe["serving"]["score_cache_mb"] = 64
+    assert Recipe.model_validate(recipe).serving.score_cache_mb == 64  # its own are experimental
+    for variant in recipe["variants"]:
+        variant["experimental"] = False
+    with pytest.raises(ValueError, match="score_cache_mb 64 with int8_dynamic_onnx, whose scores depend on the rows"):
+        Recipe.model_validate(recipe)
+
+
+def test_a_scorer_asks_for_tritons_response_cache_where_the_recipe_says_so() -> None:
+    assert scorer_config(SCORER, Serving(response_cache=True)).response_cache.enable
+    assert scorer_config(HEAD, Serving(response_cache=True), DEPENDENT).response_cache.enable
+    assert not scorer_config(SCORER, Serving()).HasField("response_cache")
+
+
+def test_a_fused_model_has_no_response_cache() -> None:
+    with pytest.raises(ValueError, match="response_cache with form 'fused', wanted form 'ensemble'"):
+        Serving(response_cache=True, form="fused")
 
 
 def test_a_warm_up_is_never_larger_than_a_run() -> None:
