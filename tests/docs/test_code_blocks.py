@@ -174,7 +174,7 @@ def test_toml_is_a_recipe_or_part_of_one_or_a_sweep_or_names_columns(page: Path,
             assert ColumnNames.beside(tmp_path / "purchases.parquet").theirs == found["columns"]
         elif "variants" in found:
             pydantic.TypeAdapter(list[Variant]).validate_python(found["variants"])
-        elif tables := [name for name in ("text", "reference") if name in found]:
+        elif tables := [name for name in ("text", "reference", "serving") if name in found]:
             for name in tables:
                 Recipe.model_fields[name].annotation.model_validate(found[name])
         else:

@@ -37,8 +37,8 @@ def test_the_kits_recipes_load_under_their_rankers_names() -> None:
 
 def test_recipes_that_are_built_by_their_path_load_from_the_project() -> None:
     recipes = load_recipes(REPOSITORY_ROOT / "recipes" / "examples")
-    assert [*recipes] == ["st_cross_encoder"]
-    assert recipes["st_cross_encoder"].root == REPOSITORY_ROOT
+    assert {*recipes} == {"split_cross_encoder", "st_cross_encoder"}
+    assert {recipe.root for recipe in recipes.values()} == {REPOSITORY_ROOT}
 
 
 def test_a_short_recipe_is_filled_with_defaults(tmp_path: Path) -> None:
