@@ -32,6 +32,7 @@ from tests.support.onnx_models import (
 )
 from tests.support.openvino_models import parameter, save_ir
 from tests.support.repositories import infer, infer_together, inputs_of
+from tests.support.waiting import wait_until
 
 COMMON = ("batching", "row_keys", "score_store")
 KIB = 1024
@@ -376,7 +377,7 @@ def test_a_server_without_caches_says_so_and_runs_every_row(tmp_path: Path, capl
     with TritonServer(tmp_path / "models", None, store=tmp_path / "store", score_cache=False, **ports) as server:
         client = grpc.InferenceServerClient(server.grpc_url)
         assert [rows_in_run(client, "counting", rows(1, 2)), rows_in_run(client, "counting", rows(1))] == [[2, 2], [1]]
-        assert "counting: no score cache, TRITONRANK_SCORE_CACHE names no folder" in server.log()
+        wait_until(lambda: "counting: no score cache, TRITONRANK_SCORE_CACHE names no folder" in server.log())
         server.kill()
     assert not (tmp_path / "store").exists()
     assert "counting: no response cache, which the configuration asks for" in caplog.text
