@@ -78,7 +78,7 @@ def _session_options(config: dict[str, Any]) -> ort.SessionOptions:
     options.inter_op_num_threads = max(_integer(config, "inter_op_thread_count"), 0)
     options.enable_cpu_mem_arena = _boolean(config, "enable_mem_arena", options.enable_cpu_mem_arena)
     options.enable_mem_pattern = _boolean(config, "enable_mem_pattern", options.enable_mem_pattern)
-    # By default threads of a session go on spinning for milliseconds after a run, on the cores that the next step needs.
+    # By default its threads go on spinning for milliseconds after a run, on the cores that the next step needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     device_allocator = parameter(config, DEVICE_ALLOCATOR)
     if device_allocator is not None:
