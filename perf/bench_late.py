@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from perf.bench_base import Bench, Figure
+from perf.bench_base import Bench, Figure, quiet
 from perf.bench_dcn import processor_s
 from perf.endpoints import Endpoint, EndpointClient, first_queries, serving
 from perf.kit.data import JudgedQueries, Recipe, Request, Variant, Workspace
@@ -44,7 +44,7 @@ def bench_late(bench: Bench) -> list[Figure]:
         data = few_queries(bench.judged)
         checkpoint = write_checkpoint(folder / "colbert")
         rankers = [_built(checkpoint, form, data, workspace, bench) for form in FORMS]
-        publish(rankers, "a random projection", _quiet, workspace)
+        publish(rankers, "a random projection", quiet, workspace)
         return [
             figure
             for built in rankers
@@ -99,11 +99,7 @@ def _built(checkpoint: Path, form: str, data: JudgedQueries, workspace: Workspac
         }
     )
     bench.console.print(f"{recipe.ranker}: building", style="dim")
-    return build_ranker(recipe, data, _quiet, workspace)
-
-
-def _quiet(line: str) -> None:
-    """Takes a line and shows nothing."""
+    return build_ranker(recipe, data, quiet, workspace)
 
 
 # ---------------------------------------------------------------- latency

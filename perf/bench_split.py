@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from perf.bench_base import Bench, Figure
+from perf.bench_base import Bench, Figure, quiet
 from perf.bench_late import write_checkpoint
 from perf.endpoints import Endpoint, EndpointClient, first_queries, serving
 from perf.kit.data import REPOSITORY_ROOT, JudgedQueries, Recipe, Request, Variant, Workspace, load_recipe
@@ -44,7 +44,7 @@ def bench_split(bench: Bench) -> list[Figure]:
         workspace = Workspace(folder / "build", folder / "model_repository", folder / "item_store")
         data = _few(bench.judged)
         rankers = [_built(recipe, data, workspace, bench) for recipe in _recipes(folder)]
-        publish(rankers, "measured", _quiet, workspace, gated=False)
+        publish(rankers, "measured", quiet, workspace, gated=False)
         endpoints = [Endpoint(built.recipe, variant) for built in rankers for variant in built.recipe.variants]
         spans_s = _measured(endpoints, data, workspace, bench)
     return [_figure(name, spans_s, data, rankers) for name in spans_s]
@@ -76,11 +76,7 @@ def _recipes(folder: Path) -> Iterator[Recipe]:
 
 def _built(recipe: Recipe, data: JudgedQueries, workspace: Workspace, bench: Bench) -> BuiltRanker:
     bench.console.print(f"{recipe.ranker}: building", style="dim")
-    return build_ranker(recipe, data, _quiet, workspace, fidelity_lists=LISTS)
-
-
-def _quiet(line: str) -> None:
-    """Takes a line and shows nothing."""
+    return build_ranker(recipe, data, quiet, workspace, fidelity_lists=LISTS)
 
 
 def _peer(data: JudgedQueries) -> Ask:

@@ -51,9 +51,7 @@ from builders.features.text import (
     truncated_apart,
 )
 from builders.features.token_vectors import (
-    BYTES_OF,
     ITEM_MASK,
-    SCALE_BYTES,
     QueryForm,
     item_tensors,
     packed_vectors,
@@ -314,17 +312,6 @@ class SplitCrossEncoderRanker(Ranker):
         return {"text": self._form, "vectors": self._vectors}
 
     @property
-    def facts(self) -> Sequence[str]:
-        """Where it is split, and what is stored of an item."""
-        layers = len(self._network.backbone.encoder.layer)
-        a_token = self._width * BYTES_OF[self._vectors] + (SCALE_BYTES if self._vectors == "int8" else 0)
-        return (
-            f"split after layer {self._network.split.after} of {layers}",
-            f"stored: {self._vectors}, {a_token} bytes a token of an item, at most "
-            f"{a_token * (self._item_form.max_length - 1):,} an item",
-        )
-
-    @property
     def unrounded(self) -> SplitCrossEncoderRanker | None:
         """With stored states in FP32; None where they are."""
         if self._vectors == "fp32":
@@ -383,6 +370,7 @@ class SplitCrossEncoderRanker(Ranker):
             {
                 "tokens": tokens_version(self._item_form, self._backbone / "tokenizer.json"),
                 "checkpoint": self.checkpoint_files,
+                "position": ITEM_POSITION,
                 "vectors": self._vectors,
             }
         )
