@@ -17,11 +17,16 @@ from builders.core.errors import told_in_one_line
 from perf.errors import PerfError, roots
 
 if TYPE_CHECKING:
+    from perf.endpoint_requests import JudgedOf
+    from perf.endpoints import Endpoint
     from perf.sweep import RunningServer
 
 SWEEP = Path(__file__).parent / "sweeps" / "cpu.toml"
 Data = Annotated[
     Path | None, typer.Option("--data", help="Folder with the data; else TRITONRANK_DATA, ../shared/data, ...")
+]
+FurtherRecipes = Annotated[
+    list[Path] | None, typer.Option("--recipe", help="Of a published ranker, outside recipes/; repeatable.")
 ]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -61,6 +66,7 @@ def sweep(
         Path | None, typer.Option(help="The client's certificate, where the server asks for one.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
+    recipe: FurtherRecipes = None,
     data: Data = None,
 ) -> None:
     """Load every endpoint with real requests by perf_analyzer; print and write the figures.
@@ -68,18 +74,15 @@ def sweep(
     At so many requests at once, or at so many a second at random (Poisson) times. Figures of a server at `--url` are
     printed only: reports are of this machine.
     """
-    from builders.core.recipe import load_recipes
-    from builders.data.find import find_data, load_judged
     from perf import sweep as sweeps
-    from perf.endpoints import published_endpoints
     from perf.tables import perf_table, steps_table
 
     chosen = sweeps.load_sweep(sweep)
     running = _running(url, tls_ca, tls_cert, tls_key)
     if endpoint:
         chosen = chosen.model_copy(update={"endpoints": tuple(endpoint)})
-    endpoints = published_endpoints(load_recipes(), say=console.print)
-    found = sweeps.run_sweep(chosen, load_judged(find_data(data).folder), endpoints, running=running, console=console)
+    endpoints, judged_of = _endpoints_and_data(recipe, data)
+    found = sweeps.run_sweep(chosen, judged_of, endpoints, running=running, console=console)
     console.print(perf_table(found), steps_table(found))
     for path in [] if running else sweeps.write_perf(found):
         console.print(f"written: {path}", soft_wrap=True)
@@ -96,17 +99,14 @@ def slo(
         list[str] | None, typer.Option(help="Such as cross_encoder_int8_onnx; repeatable; rank when none is given.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is kept.")] = False,
+    recipe: FurtherRecipes = None,
     data: Data = None,
 ) -> None:
     """Find the highest rate of requests at random (Poisson) times at which a variant holds a p99; minutes a variant."""
-    from builders.core.recipe import load_recipes
-    from builders.data.find import find_data, load_judged
-    from perf.endpoints import published_endpoints
     from perf.slo import Limit, result_text, run_slo, slo_table
 
-    endpoints = published_endpoints(load_recipes(), say=console.print)
-    judged = load_judged(find_data(data).folder)
-    found = run_slo(variant or [], Limit(ms=p99_ms), judged, endpoints, fresh=fresh, console=console)
+    endpoints, judged_of = _endpoints_and_data(recipe, data)
+    found = run_slo(variant or [], Limit(ms=p99_ms), judged_of, endpoints, fresh=fresh, console=console)
     for report, path in found:
         console.print(slo_table(report))
         console.print(f"written: {path}", soft_wrap=True)
@@ -174,16 +174,16 @@ def tune(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Each goes through all splits.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.5, help="Of each measurement.")] = 5.0,
+    recipe: FurtherRecipes = None,
     data: Data = None,
 ) -> None:
     """Choose this machine's instances and threads by measuring, and write them to configs/MACHINE.pbtxt."""
-    from builders.core.recipe import load_recipes
     from builders.data.find import find_data
-    from perf.endpoints import published_endpoints, published_model
+    from perf.endpoints import published_model
     from perf.tune import run_tune
 
     name = variant or published_model()
-    endpoints = [one for one in published_endpoints(load_recipes(), data=None, say=lambda _: None) if one.model == name]
+    endpoints = [one for one in _published(recipe) if one.model == name]
     if not endpoints:
         raise PerfError(f"no endpoint of '{name}' is published; 'python -m builders status' lists what is")
     run_tune(machine, endpoints[0], find_data(data).folder, console, rounds=rounds, seconds=seconds)
@@ -328,18 +328,17 @@ def ceiling(
         int, typer.Option(min=1, help="Judged requests that are counted and sent in turn, at most.")
     ] = 40,
     window_ms: Annotated[int, typer.Option(min=100, help="Of each of three windows of a served figure.")] = 4000,
+    recipe: FurtherRecipes = None,
     data: Data = None,
 ) -> None:
     """Measure what the machine can do at most, and each published variant as a share of that (roofline)."""
-    from builders.core.recipe import load_recipes
     from builders.data.find import find_data
     from perf.ceiling import Effort, run_ceiling
     from perf.ceiling_page import ceiling_table, notes, peaks_table, write_ceiling
-    from perf.endpoints import chosen_endpoints, published_endpoints
+    from perf.endpoints import chosen_endpoints
     from perf.tables import print_whole
 
-    published = published_endpoints(load_recipes(), data=None, say=console.print)
-    endpoints = chosen_endpoints(variant or (), published)
+    endpoints = chosen_endpoints(variant or (), _published(recipe))
     effort = Effort(requests=requests, window_ms=window_ms)
     found = run_ceiling(endpoints, find_data(data).folder, effort, console=console)
     for table in (peaks_table(found), ceiling_table(found)):
@@ -406,6 +405,23 @@ def _parts(names: Sequence[str]) -> list[str]:
     for name in RENAMED_PARTS.keys() & set(names):
         warnings.warn(f"bench's part '{name}' is now called '{RENAMED_PARTS[name]}'", FutureWarning, stacklevel=2)
     return [RENAMED_PARTS.get(name, name) for name in names]
+
+
+def _published(recipes: Sequence[Path] | None) -> list[Endpoint]:
+    """Endpoints of recipes/ and of these, as far as they are published."""
+    from builders.core.recipe import load_each, load_recipes
+    from perf.endpoints import published_endpoints
+
+    return published_endpoints(load_recipes() | load_each(recipes or ()), data=None, say=console.print)
+
+
+def _endpoints_and_data(recipes: Sequence[Path] | None, data: Path | None) -> tuple[list[Endpoint], JudgedOf]:
+    """As :func:`_published`, and what each kind of them is judged on."""
+    from builders.data.evaluation import evaluation_data
+    from builders.data.find import find_data
+
+    folder = find_data(data).folder
+    return _published(recipes), lambda kind: evaluation_data(kind, folder)
 
 
 def _running(url: str | None, ca: Path | None, certificate: Path | None, key: Path | None) -> RunningServer | None:

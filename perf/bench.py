@@ -198,7 +198,7 @@ def _latency_figure(bench: Bench, url: str, endpoint: Endpoint) -> Figure:
 # ---------------------------------------------------------------- INT8
 def bench_int8(bench: Bench) -> list[Figure]:
     """Every variant that is not fp32 against its reference, by perf_analyzer."""
-    references = reference_endpoints(bench.endpoints, published="")
+    references = reference_endpoints(bench.endpoints, published={})
     variants = [endpoint for endpoint in bench.endpoints if endpoint.name in references]
     if not variants:
         raise PerfError("no variant besides the references is published; 'make quality' says which failed its gate")
@@ -207,11 +207,13 @@ def bench_int8(bench: Bench) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="tritonrank_perf_") as folder, serving(names, bench.workspace) as server:
         requests_file = Path(folder) / "requests.json"
         write_requests(requests_json(test, bench.order), requests_file)
-        rounds, failures = measure_rounds(server.grpc_url, names, requests_file, INT8_SWEEP, bench.console)
+        rounds, failures = measure_rounds(
+            server.grpc_url, dict.fromkeys(names, requests_file), INT8_SWEEP, bench.console
+        )
     if failures:
         raise PerfError("; ".join(failures.values()))
     figures = []
-    for point in points_of(rounds, references, candidates=0):
+    for point in points_of(rounds, references, dict.fromkeys(names, 0.0)):
         if point.speedup is not None:
             endpoint = next(endpoint for endpoint in variants if endpoint.name == point.endpoint)
             figures += [_speedup_figure(endpoint, point.speedup), _ndcg_figure(bench, endpoint)]

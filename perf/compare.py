@@ -128,9 +128,8 @@ def _of_sweep(path: Path, report: PerfReport) -> Measured:
         for point in report.points
         for name, figure in _figures_of(point)
     }
-    return Measured(
-        path, report.machine, report.data, report.settings, f"rank = {report.published}", figures, report.failures
-    )
+    serves = ", ".join(f"{name} = {model}" for name, model in report.published.items())
+    return Measured(path, report.machine, report.data, report.settings, serves, figures, report.failures)
 
 
 def _figures_of(point: Point) -> Iterator[tuple[str, Figure]]:

@@ -351,16 +351,17 @@ def columns(graph: Graph, onnx: Path, engines: Sequence[Engine], device: str) ->
 
 def served_figures(workspace: Workspace, console: Console | None) -> PerfReport:
     """perf_analyzer on every endpoint with an engine, and on its reference. Raises: PerfError, ServerError."""
-    data = evaluation_data("judged", find_data().folder)
-    endpoints = [
-        one for one in published_endpoints(load_recipes(), workspace) if one.is_reference or one.model.endswith(SUFFIX)
-    ]
+    folder = find_data().folder
+    published = published_endpoints(load_recipes(), workspace, data=None)
+    endpoints = [one for one in published if one.is_reference or one.model.endswith(SUFFIX)]
     if not any(one.model.endswith(SUFFIX) for one in endpoints):
         raise PerfError(
             f"{workspace.repository}: no endpoint is served from an engine; run 'make build-engines repository'"
         )
     chosen = SWEEP.model_copy(update={"endpoints": tuple(one.name for one in endpoints)})
-    return run_sweep(chosen, data, endpoints, workspace=workspace, console=console)
+    return run_sweep(
+        chosen, lambda kind: evaluation_data(kind, folder), endpoints, workspace=workspace, console=console
+    )
 
 
 # ---------------------------------------------------------------- the machine

@@ -31,7 +31,9 @@ class RequestMix(pydantic.BaseModel):
     query_words: tuple[pydantic.NonNegativeInt, pydantic.PositiveInt] | None = None
 
 
-def mixed_requests(judged: JudgedQueries, candidates: Mapping[str, Sequence[str]], mix: RequestMix) -> dict[str, Any]:
+def mixed_requests(
+    judged: JudgedQueries, candidates: Mapping[str, Sequence[str]], mix: RequestMix, reads: Collection[str] = ()
+) -> dict[str, Any]:
     """As :func:`requests_json`, of the queries and with the numbers of candidates that the mix asks for.
 
     Raises:
@@ -40,7 +42,7 @@ def mixed_requests(judged: JudgedQueries, candidates: Mapping[str, Sequence[str]
     chosen = _of_length(judged, mix.query_words)
     sizes: Iterator[int | None] = itertools.cycle(mix.candidates or [None])
     lists = {query_id: _sized(candidates[query_id], judged, next(sizes)) for query_id in chosen.queries}
-    return requests_json(chosen, lists)
+    return requests_json(chosen, lists, reads)
 
 
 def _of_length(judged: JudgedQueries, words: tuple[int, int] | None) -> JudgedQueries:

@@ -27,11 +27,10 @@ from perf.analyzer import (
     measure,
     measure_poisson,
 )
+from perf.endpoint_requests import JudgedOf, named_endpoints, write_endpoint_requests
 from perf.endpoints import RANK, Endpoint, serving
-from perf.errors import PerfError
 from perf.foreign_load import FOREIGN_SHARE_LIMIT, undisturbed
-from perf.inputs import mean_candidates, requests_json, write_requests
-from perf.kit.data import PROJECT, JudgedQueries, Workspace, first_stage, write_atomically
+from perf.kit.data import PROJECT, Workspace, write_atomically
 from perf.machine import Machine, this_machine
 from perf.percentiles import percentile_interval, requests_for
 from perf.plots import PLOT_CONFIG, UnderLoad, load_figure
@@ -194,7 +193,7 @@ def _rounded(rate_per_s: float) -> float:
 def run_slo(
     variants: Sequence[str],
     limit: Limit,
-    judged: JudgedQueries,
+    judged_of: JudgedOf,
     endpoints: Sequence[Endpoint],
     *,
     fresh: bool = False,
@@ -205,6 +204,7 @@ def run_slo(
 
     Args:
         variants: model or endpoint names; none = ``rank``.
+        judged_of: a recipe's ``data`` => what is judged on it.
         fresh: measure again what is kept.
 
     Returns:
@@ -215,57 +215,48 @@ def run_slo(
         ServerError: the server does not start.
     """
     console = console or Console()
-    names = endpoints_of(variants, endpoints)
+    names = named_endpoints(variants or [RANK], endpoints, workspace)
     with tempfile.TemporaryDirectory(prefix="tritonrank_slo_") as folder:
-        requests_file = Path(folder) / "requests.json"
-        requests = requests_json(judged, first_stage(judged))
-        write_requests(requests, requests_file)
+        requests = write_endpoint_requests(names, endpoints, judged_of, workspace, Path(folder))
         kept = {}
-        for name in names:
+        for name, asked in requests.items():
             empty = SloReport(
                 endpoint=name,
                 limit=limit,
-                key=_key(name, requests_file, limit, workspace),
+                key=_key(name, asked.file, limit, workspace),
                 machine=this_machine(),
-                data=judged.digest,
-                candidates=mean_candidates(requests),
+                data=asked.data,
+                candidates=asked.candidates,
                 written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
             )
             path = slo_file(empty, workspace)
             kept[path] = empty if fresh else read_slo(path) or empty
         if any(report.search.next_rate() is not None or not report.trials for report in kept.values()):
             with serving(names, workspace) as server:
-                search_all(server.grpc_url, kept, requests_file, console)
+                search_all(server.grpc_url, kept, {name: asked.file for name, asked in requests.items()}, console)
     for path, report in kept.items():
         figure = load_figure([_under_load(report, trial) for trial in report.trials if trial.requests], limit.name)
         write_atomically(path.with_suffix(".html"), plotly.io.to_html(figure, config=PLOT_CONFIG))
     return [(report, path) for path, report in kept.items()]
 
 
-def endpoints_of(variants: Sequence[str], endpoints: Sequence[Endpoint]) -> list[str]:
-    """Endpoint names, each once, of variants' or endpoints' names. Raises: PerfError when one is not published."""
-    known = {RANK: RANK, **{name: each.name for each in endpoints for name in (each.model, each.name)}}
-    strangers = [name for name in variants if name not in known]
-    if strangers:
-        models = ", ".join([RANK, *(each.model for each in endpoints)])
-        raise PerfError(f"variant {', '.join(strangers)} is not published; wanted of {models}")
-    return list(dict.fromkeys(known[name] for name in variants or [RANK]))
-
-
 def search_all(
     url: str,
     kept: Mapping[Path, SloReport],
-    requests_file: Path,
+    requests_files: Mapping[str, Path],
     console: Console,
 ) -> None:
     """One trial of each variant whose search is not finished, in turn, until none is left; writes each into its file.
+
+    Args:
+        requests_files: endpoint => what it is asked.
 
     Raises:
         PerfError: perf_analyzer fails, or requests fail while nothing else is asked.
     """
     for path, report in kept.items():
         if not report.capacity_per_s:
-            report.capacity_per_s = _capacity(url, report, requests_file)
+            report.capacity_per_s = _capacity(url, report, requests_files[report.endpoint])
             console.print(f"{report.endpoint}: {report.capacity_per_s:.1f}/s in a closed loop", style="dim")
             write_atomically(path, report.model_dump_json(indent=2) + "\n")
     while asked := {path: rate for path, one in kept.items() if (rate := one.search.next_rate()) is not None}:
@@ -275,7 +266,7 @@ def search_all(
             console.print(
                 f"{report.endpoint}: {rate:g}/s, {report.limit.requests:,} requests, {seconds:.0f} s", style="dim"
             )
-            trial = _tried(url, report, rate, requests_file)
+            trial = _tried(url, report, rate, requests_files[report.endpoint])
             report.trials.append(trial)
             write_atomically(path, report.model_dump_json(indent=2) + "\n")
             console.print(f"{report.endpoint}: {trial_text(trial, report.limit)}", style="dim", soft_wrap=True)

@@ -27,11 +27,18 @@ from tritonrank_client import TLS
 
 from perf.analyzer import GRPC, AnalyzerError, Measurement, Step, Transport, measure, measure_poisson
 from perf.csv_text import csv_text
-from perf.endpoints import RANK, Endpoint, published_model, serving
+from perf.endpoint_requests import (
+    JudgedOf,
+    data_digest,
+    named_endpoints,
+    plain_names,
+    write_endpoint_requests,
+)
+from perf.endpoints import Endpoint, published_model, serving
 from perf.errors import PerfError
 from perf.foreign_load import FOREIGN_SHARE_LIMIT, Watched, undisturbed
-from perf.inputs import RequestMix, mean_candidates, mixed_requests, write_requests
-from perf.kit.data import PROJECT, JudgedQueries, Workspace, fingerprint, first_stage, write_atomically
+from perf.inputs import RequestMix
+from perf.kit.data import PROJECT, Workspace, fingerprint, sha256, write_atomically
 from perf.machine import Machine, this_machine
 from perf.percentiles import Interval, percentile_interval, requests_for
 from perf.progress import track
@@ -64,7 +71,7 @@ class Sweep(pydantic.BaseModel):
     """What to measure; from ``perf/sweeps/*.toml``.
 
     Attributes:
-        endpoints: absent = ``rank`` and every published variant.
+        endpoints: or models; absent = ``rank``, ``recommend`` and every published variant.
         together: all endpoints are asked at the same time, each with the whole load, in place of one after the other.
         concurrencies: closed loops, requests at once.
         window_ms: of each of the three windows of one measurement of a closed loop.
@@ -149,6 +156,7 @@ class Point:
     """One endpoint under one load, over all rounds.
 
     Attributes:
+        candidates: of a request, mean.
         concurrency: requests at once; None in an open loop.
         requests: measured.
         p50_ms, p90_ms, p99_ms: of the pooled latencies, client side.
@@ -183,6 +191,7 @@ class Point:
     transport: Transport = GRPC
     intervals: tuple[Interval, ...] = ()
     rounds: tuple[Round, ...] = ()
+    candidates: float = 0.0
     foreign_share: float | None = None
     disturbed: int = 0
     reruns: int = 0
@@ -198,16 +207,14 @@ class PerfReport:
     """A sweep's figures with where they come from.
 
     Attributes:
-        published: the model that ``rank`` serves.
-        candidates: of a request, mean.
+        published: ``rank``, ``recommend`` => the model that it serves.
         failures: a line for each endpoint and load that could not be measured, with the reason.
         data: digest of the judged data.
         settings: fingerprint of the requests and of how they were sent; "" in figures of before it was kept.
     """
 
     machine: Machine
-    published: str
-    candidates: float
+    published: dict[str, str]
     points: list[Point]
     failures: list[str]
     data: str = ""
@@ -234,7 +241,7 @@ def load_sweep(path: Path) -> Sweep:
 
 def run_sweep(
     sweep: Sweep,
-    judged: JudgedQueries,
+    judged_of: JudgedOf,
     endpoints: Sequence[Endpoint],
     *,
     running: RunningServer | None = None,
@@ -243,33 +250,35 @@ def run_sweep(
 ) -> PerfReport:
     """Start a server with the endpoints, or ask the one that is running, and measure them all.
 
+    Args:
+        judged_of: a recipe's ``data`` => what is judged on it.
+
     Raises:
         PerfError: an endpoint is not published, or perf_analyzer fails.
         ServerError: the server does not start.
     """
-    names = chosen_endpoints(sweep, endpoints)
-    requests = mixed_requests(judged, first_stage(judged), sweep.mix)
+    names = named_endpoints(sweep.endpoints, endpoints, workspace)
     machine = this_machine()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonrank_perf_")))
         server = running or stack.enter_context(_started(names, sweep, workspace, folder))
         for transport in sweep.transports:
             server.door(transport)  # refused now rather than after the others were measured
-        requests_file = folder / "requests.json"
-        write_requests(requests, requests_file)
-        rounds, failures = measure_rounds(server, names, requests_file, sweep, console)
-    published = published_model(workspace)
-    candidates = mean_candidates(requests)
+        requests = write_endpoint_requests(names, endpoints, judged_of, workspace, folder, sweep.mix)
+        files = {name: asked.file for name, asked in requests.items()}
+        rounds, failures = measure_rounds(server, files, sweep, console)
+        sent = [sha256(file) for file in files.values()]
+    published = {name: published_model(workspace, name) for name in plain_names(workspace)}
+    candidates = {name: asked.candidates for name, asked in requests.items()}
     points = points_of(rounds, reference_endpoints(endpoints, published), candidates)
     how = sweep.model_dump_json(exclude={"endpoints", "concurrencies", "rates", "transports"})
     return PerfReport(
         machine,
         published,
-        candidates,
         points,
         list(failures.values()),
-        data=judged.digest,
-        settings=fingerprint([how, json.dumps(requests)]),
+        data=data_digest(requests),
+        settings=fingerprint([how, *sent]),
     )
 
 
@@ -291,30 +300,26 @@ def _shares_memory(transport: Transport) -> bool:
     return transport.endswith("shared_memory")
 
 
-def chosen_endpoints(sweep: Sweep, endpoints: Sequence[Endpoint]) -> list[str]:
-    """Names to measure. Raises: PerfError when one is not published."""
-    known = [RANK, *(endpoint.name for endpoint in endpoints)]
-    strangers = [name for name in sweep.endpoints if name not in known]
-    if strangers:
-        raise PerfError(f"endpoint {', '.join(strangers)} is not published; wanted of {', '.join(known)}")
-    return list(sweep.endpoints) or known
+def reference_endpoints(endpoints: Sequence[Endpoint], published: Mapping[str, str]) -> dict[str, str]:
+    """Endpoint => the endpoint of its ranker's reference variant, for those that are not the reference.
 
-
-def reference_endpoints(endpoints: Sequence[Endpoint], published: str) -> dict[str, str]:
-    """Endpoint => the endpoint of its ranker's reference variant, for those that are not the reference."""
+    Args:
+        published: ``rank``, ``recommend`` => the model that it serves.
+    """
     reference = {endpoint.recipe.ranker: endpoint.name for endpoint in endpoints if endpoint.is_reference}
     found = {
         endpoint.name: reference[endpoint.recipe.ranker]
         for endpoint in endpoints
         if not endpoint.is_reference and endpoint.recipe.ranker in reference
     }
-    if f"{RANK}_{published}" in found:
-        found[RANK] = found[f"{RANK}_{published}"]
+    for name, model in published.items():
+        if f"{name}_{model}" in found:
+            found[name] = found[f"{name}_{model}"]
     return found
 
 
 def measure_rounds(
-    server: RunningServer | str, names: Sequence[str], requests_file: Path, sweep: Sweep, console: Console | None = None
+    server: RunningServer | str, requests_files: Mapping[str, Path], sweep: Sweep, console: Console | None = None
 ) -> tuple[Rounds, Failures]:
     """Round by round, load by load, all endpoints next to one another in time.
 
@@ -323,16 +328,17 @@ def measure_rounds(
 
     Args:
         server: or the gRPC address of one of our own, in the clear.
+        requests_files: endpoint => what it is asked.
     """
     asked = RunningServer(server, is_ours=True) if isinstance(server, str) else server
     rounds: Rounds = defaultdict(list)
     failures: Failures = {}
-    groups = [tuple(names)] if sweep.together else [(name,) for name in names]
+    groups = [tuple(requests_files)] if sweep.together else [(name,) for name in requests_files]
     for _, load, group in track(
         list(itertools.product(range(sweep.rounds), sweep.loads, groups)), "perf_analyzer", console
     ):
         left = [name for name in group if (name, load) not in failures]
-        for name, found in _measured(asked, left, load, requests_file, sweep).items():
+        for name, found in _measured(asked, {name: requests_files[name] for name in left}, load, sweep).items():
             if isinstance(found, Measurement):
                 rounds[name, load].append(found)
             else:
@@ -342,12 +348,12 @@ def measure_rounds(
 
 
 def _measured(
-    server: RunningServer, names: Sequence[str], load: Load, requests_file: Path, sweep: Sweep
+    server: RunningServer, files: Mapping[str, Path], load: Load, sweep: Sweep
 ) -> dict[str, Measurement | AnalyzerError]:
     """Endpoint => its measurement, all of them at the same time; made again while other programs disturb it."""
-    if not names:
+    if not files:
         return {}
-    once = functools.partial(_measured_once, server, names, load, requests_file, sweep)
+    once = functools.partial(_measured_once, server, files, load, sweep)
     if not server.is_ours:
         return once()
     watched = undisturbed(once)
@@ -355,19 +361,19 @@ def _measured(
 
 
 def _measured_once(
-    server: RunningServer, names: Sequence[str], load: Load, requests_file: Path, sweep: Sweep
+    server: RunningServer, files: Mapping[str, Path], load: Load, sweep: Sweep
 ) -> dict[str, Measurement | AnalyzerError]:
     url, tls = server.door(load.transport)
 
     def of(name: str) -> Measurement | AnalyzerError:
-        asked = functools.partial(_asked(load, sweep), url, name, requests_file, tls=tls, transport=load.transport)
+        asked = functools.partial(_asked(load, sweep), url, name, files[name], tls=tls, transport=load.transport)
         try:
             return asked()
         except AnalyzerError as error:
             return error
 
-    with ThreadPoolExecutor(len(names)) as pool:
-        return dict(zip(names, pool.map(of, names), strict=True))
+    with ThreadPoolExecutor(len(files)) as pool:
+        return dict(zip(files, pool.map(of, files), strict=True))
 
 
 def _asked(load: Load, sweep: Sweep) -> Callable[..., Measurement]:
@@ -382,8 +388,13 @@ def _watched(found: Measurement | AnalyzerError, watched: Watched) -> Measuremen
     return dataclasses.replace(found, foreign_share=watched.foreign_share, runs=watched.runs)
 
 
-def points_of(rounds: Rounds, references: Mapping[str, str], candidates: float) -> list[Point]:
-    """Pure: the figures of each endpoint under each load, in the order measured."""
+def points_of(rounds: Rounds, references: Mapping[str, str], candidates: Mapping[str, float]) -> list[Point]:
+    """Pure: the figures of each endpoint under each load, in the order measured.
+
+    Args:
+        references: see :func:`reference_endpoints`.
+        candidates: endpoint => of a request, mean.
+    """
     return [_point(key, found, rounds, references, candidates) for key, found in rounds.items()]
 
 
@@ -410,7 +421,7 @@ def _point(
     found: Sequence[Measurement],
     rounds: Rounds,
     references: Mapping[str, str],
-    candidates: float,
+    candidates: Mapping[str, float],
 ) -> Point:
     endpoint, load = key
     latencies_ms = np.concatenate([measurement.latencies_ms for measurement in found])
@@ -426,7 +437,8 @@ def _point(
         p90_ms=p90_ms,
         p99_ms=p99_ms,
         requests_per_s=requests_per_s,
-        candidates_per_s=requests_per_s * candidates,
+        candidates_per_s=requests_per_s * candidates[endpoint],
+        candidates=candidates[endpoint],
         reference=reference,
         speedup=_speedup(found, rounds.get((reference, load), [])) if reference else None,
         steps=_median_steps(found),

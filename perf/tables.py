@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
@@ -110,10 +110,25 @@ def legend() -> str:
 
 def perf_table(report: PerfReport) -> Table:
     """Latency and rate of every endpoint under every load."""
-    title = f"perf_analyzer, {report.candidates:.0f} candidates a request on average"
-    table = Table(title=title, title_justify="left", caption=_perf_caption(report), caption_justify="left")
+    table = Table(
+        title="perf_analyzer, real requests",
+        title_justify="left",
+        caption=_perf_caption(report),
+        caption_justify="left",
+    )
     table.add_column("endpoint", overflow="fold")
-    for heading in ("load", "requests", "p50 ms", "p90 ms", "p99 ms", "requests/s", "candidates/s", "x fp32", "others"):
+    for heading in (
+        "load",
+        "requests",
+        "candidates",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "requests/s",
+        "candidates/s",
+        "x fp32",
+        "others",
+    ):
         table.add_column(heading, justify="right", overflow="fold")
     for previous, point in zip([None, *report.points], report.points, strict=False):
         if previous and previous.load != point.load:
@@ -123,7 +138,8 @@ def perf_table(report: PerfReport) -> Table:
 
 
 def _perf_caption(report: PerfReport) -> str:
-    lines = ["others: processor time of other programs in the most disturbed round; a row in which it stayed above "
+    lines = ["candidates: of a request, mean",
+             "others: processor time of other programs in the most disturbed round; a row in which it stayed above "
              f"{FOREIGN_SHARE_LIMIT:.0%} is marked !"]  # fmt: skip
     if any(point.foreign_share is None for point in report.points):
         lines.append("?: not known, of a server at --url or figures of an earlier checkout")
@@ -181,13 +197,15 @@ def speedup_text(point: Point) -> str:
     return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
-def _perf_row(point: Point, published: str) -> Sequence[str]:
-    name = f"{point.endpoint} = {published}" if point.endpoint == "rank" else point.endpoint
+def _perf_row(point: Point, published: Mapping[str, str]) -> Sequence[str]:
+    serves = published.get(point.endpoint)
+    name = f"{point.endpoint} = {serves}" if serves else point.endpoint
     again = point.repeated + point.reruns
     requests = f"{point.requests}" + (f" ({again} repeated)" if again else "")
     rates = [f"{point.requests_per_s:.1f}", f"{point.candidates_per_s:,.0f}"]
     others = foreign_text(point.foreign_share, disturbed=point.disturbed > 0)
-    return [name, str(point.load), requests, *latency_texts(point), *rates, speedup_text(point), others]
+    asked = [str(point.load), requests, f"{point.candidates:.0f}"]
+    return [name, *asked, *latency_texts(point), *rates, speedup_text(point), others]
 
 
 def print_whole(table: Table, console: Console) -> None:

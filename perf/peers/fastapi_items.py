@@ -1,4 +1,4 @@
-"""FastAPI around ONNX Runtime, items looked up by id in memory.
+"""FastAPI around ONNX Runtime, items looked up by id in memory: as it is often shown, and with all that ours does.
 
 Source: https://fastapi.tiangolo.com/deployment/server-workers/ (a worker a core)
 """
@@ -6,41 +6,81 @@ Source: https://fastapi.tiangolo.com/deployment/server-workers/ (a worker a core
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perf.peers.items import THREADS, ItemScorer
-from perf.peers.peer import Environment, Peer, posts_json
+from perf.peers.items import THREADS, EncodingScorer, ItemScorer
+from perf.peers.peer import Environment, Peer, parts, posts_json
+
+_MODULE, _ENVIRONMENT = "perf.peers.fastapi_items", Environment("fastapi", base="kit")
+_SETTINGS = f"a plain def endpoint in its thread pool, a session of {THREADS} thread"
+
+
+def _scores_by_id(answer: Mapping[str, Any]) -> dict[str, float]:
+    return dict(zip(answer["ranked_ids"], answer["scores"], strict=True))
+
 
 PEERS = (
     Peer(
         "FastAPI, ONNX Runtime",
-        "perf.peers.fastapi_items",
-        Environment("fastapi", base="kit"),
-        posts_json("/rank", dict, lambda answer: answer["scores"]),
-        note=f"a plain def endpoint in its thread pool, a session of {THREADS} thread",
+        _MODULE,
+        _ENVIRONMENT,
+        posts_json("/rank", parts("item_ids", "request"), lambda answer, _: answer["scores"]),
+        ("encoded",),
+        note=f"{_SETTINGS}; the request comes encoded",
+    ),
+    Peer(
+        "FastAPI, encodes and orders",
+        _MODULE,
+        _ENVIRONMENT,
+        posts_json(
+            "/rank",
+            parts("item_ids", "raw"),
+            lambda answer, body: [_scores_by_id(answer)[item_id] for item_id in body["item_ids"]],
+        ),
+        ("raw",),
+        note=f"{_SETTINGS}; looks the customer up, encodes with the code that trained the network, and orders",
     ),
 )
 
 
-def main(folder: str, port: str) -> None:
-    """Serve ``{"item_ids", "request"}`` => ``{"scores"}``."""
+def main(folder: str, port: str, takes: str) -> None:
+    """Serve ``{"item_ids", "request"}`` => ``{"scores"}``, or ``{"item_ids", "raw"}`` => ``{"ranked_ids", "scores"}``.
+
+    Args:
+        takes: "encoded" or "raw".
+    """
     import fastapi
     import uvicorn
     from pydantic import BaseModel
 
-    scorer = ItemScorer(Path(folder))
     app = fastapi.FastAPI()
 
-    class Question(BaseModel):
+    class Encoded(BaseModel):
         item_ids: list[str]
         request: dict[str, Any]
 
-    def rank(question: Question) -> dict[str, list[float]]:
-        return {"scores": scorer.scores(question.item_ids, question.request).tolist()}
+    class Raw(BaseModel):
+        item_ids: list[str]
+        raw: dict[str, Any]
 
-    rank.__annotations__["question"] = Question
-    app.post("/rank")(rank)
+    if takes == "encoded":
+        scorer = ItemScorer(Path(folder))
+
+        def scores(question: Encoded) -> dict[str, Any]:
+            return {"scores": scorer.scores(question.item_ids, question.request).tolist()}
+
+        scores.__annotations__["question"] = Encoded
+        app.post("/rank")(scores)
+    else:
+        encoding = EncodingScorer(Path(folder))
+
+        def ranked(question: Raw) -> dict[str, Any]:
+            return encoding.ranked(question.item_ids, question.raw)
+
+        ranked.__annotations__["question"] = Raw
+        app.post("/rank")(ranked)
     uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning")
 
 

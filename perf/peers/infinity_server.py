@@ -12,7 +12,7 @@ from typing import Any
 from perf.peers.peer import Environment, Peer, posts_json
 
 
-def _in_order(answer: Any) -> list[float]:
+def _in_order(answer: Any, _: object) -> list[float]:
     return [each["relevance_score"] for each in sorted(answer["results"], key=lambda each: each["index"])]
 
 

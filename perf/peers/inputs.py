@@ -1,7 +1,8 @@
 """What all peers of a kind are given: the same weights and the same requests, in files that need no library of ours.
 
 cross_encoder  ``checkpoint/`` as sentence-transformers saved it, ``model.onnx`` as optimum-onnx would export it
-interactions   ``model.onnx``, the very file that Triton serves; ``items.npz``, each item's encoded features by its id
+interactions   ``model.onnx``, the very file that Triton serves; ``items.npz``, each item's encoded features by its id;
+               ``features.json`` and ``users.json``: how a request is encoded, and customers' fields
 both           ``requests.json``: what a client sends for each request
 
 The endpoints that are compared with them are published to a repository beside these files.
@@ -26,6 +27,7 @@ from torch import nn
 from perf.bench_graphs import export_plainly
 from perf.endpoints import Endpoint
 from perf.errors import PerfError
+from perf.forms import ENSEMBLE, FORMS
 from perf.kit.data import (
     PROJECT,
     JudgedQueries,
@@ -39,17 +41,33 @@ from perf.kit.data import (
     load_recipe,
     write_atomically,
 )
+from perf.kit.forms import publish_both_forms
 from perf.kit.rankers import BuiltRanker, build_ranker, publish
 
 RECIPES = {"cross_encoder": Path("recipes/examples/st_cross_encoder.toml"), "interactions": Path("recipes/dcn_v2.toml")}
 """Kind => the recipe whose checkpoint everyone serves."""
-SHOWN = {"cross_encoder": ("int8_onnx",), "interactions": ()}
+SHOWN = {"cross_encoder": ("int8_onnx", "int8_openvino"), "interactions": ()}
 """Kind => its variants that are served besides the reference."""
 REQUESTS, CANDIDATES = 24, 512
 """Of a kind; candidates are of interactions, a search query brings its own."""
 FIDELITY_LISTS = 20
 """Of the gate, in place of the recipe's: speed is measured here."""
 REQUESTS_FILE, MODEL_FILE, ITEMS_FILE, CHECKPOINT = "requests.json", "model.onnx", "items.npz", "checkpoint"
+FEATURES_FILE, USERS_FILE = "features.json", "users.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ours:
+    """One of our endpoints, in one form.
+
+    Attributes:
+        form: "ensemble" or "fused".
+        workspace: whose repository has it.
+    """
+
+    endpoint: Endpoint
+    form: str
+    workspace: Workspace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +76,14 @@ class Inputs:
 
     Attributes:
         folder: with the files that peers read.
-        endpoints: ours, the FP32 one first, in ``workspace.repository``.
+        ours: the FP32 one first.
         requests: with their candidates, in the order of ``bodies``.
         bodies: what a peer is sent for each.
     """
 
     kind: str
     folder: Path
-    workspace: Workspace
-    endpoints: Sequence[Endpoint]
+    ours: Sequence[Ours]
     requests: Sequence[tuple[Request, list[str]]]
     bodies: Sequence[Mapping[str, Any]]
 
@@ -102,7 +119,19 @@ def prepare(kind: str, console: Console, *, data: Path | None = None, workspace:
     bodies = _WRITERS[kind](built, requests, folder)
     write_atomically(folder / REQUESTS_FILE, json.dumps(bodies))
     endpoints = [Endpoint(recipe, variant, built.ranker.endpoint.name) for variant in recipe.variants]
-    return Inputs(kind, folder, own, endpoints, requests, bodies)
+    return Inputs(kind, folder, _in_their_forms(kind, endpoints, own, folder), requests, bodies)
+
+
+def _in_their_forms(kind: str, endpoints: Sequence[Endpoint], own: Workspace, folder: Path) -> list[Ours]:
+    """Of interactions both forms of each; where the network takes most of the time, a form makes no difference."""
+    if kind == "cross_encoder":
+        return [Ours(endpoint, ENSEMBLE, own) for endpoint in endpoints]
+    ours = []
+    for endpoint in endpoints:
+        target = folder / "forms" / endpoint.model
+        publish_both_forms(own.repository, endpoint.name, endpoint.recipe.serving.instances, target)
+        ours += [Ours(endpoint, form, dataclasses.replace(own, repository=target / form)) for form in FORMS]
+    return ours
 
 
 def requests_of(kind: str, judging: JudgedQueries) -> JudgedQueries:
@@ -181,7 +210,8 @@ class Logits(nn.Module):
 def _write_items(
     built: BuiltRanker, requests: Sequence[tuple[Request, list[str]]], folder: Path
 ) -> list[dict[str, Any]]:
-    """The served graph, all items' encoded features; item ids and the request's own encoded features of each."""
+    """The served graph, all items' encoded features, how requests are encoded; each request's own features, encoded and
+    raw."""
     [graph] = built.ranker.graphs
     [(_, onnx_file)] = built.variants[0].models.values()
     shutil.copyfile(onnx_file, folder / MODEL_FILE)
@@ -191,11 +221,14 @@ def _write_items(
     ids = np.array([product.item_id for product in products])
     arrays: dict[str, Any] = {"item_ids": ids, **{name: items[name] for name in of_item}}
     np.savez(folder / ITEMS_FILE, **arrays)
+    write_atomically(folder / FEATURES_FILE, str(built.ranker.preprocess_files[FEATURES_FILE]))
+    write_atomically(folder / USERS_FILE, json.dumps(built.data.users))
     bodies = []
     for request, item_ids in requests:
         sample = built.ranker.sample(request, [built.data.products[item_id] for item_id in item_ids])[graph.name]
         own = {name: array.tolist() for name, array in sample.items() if name not in of_item}
-        bodies.append({"item_ids": item_ids, "request": own})
+        raw = {"user_id": request.user_id, "history": request.history, "context": request.context}
+        bodies.append({"item_ids": item_ids, "request": own, "raw": raw})
     return bodies
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,29 @@ class ItemScorer:
         """Of ``{"item_ids", "request"}``."""
         found: list[float] = self.scores(body["item_ids"], body["request"]).tolist()
         return found
+
+
+class EncodingScorer:
+    """An :class:`ItemScorer` that is given what a caller knows, and answers with an ordered list.
+
+    Reads ``features.json`` and ``users.json`` besides: the network's declared features, and customers' raw fields.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from perf.kit.encoding import FeatureEncoder
+
+        self.scorer = ItemScorer(folder)
+        self.encoder = FeatureEncoder.from_json((folder / "features.json").read_text(encoding="utf-8"))
+        users = json.loads((folder / "users.json").read_text(encoding="utf-8"))
+        self.users = {user_id: self.encoder.user_record(fields) for user_id, fields in users.items()}
+
+    def ranked(self, item_ids: list[str], raw: Mapping[str, Any]) -> dict[str, Any]:
+        """Best first. raw: ``user_id``, ``history`` and ``context``."""
+        import numpy as np
+
+        tensors = self.encoder.request_tensors(
+            history=raw["history"], user=self.users.get(raw["user_id"]), context=raw["context"]
+        )
+        scores = self.scorer.scores(item_ids, tensors)
+        order = np.argsort(-scores, kind="stable")
+        return {"ranked_ids": [item_ids[row] for row in order], "scores": scores[order].tolist()}

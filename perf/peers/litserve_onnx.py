@@ -10,10 +10,11 @@ from pathlib import Path
 
 from perf.peers.items import ItemScorer
 from perf.peers.pairs import PairScorer
-from perf.peers.peer import Environment, Peer, posts_json
+from perf.peers.peer import Environment, Peer, parts, posts_json
 
 _SCORERS = {"cross_encoder": (PairScorer, 1), "interactions": (ItemScorer, 2)}
 """Kind => what scores, and how many workers: as many threads as cores in one, or a thread in each of two."""
+_SENT = {"cross_encoder": dict, "interactions": parts("item_ids", "request")}
 
 
 def _peer(kind: str, note: str) -> Peer:
@@ -21,7 +22,7 @@ def _peer(kind: str, note: str) -> Peer:
         "LitServe, ONNX Runtime FP32",
         "perf.peers.litserve_onnx",
         Environment("litserve"),
-        posts_json("/predict", dict, lambda answer: answer["scores"]),
+        posts_json("/predict", _SENT[kind], lambda answer, _: answer["scores"]),
         (kind,),
         note=note,
     )

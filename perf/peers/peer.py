@@ -93,13 +93,20 @@ def drive(clients: Sequence[Score], numbers: Sequence[int]) -> Answers:
     return Answers(latencies_ms, scores, time.perf_counter() - start_s)
 
 
-def posts_json(path: str, to_body: Callable[[Mapping[str, Any]], object], to_scores: Callable[[Any], Any]) -> Connect:
+def parts(*names: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Of a request's body, what a peer is sent."""
+    return lambda body: {name: body[name] for name in names}
+
+
+def posts_json(
+    path: str, to_body: Callable[[Mapping[str, Any]], object], to_scores: Callable[[Any, Mapping[str, Any]], Any]
+) -> Connect:
     """Connects by HTTP, the connection kept open.
 
     Args:
         path: such as ``/rerank``.
         to_body: a request's body as this server wants it, made before it is timed.
-        to_scores: its JSON answer => scores in the candidates' order.
+        to_scores: its JSON answer, the request's body => scores in the candidates' order.
     """
 
     @contextlib.contextmanager
@@ -115,7 +122,7 @@ def posts_json(path: str, to_body: Callable[[Mapping[str, Any]], object], to_sco
             if answer.status != http.client.OK:
                 found = text[:500].decode(errors="replace")
                 raise http.client.HTTPException(f"POST {path}: {answer.status} {found}, wanted 200")
-            return list(to_scores(json.loads(text)))
+            return list(to_scores(json.loads(text), bodies[number]))
 
         with contextlib.closing(connection):
             yield score

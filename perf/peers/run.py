@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from perf.errors import PerfError
+from perf.forms import ENSEMBLE
 from perf.kit.data import PROJECT, Workspace, write_atomically
 from perf.machine import this_machine
 from perf.peers import (
@@ -35,7 +36,7 @@ from perf.peers import (
 )
 from perf.peers.environments import python_of
 from perf.peers.figures import Bout, PeersReport, Row, row_of
-from perf.peers.inputs import RECIPES, REQUESTS, Inputs, prepare
+from perf.peers.inputs import RECIPES, REQUESTS, Inputs, Ours, prepare
 from perf.peers.peer import Answers, Peer
 from perf.peers.running import CLIENTS, PeerFailed, Running, running, running_ours
 from perf.progress import track
@@ -130,18 +131,18 @@ def contenders_of(inputs: Inputs, environments: Path, console: Console) -> list[
     def starter(peer: Peer) -> Callable[[], contextlib.AbstractContextManager[Running]]:
         return lambda: started(peer)
 
-    def ours(name: str) -> Callable[[], contextlib.AbstractContextManager[Running]]:
-        return lambda: running_ours(inputs, name)
+    def started_ours(ours: Ours) -> Callable[[], contextlib.AbstractContextManager[Running]]:
+        return lambda: running_ours(inputs, ours)
 
     peers = [Contender(peer.name, starter(peer), peer.exact, peer.note) for peer in PEERS[inputs.kind]]
     own = [
         Contender(
-            f"tritonrank {endpoint.variant.name}",
-            ours(endpoint.name),
-            endpoint.is_fp32,
-            f"{endpoint.name}, the kit's client over gRPC; items by id from its store",
+            f"tritonrank {ours.endpoint.variant.name}{'' if ours.form == ENSEMBLE else ', ' + ours.form}",
+            started_ours(ours),
+            ours.endpoint.is_fp32,
+            f"{ours.endpoint.name}, {ours.form}, the kit's client over gRPC; items by id from its store",
         )
-        for endpoint in inputs.endpoints
+        for ours in inputs.ours
     ]
     return [*peers, *own]
 

@@ -17,7 +17,7 @@ from perf.bench_dcn import processor_s
 from perf.endpoints import EndpointClient, serving
 from perf.errors import PerfError
 from perf.kit.data import REPOSITORY_ROOT
-from perf.peers.inputs import Inputs
+from perf.peers.inputs import Inputs, Ours
 from perf.peers.peer import Answers, Connect, Peer, Score, drive, free_port
 
 CLIENTS = 2
@@ -89,10 +89,11 @@ def running(peer: Peer, python: Path, folder: Path, bodies: Sequence[Mapping[str
 
 
 @contextlib.contextmanager
-def running_ours(inputs: Inputs, name: str) -> Iterator[Running]:
-    """An endpoint of the inputs' repository on a Triton of its own, asked by the kit's client."""
+def running_ours(inputs: Inputs, ours: Ours) -> Iterator[Running]:
+    """An endpoint on a Triton of its own, asked by the kit's client."""
+    name = ours.endpoint.name
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(serving([name], inputs.workspace))
+        server = stack.enter_context(serving([name], ours.workspace))
         clients = [stack.enter_context(EndpointClient(server.grpc_url, name)) for _ in range(CLIENTS)]
 
         def score_by(client: EndpointClient) -> Score:

@@ -17,7 +17,7 @@ from perf.peers.peer import Environment, Peer, bodies_in, posts_json
 INT8_FILES = {"onnx": "onnx/model_quint8_avx2.onnx", "openvino": "openvino/openvino_model_qint8_quantized.xml"}
 CALIBRATION_PAIRS = 300
 
-_CONNECT = posts_json("/rerank", dict, lambda answer: answer["scores"])
+_CONNECT = posts_json("/rerank", dict, lambda answer, _: answer["scores"])
 _MODULE = "perf.peers.sentence_transformers_fastapi"
 PEERS = (
     Peer(

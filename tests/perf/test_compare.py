@@ -42,7 +42,8 @@ def rounds(scale: float, requests: int, spread: float = 0.02, foreign: float = 0
 def written(path: Path, found: dict[tuple[str, Load], list[Measurement]], **changes: Any) -> Path:
     """As ``perf sweep`` keeps it."""
     settings = {"data": "digest", "settings": "load", **changes}
-    report = PerfReport(MACHINE, "small_int8_onnx", 40.0, points_of(found, {}, 40.0), [])
+    candidates = {name: 40.0 for name, _ in found}
+    report = PerfReport(MACHINE, {"rank": "small_int8_onnx"}, points_of(found, {}, candidates), [])
     path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(report, **settings))))
     return path
 
@@ -105,7 +106,7 @@ def test_a_disturbed_row_is_not_judged_and_nothing_judged_is_an_error(before: Pa
         ({"machine": dataclasses.replace(MACHINE, cores=4)}, "cores: 2 and 4"),
         ({"data": "other"}, "data: digest and other"),
         ({"settings": "another"}, "load: load and another"),
-        ({"published": "small_fp32_onnx"}, "served: rank = small_int8_onnx and rank = small_fp32_onnx"),
+        ({"published": {"rank": "small_fp32_onnx"}}, "served: rank = small_int8_onnx and rank = small_fp32_onnx"),
     ],
 )
 def test_figures_of_different_things_are_refused_unless_told(

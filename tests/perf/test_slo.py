@@ -23,7 +23,6 @@ from perf.slo import (
     Search,
     SloReport,
     Trial,
-    endpoints_of,
     judged_trial,
     read_slo,
     result_text,
@@ -101,16 +100,6 @@ def test_a_trial_of_which_a_request_failed_does_not_hold() -> None:
     assert (refused.held, refused.requests, refused.why) == (False, 0, "Exceeds maximum queue size")
 
 
-def test_a_variant_is_named_as_users_know_it() -> None:
-    endpoints = small_endpoints()
-    assert endpoints_of([], endpoints) == ["rank"]
-    assert endpoints_of(["small_int8_onnx", "rank_small_int8_onnx", "rank"], endpoints) == [
-        *("rank_small_int8_onnx", "rank"),
-    ]
-    with pytest.raises(PerfError, match="variant gone is not published; wanted of rank, small_fp32_onnx"):
-        endpoints_of(["gone"], endpoints)
-
-
 # ---------------------------------------------------------------- variants take turns, and trials are kept
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[str, float]]]:
@@ -129,7 +118,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
         monkeypatch.setattr(slo, "_capacity", lambda *_: 100.0)
         paths = {tmp_path / f"{name}.json": name for name in ("quick", "slow")}
         reports = {path: read_slo(path) or slo_report(name) for path, name in paths.items()}
-        search_all("", reports, tmp_path / "requests.json", Console(quiet=True))
+        search_all("", reports, dict.fromkeys(paths.values(), tmp_path / "requests.json"), Console(quiet=True))
         assert {path: read_slo(path) for path in paths} == reports
         return tried
 
@@ -169,12 +158,13 @@ def test_a_real_search_is_kept_under_all_that_it_depends_on(tmp_path: Path, monk
         monkeypatch.setattr(module, name, value)
     answering = "    def respond(self, request, requests):\n"
     code = CODE.replace(answering, f"{answering}        time.sleep(0.003)\n")
-    write_endpoint(tmp_path / "models", "rank", code, model="small")
+    write_endpoint(tmp_path / "models", "rank", code, model="small_int8_onnx")
     seal(tmp_path / "models")
     workspace = Workspace(tmp_path / "build", tmp_path / "models", tmp_path / "store")
 
     def search(limit: Limit) -> tuple[SloReport, Path]:
-        [found] = run_slo([], limit, judged_queries(), [], workspace=workspace, console=Console(quiet=True))
+        judged, endpoints = judged_queries(), small_endpoints()
+        [found] = run_slo([], limit, lambda kind: judged, endpoints, workspace=workspace, console=Console(quiet=True))
         return found
 
     report, path = search(QUICK)

@@ -58,7 +58,8 @@ def perf_report() -> PerfReport:
         Point("rank", 2, 50, 120.0, 140.0, 150.0, 16.9, 690.0, None, None, steps, 0),
         Point("rank_small_int8_onnx", 2, 50, 121.0, 141.0, 151.0, 16.8, 689.0, "rank_x", (2.0, 1.8, 2.1), steps, 0),
     ]
-    return PerfReport(machine, "small_int8_onnx", 41.2, points, ["rank_x at concurrency 4: Request timeout expired"])
+    served = {"rank": "small_int8_onnx"}
+    return PerfReport(machine, served, points, ["rank_x at concurrency 4: Request timeout expired"])
 
 
 def small_recipe(*, trained: bool = True) -> Recipe:

@@ -17,7 +17,7 @@ MODULE = "tests.support.small_peers"
 def peer(name: str, how: str = "", *, served: bool = True, exact: bool = True, environment: str = "") -> Peer:
     """how: "", "twice" (other scores), "short" (a score too few), "dies" (at its start), "fails" (at request 2),
     "hangs up" (a connection may ask each request once)."""
-    connect = posts_json("/", dict, lambda answer: answer["scores"]) if served else None
+    connect = posts_json("/", dict, lambda answer, _: answer["scores"]) if served else None
     base = "" if environment else "kit"
     return Peer(name, MODULE, Environment(environment, base), connect, (how,) if how else (), exact)
 
