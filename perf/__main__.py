@@ -376,12 +376,15 @@ def peers(
     requests: Annotated[
         int, typer.Option(min=1, max=24, help="Only the first so many of a turn: fewer are quicker.")
     ] = 24,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Beside the reference, peers whose names hold this; repeatable.")
+    ] = None,
     data: Data = None,
 ) -> None:
     """Ask other servers and libraries the same of the same weights, in turn; each in an environment of its own."""
     from perf.peers.run import run_peers
 
-    run_peers(kind or (), rounds=rounds, requests=requests, data=data, console=console)
+    run_peers(kind or (), rounds=rounds, requests=requests, only=only or (), data=data, console=console)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,17 +26,15 @@ from torch import Tensor, nn
 from builders.core.contract import (
     ATTENTION_MASK,
     INPUT_IDS,
-    MAX_ROWS_PER_RUN,
     SCORE,
     Contract,
     length_buckets,
 )
 from builders.core.contract import Tensor as ContractTensor
-from builders.core.keys import key_of
 from builders.core.recipe import Recipe
 from builders.data.beir import Product, Request
 from builders.features.batches import batched
-from builders.features.preprocessing import TEXT_CODE, preprocess_contract, tokens_version
+from builders.features.preprocessing import tokens_version
 from builders.features.text import (
     FORM_TEXT,
     KIT_FORM,
@@ -53,14 +51,12 @@ from builders.features.text import (
 from builders.features.token_vectors import (
     ITEM_MASK,
     QueryForm,
-    item_tensors,
-    packed_vectors,
     query_vectors,
-    stored_vectors,
 )
 from builders.rankers.backbone import MASKED, CheckpointError, check_positions, packaged_backbone, weight_files
-from builders.rankers.base import Graph, Ranker, Sample, folders_of
+from builders.rankers.base import Graph, Sample, folders_of
 from builders.rankers.cross_encoder import CrossEncoder
+from builders.rankers.token_vector_ranker import TokenVectorRanker
 
 SPLIT_FILE = "split_config.json"
 """In the checkpoint's folder: :class:`Split`."""
@@ -69,8 +65,6 @@ ITEM_POSITION = 8
 ITEM_TYPE = 1
 """Token type of an item in a pair, of backbones that take types."""
 BATCH = 32
-PRODUCTS_AT_ONCE = 1024
-"""Of a catalogue, so that its texts and states are never all in memory."""
 
 
 class Split(pydantic.BaseModel):
@@ -232,12 +226,11 @@ def _but_last(mask: Tensor, *, first: bool) -> Tensor:
 
 
 # ---------------------------------------------------------------- the ranker
-class SplitCrossEncoderRanker(Ranker):
+class SplitCrossEncoderRanker(TokenVectorRanker):
     """Two graphs: the query's states once a request, and the layers that join them with every candidate's."""
 
     name = "split_cross_encoder"
     reads_text = (*FORM_TEXT, "vectors")
-    preprocess_code = "multi_vector_preprocess"
 
     def __init__(
         self,
@@ -259,7 +252,9 @@ class SplitCrossEncoderRanker(Ranker):
         self._tokenizer = load_tokenizer(self._backbone)
         self._form, self._vectors = form, vectors
         self._check_form()
-        self._states_of_text: dict[str, bytes] = {}
+        self._query = QueryForm(self._query_form.max_length)
+        self._width = int(self._network.config.hidden_size)
+        self._stored_of_text = {}
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> SplitCrossEncoderRanker:
@@ -298,27 +293,16 @@ class SplitCrossEncoderRanker(Ranker):
         )
 
     @property
-    def _query(self) -> QueryForm:
-        return QueryForm(self._query_form.max_length)
-
-    @property
-    def _width(self) -> int:
-        return int(self._network.config.hidden_size)
+    def _items(self) -> tuple[ContractTensor, ...]:
+        """With a mask: an item is not read beyond its own tokens."""
+        vectors, tokens, *scales = super()._items
+        return vectors, tokens, ITEM_MASK, *scales
 
     # ------------------------------------------------------------ what the kit asks of a ranker
     @property
     def settings(self) -> Mapping[str, object]:
         """How it reads text, and how states are stored."""
         return {"text": self._form, "vectors": self._vectors}
-
-    @property
-    def unrounded(self) -> SplitCrossEncoderRanker | None:
-        """With stored states in FP32; None where they are."""
-        if self._vectors == "fp32":
-            return None
-        other = copy.copy(self)
-        other._vectors, other._states_of_text = "fp32", {}
-        return other
 
     @property
     def network(self) -> SplitCrossEncoder:
@@ -334,24 +318,15 @@ class SplitCrossEncoderRanker(Ranker):
     @property
     def graphs(self) -> list[Graph]:
         """``<name>_query`` (a row a request) and ``<name>`` (its states with every candidate's)."""
-        encoder = Contract(f"{self.name}_query", (INPUT_IDS, ATTENTION_MASK), (query_vectors(self._width, "rows"),))
         of_query = ContractTensor(ATTENTION_MASK.name, ATTENTION_MASK.dtype, (1, "length"), ATTENTION_MASK.meaning)
-        vectors, tokens, *scales = item_tensors(self._width, self._vectors)
         joined = Contract(
             self.name,
-            (query_vectors(self._width), of_query, vectors, tokens, ITEM_MASK, *scales),
+            (query_vectors(self._width), of_query, *self._items),
             (SCORE,),
             score="relevance of the item to the query, comparable within one query only; higher is better",
         )
         return [
-            Graph(
-                encoder.name,
-                QueryStates(self._network),
-                encoder,
-                batches=True,
-                max_batch_size=MAX_ROWS_PER_RUN,
-                lengths=self._query.lengths,
-            ),
+            self._query_graph(QueryStates(self._network)),
             Graph(
                 joined.name,
                 JoinedLayers(self._network),
@@ -364,47 +339,9 @@ class SplitCrossEncoderRanker(Ranker):
         ]
 
     @property
-    def preprocess(self) -> Contract:
-        """The query's tokens and the items' states."""
-        version = key_of(
-            {
-                "tokens": tokens_version(self._item_form, self._backbone / "tokenizer.json"),
-                "checkpoint": self.checkpoint_files,
-                "position": ITEM_POSITION,
-                "vectors": self._vectors,
-            }
-        )
-        vectors, tokens, *scales = item_tensors(self._width, self._vectors)
-        return preprocess_contract(
-            self.name,
-            (INPUT_IDS, ATTENTION_MASK, vectors, tokens, ITEM_MASK, *scales),
-            self._tokenizer,
-            self._form,
-            pair=False,
-            features_version=version,
-            takes_texts=False,
-            query={**dataclasses.asdict(self._query), "lengths": list(self._query.lengths)},
-            vectors=self._vectors,
-            vector_width=self._width,
-        )
-
-    @property
-    def preprocess_files(self) -> Mapping[str, Path | str]:
-        """The backbone's tokenizer, and what makes items' texts."""
-        return {"tokenizer.json": self._backbone / "tokenizer.json", TEXT_CODE.name: TEXT_CODE}
-
-    @property
     def checkpoint_files(self) -> list[Path]:
         """Backbone, adapter, head and split."""
         return [*weight_files(self._backbone), *weight_files(self._checkpoint)]
-
-    def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
-        """States of ``item [SEP]``, see :func:`builders.features.token_vectors.stored_vectors`."""
-        for some in batched(products, PRODUCTS_AT_ONCE):
-            texts = self._form.items(some)
-            made = self._made(texts)
-            for product, text in zip(some, texts, strict=True):
-                yield product.item_id, made.get(text) or self._states_of_text[text]
 
     def sample(self, request: Request, products: Sequence[Product]) -> dict[str, Sample]:
         """The query's tokens; its states with the items'."""
@@ -415,14 +352,6 @@ class SplitCrossEncoderRanker(Ranker):
             states = encoder.module(*map(torch.from_numpy, given.values())).numpy()
         tensors = {"query_vectors": states, ATTENTION_MASK.name: given[ATTENTION_MASK.name], **self._packed(products)}
         return {encoder.name: given, joined.name: {one.name: tensors[one.name] for one in joined.contract.inputs}}
-
-    def score(self, request: Request, products: Sequence[Product]) -> np.ndarray:
-        """FP32 [candidates], of the states as they are stored."""
-        joined = self.graphs[-1]
-        arrays = self.sample(request, products)[joined.name]
-        with torch.inference_mode():
-            scores = joined.module(*(torch.from_numpy(arrays[tensor.name]) for tensor in joined.contract.inputs))
-        return np.asarray(scores[:, 0].numpy())
 
     def score_joined(self, request: Request, products: Sequence[Product]) -> np.ndarray:
         """FP32 [candidates] by the form that was trained, on joined sequences: what :meth:`score` gives of states that
@@ -440,22 +369,24 @@ class SplitCrossEncoderRanker(Ranker):
         return truncated_apart(self._tokenizer, query, self._form.items(products), cut)
 
     # ------------------------------------------------------------ texts => states
-    def _packed(self, products: Sequence[Product]) -> Sample:
-        texts = self._form.items(products)
-        self._states_of_text |= self._made(texts)
-        return packed_vectors([self._states_of_text[text] for text in texts], self._vectors, self._width)
+    @property
+    def _encoded_by(self) -> Mapping[str, Any]:
+        tokens = tokens_version(self._item_form, self._tokenizer_file)
+        return {"tokens": tokens, "position": ITEM_POSITION}
 
-    def _made(self, texts: Sequence[str]) -> dict[str, bytes]:
-        """Of each text that was not encoded yet; those of like length together."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self._states_of_text]
-        rows = cut_texts(self._tokenizer, missing, self._item_form)
-        order = sorted(range(len(rows)), key=lambda place: len(rows[place].ids))
-        made = {}
-        for chosen in batched(order, BATCH):
+    @property
+    def _tokenizer_file(self) -> Path:
+        return self._backbone / "tokenizer.json"
+
+    def _encoded(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """FP32 [tokens, hidden] of each item's text; those of like length together."""
+        rows = cut_texts(self._tokenizer, texts, self._item_form)
+        found = [np.empty(0, dtype=np.float32)] * len(rows)
+        for chosen in batched(sorted(range(len(rows)), key=lambda place: len(rows[place].ids)), BATCH):
             tokens = padded(self._tokenizer, [rows[place] for place in chosen], self._item_form)
             for place, states in zip(chosen, self._states(tokens), strict=True):
-                made[missing[place]] = stored_vectors(states, self._vectors)
-        return made
+                found[place] = states
+        return found
 
     def _states(self, tokens: Sample) -> Iterator[np.ndarray]:
         """FP32 [tokens, hidden] of each row of ``[CLS] item [SEP]``, without its first token."""

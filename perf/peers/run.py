@@ -40,6 +40,7 @@ from perf.peers.inputs import RECIPES, REQUESTS, Inputs, Ours, prepare
 from perf.peers.peer import Answers, Peer
 from perf.peers.running import CLIENTS, PeerFailed, Running, running, running_ours
 from perf.progress import track
+from perf.tables import print_whole
 from server.errors import ServerError
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -86,6 +87,7 @@ def run_peers(
     *,
     rounds: int = ROUNDS,
     requests: int = REQUESTS,
+    only: Sequence[str] = (),
     data: Path | None = None,
     workspace: Workspace = PROJECT,
     console: Console | None = None,
@@ -95,6 +97,7 @@ def run_peers(
     Args:
         kinds: of :data:`RECIPES`; none = all.
         requests: only the first so many.
+        only: peers whose names hold one of these, and the reference; none = all.
 
     Raises:
         PerfError: a kind is not known, or the reference cannot be measured.
@@ -106,12 +109,10 @@ def run_peers(
     reports = []
     for kind in kinds or RECIPES:
         inputs = prepare(kind, console, data=data, workspace=workspace)
+        reference, *others = contenders_of(inputs, workspace.build / "peers", console)
+        asked = [reference, *(each for each in others if not only or any(part in each.name for part in only))]
         numbers = list(range(len(inputs.requests)))[:requests] * PASSES[kind]
-        environments = workspace.build / "peers"
-        report = compare(
-            kind, RECIPES[kind].name, contenders_of(inputs, environments, console), numbers, inputs.candidates, rounds,
-            console,
-        )  # fmt: skip
+        report = compare(kind, RECIPES[kind].name, asked, numbers, inputs.candidates, rounds, console)
         reports.append(report)
         show(report, console)
         for path in write_report(report, workspace):
@@ -296,7 +297,7 @@ def show(report: PeersReport, console: Console) -> None:
         table.add_column(heading, justify="left" if heading in ("", "scores") else "right", overflow="fold")
     for row in report.rows:
         table.add_row(*cells(row))
-    console.print(table)
+    print_whole(table, console)
     for name, reason in report.not_measured.items():
         console.print(f"not measured: {name}: {reason}", style="bold red", markup=False, soft_wrap=True)
 

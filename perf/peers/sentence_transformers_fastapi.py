@@ -6,9 +6,11 @@ Source: https://sbert.net/docs/cross_encoder/usage/efficiency.html
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ PEERS = (
         _CONNECT,
         ("openvino",),
         exact=False,
-        note=f"backend='openvino', export_static_quantized_openvino_model, {CALIBRATION_PAIRS} of the requests' pairs",
+        note=f"backend='openvino', export_static_quantized_openvino_model, {CALIBRATION_PAIRS} of the requests' pairs; "
+        "one call at a time, since its model fails where two threads ask",
     ),
 )
 
@@ -62,9 +65,13 @@ def main(folder: str, port: str, backend: str) -> None:
         query: str
         documents: list[str]
 
+    # optimum-intel keeps one request of OpenVINO, and fails where a second thread asks meanwhile.
+    one_at_a_time = threading.Lock() if backend == "openvino" else contextlib.nullcontext()
+
     def rerank(question: Question) -> dict[str, list[float]]:
         pairs = [(question.query, document) for document in question.documents]
-        return {"scores": model.predict(pairs, show_progress_bar=False).tolist()}
+        with one_at_a_time:
+            return {"scores": model.predict(pairs, show_progress_bar=False).tolist()}
 
     rerank.__annotations__["question"] = Question
     app.post("/rerank")(rerank)
@@ -105,7 +112,7 @@ def _quantize(model: Any, backend: str, target: Path, folder: Path) -> None:
         OVQuantizationConfig(num_samples=CALIBRATION_PAIRS),
         str(target),
         dataset_name=str(texts),
-        dataset_config_name=None,
+        dataset_config_name="default",  # as `datasets` names that of a folder without any
         dataset_split="train",
         column_name="sentence",
     )

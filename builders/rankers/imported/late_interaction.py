@@ -7,9 +7,8 @@ item's, summed up.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +21,27 @@ from builders.core.contract import (
     ATTENTION_MASK,
     INPUT_IDS,
     MAX_CANDIDATES,
-    MAX_ROWS_PER_RUN,
     SCORE,
     Contract,
 )
-from builders.core.keys import key_of
 from builders.core.recipe import Text
 from builders.data.beir import Product, Request
-from builders.features.batches import batched
-from builders.features.preprocessing import TEXT_CODE, preprocess_contract, special_token_template, tokens_version
+from builders.features.preprocessing import special_token_template, tokens_version
 from builders.features.text import TextForm, encode_texts, load_tokenizer_text, padding_id, truncated_texts
 from builders.features.token_vectors import (
     BYTES_OF,
     SCALE_BYTES,
     QueryForm,
-    item_tensors,
-    packed_vectors,
     query_vectors,
     read_vectors,
-    stored_vectors,
 )
 from builders.rankers.backbone import CheckpointError, check_positions, known_positions
 from builders.rankers.base import Graph, Sample
 from builders.rankers.imported import library
 from builders.rankers.imported.base import ImportedRanker
 from builders.rankers.imported.folder import look_at
+from builders.rankers.token_vector_ranker import TokenVectorRanker
 
-PRODUCTS_AT_ONCE = 1024
-"""Of a catalogue, so that its texts and vectors are never all in memory."""
 MEBIBYTE = 2**20
 _METADATA = "artifact.metadata"
 
@@ -131,11 +123,10 @@ class MaxSim(nn.Module):
 
 
 # ---------------------------------------------------------------- the ranker
-class ImportedLateInteraction(ImportedRanker):
+class ImportedLateInteraction(TokenVectorRanker, ImportedRanker):
     """Two graphs; the query is encoded once a request, and its vectors compared with those stored of the items."""
 
     reads_text = ("item", "query_prompt", "item_prompt", "max_length", "vectors")
-    preprocess_code = "multi_vector_preprocess"
 
     def __init__(self, name: str, folder: Path, text: Text = Text(), *, trust_remote_code: bool = False) -> None:  # noqa: B008 - frozen
         """Load; see :class:`builders.rankers.imported.base.ImportedRanker`."""
@@ -287,15 +278,6 @@ class ImportedLateInteraction(ImportedRanker):
 
     # ------------------------------------------------------------ what the kit asks of a ranker
     @property
-    def unrounded(self) -> ImportedLateInteraction | None:
-        """With stored vectors in FP32, as the library computes them; None where they are."""
-        if self._vectors == "fp32":
-            return None
-        other = copy.copy(self)
-        other._vectors, other._stored_of_text = "fp32", {}
-        return other
-
-    @property
     def settings(self) -> Mapping[str, object]:
         """How it reads text, with which tokenizer, and how vectors are stored."""
         return {
@@ -310,52 +292,16 @@ class ImportedLateInteraction(ImportedRanker):
     @property
     def graphs(self) -> list[Graph]:
         """``<name>_query`` (a row a request) and ``<name>`` (MaxSim with every candidate)."""
-        encoder = Contract(f"{self.name}_query", (INPUT_IDS, ATTENTION_MASK), (query_vectors(self._width, "rows"),))
         head = Contract(
             self.name,
-            (query_vectors(self._width), *item_tensors(self._width, self._vectors)),
+            (query_vectors(self._width), *self._items),
             (SCORE,),
             score="MaxSim as MultiVectorEncoder.similarity gives it; higher is better",
         )
         return [
-            Graph(
-                encoder.name,
-                self._network,
-                encoder,
-                batches=True,
-                max_batch_size=MAX_ROWS_PER_RUN,
-                lengths=self._query.lengths,
-            ),
+            self._query_graph(self._network),
             Graph(head.name, MaxSim(), head, batches=False, keep_fp32=True),
         ]
-
-    @property
-    def preprocess(self) -> Contract:
-        """The query's tokens and the items' vectors."""
-        version = key_of(
-            {
-                "tokens": tokens_version(self._form, self._tokenizer_json),
-                "checkpoint": self.checkpoint_files,
-                "vectors": self._vectors,
-            }
-        )
-        return preprocess_contract(
-            self.name,
-            (INPUT_IDS, ATTENTION_MASK, *item_tensors(self._width, self._vectors)),
-            self._tokenizer,
-            self._form,
-            pair=False,
-            features_version=version,
-            takes_texts=False,
-            query={**dataclasses.asdict(self._query), "lengths": list(self._query.lengths)},
-            vectors=self._vectors,
-            vector_width=self._width,
-        )
-
-    @property
-    def preprocess_files(self) -> Mapping[str, Path | str]:
-        """The library's tokenizer, and what makes items' texts."""
-        return {"tokenizer.json": self._tokenizer_json, TEXT_CODE.name: TEXT_CODE}
 
     @property
     def checkpoint_files(self) -> list[Path]:
@@ -363,31 +309,15 @@ class ImportedLateInteraction(ImportedRanker):
         metadata = self._folder / _METADATA
         return [*library.files_of(self._folder), *([metadata] if metadata.is_file() else [])]
 
-    def item_features(self, products: Iterable[Product]) -> Iterator[tuple[str, bytes]]:
-        """Token vectors, see :func:`stored_vectors`."""
-        for some in batched(products, PRODUCTS_AT_ONCE):
-            texts = self._form.items(some)
-            made = self._made(texts)
-            for product, text in zip(some, texts, strict=True):
-                yield product.item_id, made.get(text) or self._stored_of_text[text]
-
     def sample(self, request: Request, products: Sequence[Product]) -> dict[str, Sample]:
         """The query's tokens; its vectors with the items'."""
         tokens = self._query_tokens(request.query)
         with torch.inference_mode():
             vectors = self._network(*map(torch.from_numpy, tokens.values())).numpy()
         encoder, head = self.graphs
-        packed = packed_vectors(self._stored(products), self._vectors, self._width)
-        items = {tensor.name: packed[tensor.name] for tensor in item_tensors(self._width, self._vectors)}
+        packed = self._packed(products)
+        items = {tensor.name: packed[tensor.name] for tensor in self._items}
         return {encoder.name: tokens, head.name: {"query_vectors": vectors, **items}}
-
-    def score(self, request: Request, products: Sequence[Product]) -> np.ndarray:
-        """FP32 [candidates], of the vectors as they are stored."""
-        head = self.graphs[-1]
-        arrays = self.sample(request, products)[head.name]
-        with torch.inference_mode():
-            scores = head.module(*(torch.from_numpy(arrays[tensor.name]) for tensor in head.contract.inputs))
-        return np.asarray(scores[:, 0].numpy())
 
     def library_scores(self, request: Request, products: Sequence[Product]) -> np.ndarray:
         """``similarity`` of ``encode_query`` and ``encode_document``, with items' vectors as they are stored."""
@@ -407,6 +337,14 @@ class ImportedLateInteraction(ImportedRanker):
 
     # ------------------------------------------------------------ texts => tokens and vectors
     @property
+    def _encoded_by(self) -> Mapping[str, Any]:
+        return {"tokens": tokens_version(self._form, self._tokenizer_json)}
+
+    @property
+    def _tokenizer_file(self) -> str:
+        return self._tokenizer_json
+
+    @property
     def _cut_query(self) -> TextForm:
         return dataclasses.replace(self._form, max_length=self._query.limit)
 
@@ -415,20 +353,6 @@ class ImportedLateInteraction(ImportedRanker):
         ids = tokens[INPUT_IDS.name][0][tokens[ATTENTION_MASK.name][0] == 1]
         own = self._form.pad_token_id
         return self._query.tokens(ids, padding_id(self._tokenizer) if own is None else own)
-
-    def _stored(self, products: Sequence[Product]) -> list[bytes]:
-        """Of each product; each text is encoded once in this ranker's life."""
-        texts = self._form.items(products)
-        self._stored_of_text |= self._made(texts)
-        return [self._stored_of_text[text] for text in texts]
-
-    def _made(self, texts: Sequence[str]) -> dict[str, bytes]:
-        """Of each text that was not encoded yet."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self._stored_of_text]
-        return {
-            text: stored_vectors(vectors, self._vectors)
-            for text, vectors in zip(missing, self._encoded(missing), strict=True)
-        }
 
     def _encoded(self, texts: Sequence[str]) -> list[np.ndarray]:
         """FP32 [tokens, width] of each item's text, by the library. texts: with their prompt."""
