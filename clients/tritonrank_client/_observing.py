@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from ._response import Degraded
 
 LOG = logging.getLogger("tritonrank_client")
 LOG.addHandler(logging.NullHandler())  # what a library does: silent until the service says otherwise
+_ONCE = threading.Lock()
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
 CANDIDATES = (1, 10, 20, 40, 80, 160, 320, 640, 1024)
 ANSWERED = "answered"
@@ -131,8 +133,14 @@ def _tracing() -> Any:
     return None
 
 
-@cache
 def _figures() -> Any:
+    """One at a time: a service's threads make their first calls at once, and a figure is registered once a process."""
+    with _ONCE:
+        return _registered()
+
+
+@cache
+def _registered() -> Any:
     with contextlib.suppress(ModuleNotFoundError):
         prometheus = importlib.import_module("prometheus_client")
         return SimpleNamespace(

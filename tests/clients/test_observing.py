@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tritonrank_client import Degradation, MockTransport, RankClient, RetryPolicy, Unavailable
 
+from builders.core.workspace import REPOSITORY_ROOT
 from tests.support.failing_ranker import FailingRanker
 
 IDS = ["a", "b"]
@@ -61,6 +62,29 @@ def test_figures_count_by_outcome(spans: InMemorySpanExporter) -> None:
     assert value(seconds, endpoint="rank", outcome="first_stage") == degraded + 1
     assert value(seconds, endpoint="rank", outcome="Unavailable") == failed + 1
     assert value("tritonrank_client_further_attempts_total", endpoint="rank", kind="retry") == further + 1
+
+
+FIRST_CALLS = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from tritonrank_client import MockTransport, RankClient
+from tests.support.failing_ranker import FailingRanker
+
+client, ready = RankClient("fake", transport=MockTransport(FailingRanker())), threading.Barrier(16)
+
+def ask(number):
+    ready.wait()
+    return len(client.rank("red", ["a", "b"]))
+
+with ThreadPoolExecutor(16) as pool:
+    print(sum(pool.map(ask, range(16))))
+"""
+
+
+def test_the_first_calls_of_many_threads_are_all_answered() -> None:
+    """Of a process that has registered no figure yet."""
+    done = subprocess.run([sys.executable, "-c", FIRST_CALLS], capture_output=True, text=True, cwd=REPOSITORY_ROOT)
+    assert done.stdout == "32\n", done.stderr
 
 
 def test_a_degraded_call_is_logged_with_its_request_id_and_nothing_of_the_user(
