@@ -380,15 +380,17 @@ class AsyncRankClient:
             shadow_dropped(asked.endpoint, "no room")
 
     def _caller(self, endpoint: str, model: str | None = None) -> AsyncCaller:
+        """Of a model's calls: one, though several threads make the first of them at once."""
         name = (endpoint, model or self._models[endpoint])
         if name not in self._callers:
-            self._callers[name] = AsyncCaller(self._transport, name[1], endpoint, self._policies)
+            self._callers.setdefault(name, AsyncCaller(self._transport, name[1], endpoint, self._policies))
         return self._callers[name]
 
     def _plain_caller(self, endpoint: str, model: str) -> AsyncCaller:
         """Without policies: for what no caller waits for, which is not to be repeated nor to open a breaker."""
         if (endpoint, model) not in self._plain_callers:
-            self._plain_callers[endpoint, model] = AsyncCaller(self._transport, model, endpoint, Policies())
+            own = AsyncCaller(self._transport, model, endpoint, Policies())
+            self._plain_callers.setdefault((endpoint, model), own)
         return self._plain_callers[endpoint, model]
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
