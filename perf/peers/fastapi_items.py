@@ -17,8 +17,9 @@ _MODULE, _ENVIRONMENT = "perf.peers.fastapi_items", Environment("fastapi", base=
 _SETTINGS = f"a plain def endpoint in its thread pool, a session of {THREADS} thread"
 
 
-def _scores_by_id(answer: Mapping[str, Any]) -> dict[str, float]:
-    return dict(zip(answer["ranked_ids"], answer["scores"], strict=True))
+def _in_the_bodys_order(answer: Mapping[str, Any], body: Mapping[str, Any]) -> list[float]:
+    scores = dict(zip(answer["ranked_ids"], answer["scores"], strict=True))
+    return [scores[item_id] for item_id in body["item_ids"]]
 
 
 PEERS = (
@@ -34,11 +35,7 @@ PEERS = (
         "FastAPI, encodes and orders",
         _MODULE,
         _ENVIRONMENT,
-        posts_json(
-            "/rank",
-            parts("item_ids", "raw"),
-            lambda answer, body: [_scores_by_id(answer)[item_id] for item_id in body["item_ids"]],
-        ),
+        posts_json("/rank", parts("item_ids", "raw"), _in_the_bodys_order),
         ("raw",),
         note=f"{_SETTINGS}; looks the customer up, encodes with the code that trained the network, and orders",
     ),
