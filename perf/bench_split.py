@@ -76,7 +76,7 @@ def _recipes(folder: Path) -> Iterator[Recipe]:
 
 def _built(recipe: Recipe, data: JudgedQueries, workspace: Workspace, bench: Bench) -> BuiltRanker:
     bench.console.print(f"{recipe.ranker}: building", style="dim")
-    return build_ranker(recipe, data, quiet, workspace, fidelity_lists=LISTS)
+    return build_ranker(recipe, data, quiet, workspace, fidelity_lists=LISTS, wanted=VARIANTS)
 
 
 def _peer(data: JudgedQueries) -> Ask:
