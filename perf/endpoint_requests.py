@@ -49,8 +49,8 @@ def named_endpoints(names: Sequence[str], endpoints: Sequence[Endpoint], workspa
     if strangers := [name for name in names if name not in known]:
         wanted = ", ".join([*plain_names(workspace), *(each.model for each in endpoints)])
         raise PerfError(
-            f"{', '.join(strangers)} is not published, wanted of {wanted}; or its recipe lies outside recipes/: name it "
-            "with --recipe PATH"
+            f"{', '.join(strangers)} is not published, wanted of {wanted}; or its recipe lies outside recipes/: "
+            "name it with --recipe PATH"
         )
     return list(dict.fromkeys(known[name] for name in names or known))
 
