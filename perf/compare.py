@@ -113,6 +113,8 @@ def read_measured(path: Path) -> Measured:
         found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict) and "trials" in found:
             return _of_slo(path, SloReport.model_validate(found))
+        if isinstance(found, dict) and isinstance(found.get("published"), str):
+            raise PerfError(f"{path}: measured by an earlier checkout, in another form; run 'make perf' again")
         return _of_sweep(path, pydantic.TypeAdapter(PerfReport).validate_python(found))
     except OSError as error:
         raise PerfError(f"{path}: cannot be read ({error.strerror}); {wanted}") from None
@@ -121,8 +123,6 @@ def read_measured(path: Path) -> Measured:
 
 
 def _of_sweep(path: Path, report: PerfReport) -> Measured:
-    if not report.settings:
-        raise PerfError(f"{path}: measured by an earlier checkout, without intervals; run 'make perf' again")
     figures = {
         (f"{point.endpoint}, {point.load}", name): figure
         for point in report.points

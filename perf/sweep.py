@@ -210,15 +210,15 @@ class PerfReport:
         published: ``rank``, ``recommend`` => the model that it serves.
         failures: a line for each endpoint and load that could not be measured, with the reason.
         data: digest of the judged data.
-        settings: fingerprint of the requests and of how they were sent; "" in figures of before it was kept.
+        settings: fingerprint of the requests and of how they were sent.
     """
 
     machine: Machine
     published: dict[str, str]
     points: list[Point]
     failures: list[str]
-    data: str = ""
-    settings: str = ""
+    data: str
+    settings: str
 
 
 Rounds = dict[tuple[str, Load], list[Measurement]]

@@ -142,7 +142,7 @@ def _perf_caption(report: PerfReport) -> str:
              "others: processor time of other programs in the most disturbed round; a row in which it stayed above "
              f"{FOREIGN_SHARE_LIMIT:.0%} is marked !"]  # fmt: skip
     if any(point.foreign_share is None for point in report.points):
-        lines.append("?: not known, of a server at --url or figures of an earlier checkout")
+        lines.append("?: not known, of a server at --url")
     if any(_too_few(point, percentile) for point in report.points for percentile in PERCENTILES):
         lines.append(f"~: fewer than {LEAST_BEYOND} requests lie beyond this percentile")
     return "\n".join(lines)

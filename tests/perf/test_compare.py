@@ -41,10 +41,9 @@ def rounds(scale: float, requests: int, spread: float = 0.02, foreign: float = 0
 
 def written(path: Path, found: dict[tuple[str, Load], list[Measurement]], **changes: Any) -> Path:
     """As ``perf sweep`` keeps it."""
-    settings = {"data": "digest", "settings": "load", **changes}
     candidates = {name: 40.0 for name, _ in found}
-    report = PerfReport(MACHINE, {"rank": "small_int8_onnx"}, points_of(found, {}, candidates), [])
-    path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(report, **settings))))
+    report = PerfReport(MACHINE, {"rank": "small_int8_onnx"}, points_of(found, {}, candidates), [], "digest", "load")
+    path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(report, **changes))))
     return path
 
 
@@ -130,8 +129,9 @@ def test_a_file_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
         read_measured(tmp_path / "odd.json")
     with pytest.raises(PerfError, match=r"gone\.json: cannot be read \(No such file or directory\)"):
         read_measured(tmp_path / "gone.json")
-    (tmp_path / "old.json").write_text(json.dumps(dataclasses.asdict(perf_report())))
-    with pytest.raises(PerfError, match=r"old\.json: measured by an earlier checkout, without intervals"):
+    old = {**dataclasses.asdict(perf_report()), "published": "small_int8_onnx"}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    with pytest.raises(PerfError, match=r"old\.json: measured by an earlier checkout, in another form"):
         read_measured(tmp_path / "old.json")
 
 

@@ -62,7 +62,7 @@ def perf_report() -> PerfReport:
     ]
     points = [dataclasses.replace(point, candidates=41.2) for point in points]
     served = {"rank": "small_int8_onnx"}
-    return PerfReport(machine, served, points, ["rank_x at concurrency 4: Request timeout expired"])
+    return PerfReport(machine, served, points, ["rank_x at concurrency 4: Request timeout expired"], "digest", "load")
 
 
 def small_recipe(*, trained: bool = True) -> Recipe:
