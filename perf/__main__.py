@@ -75,7 +75,7 @@ def sweep(
     printed only: reports are of this machine.
     """
     from perf import sweep as sweeps
-    from perf.tables import perf_table, steps_table
+    from perf.tables import perf_table, print_whole, steps_table
 
     chosen = sweeps.load_sweep(sweep)
     running = _running(url, tls_ca, tls_cert, tls_key)
@@ -83,7 +83,8 @@ def sweep(
         chosen = chosen.model_copy(update={"endpoints": tuple(endpoint)})
     endpoints, judged_of = _endpoints_and_data(recipe, data)
     found = sweeps.run_sweep(chosen, judged_of, endpoints, running=running, console=console)
-    console.print(perf_table(found), steps_table(found))
+    for table in (perf_table(found), steps_table(found)):
+        print_whole(table, console)
     for path in [] if running else sweeps.write_perf(found):
         console.print(f"written: {path}", soft_wrap=True)
     for failure in found.failures:
