@@ -83,18 +83,28 @@ def write_endpoint_requests(
         DatasetError: its data is not there.
     """
     found = {}
+    asked: dict[str, tuple[JudgedQueries, Mapping[str, Sequence[str]]]] = {}
     for name in names:
         recipe = recipe_of(name, endpoints, workspace)
-        judged = judged_of(recipe.data)
-        if recipe.data != "judged":
-            judging = judging_queries(recipe, judged)
-            judged = judging.only(list(judging.queries)[:CUSTOMERS])
+        of = recipe.data if recipe.data == "judged" else recipe.ranker  # a first stage indexes the whole catalogue
+        if of not in asked:
+            judged = _sent(recipe, judged_of(recipe.data))
+            asked[of] = judged, first_stage(judged)
+        judged, lists = asked[of]
         reads = endpoint_inputs(workspace.repository, name)
-        requests = mixed_requests(judged, first_stage(judged), mix or RequestMix(), reads)
+        requests = mixed_requests(judged, lists, mix or RequestMix(), reads)
         file = folder / f"{name}.json"
         write_requests(requests, file)
         found[name] = EndpointRequests(file, mean_candidates(requests), judged.digest)
     return found
+
+
+def _sent(recipe: Recipe, judged: JudgedQueries) -> JudgedQueries:
+    """All queries; of a purchase log the first :data:`CUSTOMERS`."""
+    if recipe.data == "judged":
+        return judged
+    judging = judging_queries(recipe, judged)
+    return judging.only(list(judging.queries)[:CUSTOMERS])
 
 
 def data_digest(requests: Mapping[str, EndpointRequests]) -> str:

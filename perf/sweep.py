@@ -261,10 +261,10 @@ def run_sweep(
     machine = this_machine()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tritonrank_perf_")))
+        requests = write_endpoint_requests(names, endpoints, judged_of, workspace, folder, sweep.mix)
         server = running or stack.enter_context(_started(names, sweep, workspace, folder))
         for transport in sweep.transports:
             server.door(transport)  # refused now rather than after the others were measured
-        requests = write_endpoint_requests(names, endpoints, judged_of, workspace, folder, sweep.mix)
         files = {name: asked.file for name, asked in requests.items()}
         rounds, failures = measure_rounds(server, files, sweep, console)
         sent = [sha256(file) for file in files.values()]

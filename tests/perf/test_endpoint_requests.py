@@ -12,6 +12,7 @@ from builders.core.contract import CONTEXT, HISTORY, ITEM_IDS, RANKED_IDS, RECOM
 from builders.core.workspace import Workspace
 from builders.data.beir import JudgedQueries, Product, Request
 from builders.publish import model_config, pbtxt
+from perf import endpoint_requests
 from perf.endpoint_requests import (
     CUSTOMERS,
     data_digest,
@@ -89,6 +90,17 @@ def test_endpoints_of_both_kinds_get_their_own_requests(workspace: Workspace, tm
     assert purchases[1][HISTORY.name]["content"] == ["c"]
     assert json.loads(purchases[1][CONTEXT.name]["content"][0]) == {"hour": 3}
     assert (found["rank"].candidates, found["recommend"].candidates) == (2.0, 2.0)
+
+
+def test_the_catalogue_is_searched_once_for_all_endpoints_of_one_data(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[JudgedQueries] = []
+    own = endpoint_requests.first_stage
+    monkeypatch.setattr(endpoint_requests, "first_stage", lambda judged: searched.append(judged) or own(judged))
+    names = named_endpoints([], ENDPOINTS, workspace)
+    write_endpoint_requests(names, ENDPOINTS, OF_KIND.__getitem__, workspace, tmp_path)
+    assert len(names) == 4 and len(searched) == 2
 
 
 def test_a_mix_is_of_every_endpoints_requests(workspace: Workspace, tmp_path: Path) -> None:
