@@ -110,7 +110,7 @@ def run_peers(
     for kind in kinds or RECIPES:
         inputs = prepare(kind, console, data=data, workspace=workspace)
         reference, *others = contenders_of(inputs, workspace.build / "peers", console)
-        asked = [reference, *(each for each in others if not only or any(part in each.name for part in only))]
+        asked = [reference, *_of_names(others, only)]
         numbers = list(range(len(inputs.requests)))[:requests] * PASSES[kind]
         report = compare(kind, RECIPES[kind].name, asked, numbers, inputs.candidates, rounds, console)
         reports.append(report)
@@ -118,6 +118,15 @@ def run_peers(
         for path in write_report(report, workspace):
             console.print(f"written: {path}", soft_wrap=True)
     return reports
+
+
+def _of_names(contenders: Sequence[Contender], only: Sequence[str]) -> list[Contender]:
+    """Those whose names hold one of these; none = all. Raises: PerfError: there is no such."""
+    found = [each for each in contenders if not only or any(part in each.name for part in only)]
+    if not found:
+        names = "; ".join(each.name for each in contenders)
+        raise PerfError(f"--only {', '.join(only)}: no peer of that name; wanted a part of one of: {names}")
+    return found
 
 
 def contenders_of(inputs: Inputs, environments: Path, console: Console) -> list[Contender]:

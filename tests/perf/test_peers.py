@@ -18,7 +18,7 @@ from perf.peers.figures import compared_scores
 from perf.peers.inputs import CANDIDATES as CANDIDATES_OF_ITEMS
 from perf.peers.inputs import REQUESTS, requests_of
 from perf.peers.peer import Answers, Environment, drive
-from perf.peers.run import PEERS, Contender, compare, write_report
+from perf.peers.run import PEERS, Contender, _of_names, compare, write_report
 from perf.peers.running import CLIENTS, PeerFailed, Running, running
 from tests.support.small_peers import peer
 
@@ -136,6 +136,15 @@ def recording(asked, name, fails=False):
         return Answers([1.0] * len(numbers), [[1.0]] * len(numbers), 1.0)
 
     return Contender(name, lambda: contextlib.nullcontext(Running(name, os.getpid(), ask)))
+
+
+def test_peers_are_chosen_by_a_part_of_their_names():
+    three = [Contender(name, lambda: None) for name in ("FastAPI, a", "FastAPI, b", "ours")]
+    assert [one.name for one in _of_names(three, ["FastAPI", "our"])] == ["FastAPI, a", "FastAPI, b", "ours"]
+    assert [one.name for one in _of_names(three, ["ours"])] == ["ours"]
+    assert _of_names(three, []) == three
+    with pytest.raises(PerfError, match=r"--only gone: no peer of that name; wanted .* FastAPI, a; FastAPI, b; ours"):
+        _of_names(three, ["gone"])
 
 
 def test_rounds_go_through_all_peers_forth_and_back():
